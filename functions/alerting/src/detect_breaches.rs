@@ -20,7 +20,7 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 use crate::{
     Alerting, AlertingError, AlertingRow, Rule,
     judging::{Change, Judgement, Transition, apply, judge},
-    memory::Memory,
+    watermarks::WatermarkCache,
 };
 
 /// The maximum number of changes per transaction. DynamoDB takes 100 actions, and one of them writes the row.
@@ -37,7 +37,7 @@ pub struct DetectBreaches {
     /// The outbox for `ReadingBreachedThreshold` and `ReadingBackToNormal`.
     pub outbox: Outbox,
     /// The watermarks of earlier batches.
-    pub memory: Memory,
+    pub watermarks: WatermarkCache,
 }
 
 impl DetectBreaches {
@@ -87,7 +87,7 @@ impl DetectBreaches {
         let existing: Option<AlertingRow> =
             self.alerting.get(&AlertingRow::key(alerting_id)).await?;
         let Some(mut row) = existing else { return Ok(()) };
-        let watermarks = self.memory.recall(bundle);
+        let watermarks = self.watermarks.get(bundle);
 
         let mut counts = None;
         for _ in 0..=MAX_CONFLICTS {
@@ -97,7 +97,7 @@ impl DetectBreaches {
             counts.get_or_insert((judged, late));
             match self.commit_all(row, &transitions, now).await? {
                 CommitOutcome::Committed(after) => {
-                    self.memory.advance(&after, bundle);
+                    self.watermarks.advance(&after, bundle);
                     let (judged, late) = counts.unwrap_or_default();
                     metrics::counter!("ReadingsJudged").increment(judged as u64);
                     metrics::counter!("ReadingsLate").increment(late as u64);

@@ -7,8 +7,8 @@
 pub mod configure_alerting;
 pub mod detect_breaches;
 pub mod judging;
-pub mod memory;
 pub mod remove_alerting;
+pub mod watermarks;
 
 use contracts::{AlertingId, SagaContext, Sensor, Timestamp, events::Limit};
 use fault::{ErrorKind, Fault};

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use alerting::{
-    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches, memory::Memory,
-    remove_alerting::RemoveAlerting,
+    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches,
+    remove_alerting::RemoveAlerting, watermarks::WatermarkCache,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{AlertingId, OnboardingId, SagaContext, SensorId, SiteId, Timestamp};
@@ -31,7 +31,7 @@ fn detector(dynamo: &Dynamo) -> DetectBreaches {
     DetectBreaches {
         alerting: dynamo.table(ALERTING),
         outbox: dynamo.outbox(),
-        memory: Memory::default(),
+        watermarks: WatermarkCache::default(),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use alerting::{
     Alerting, AlertingRow, State, configure_alerting::ConfigureAlerting,
-    detect_breaches::DetectBreaches, memory::Memory, remove_alerting::RemoveAlerting,
+    detect_breaches::DetectBreaches, remove_alerting::RemoveAlerting, watermarks::WatermarkCache,
 };
 use contracts::{
     AlertingId, Entity, Metric, SagaContext, Sensor, SensorId, Timestamp,
@@ -410,7 +410,7 @@ impl Function for Consumer {
         DetectBreaches {
             alerting: cloud.table(ALERTING),
             outbox: cloud.outbox(),
-            memory: Memory::default(),
+            watermarks: WatermarkCache::default(),
         }
     }
 

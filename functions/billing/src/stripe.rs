@@ -649,7 +649,7 @@ fn unavailable(error: &(dyn Error + 'static)) -> StripeError {
 
 #[cfg(test)]
 mod tests {
-    use testkit::stripe::{Requests, answer, serve, with_header};
+    use testkit::stripe::{Requests, response, response_with_header, serve};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -680,7 +680,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_sends_key_version_and_form() -> TestResult {
         let (mut stripe, served) =
-            server(vec![answer(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
+            server(vec![response(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
         let key = Uuid::from_u128(7);
         let id = stripe.create_customer("Ås & Co", &[("siteId", "a=b")], key).await?;
         assert_eq!(id.as_str(), "cus_9");
@@ -701,9 +701,11 @@ mod tests {
 
     #[tokio::test]
     async fn attaching_returns_the_real_id_and_the_default_is_set_on_the_customer() -> TestResult {
-        let (mut stripe, served) =
-            server(vec![answer(200, r#"{"id": "pm_real"}"#), answer(200, r#"{"id": "cus_1"}"#)])
-                .await?;
+        let (mut stripe, served) = server(vec![
+            response(200, r#"{"id": "pm_real"}"#),
+            response(200, r#"{"id": "cus_1"}"#),
+        ])
+        .await?;
         let method_name = PaymentMethodId::try_from("pm_card_visa".to_owned())?;
         let method = stripe.attach_payment_method(&method_name, &customer(), Uuid::nil()).await?;
         stripe.set_default_payment_method(&customer(), &method, Uuid::nil()).await?;
@@ -722,7 +724,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_subscription_takes_a_price_or_a_plan_and_errors_if_it_is_not_paid() -> TestResult {
-        let active = answer(200, r#"{"id": "sub_1", "status": "active"}"#);
+        let active = response(200, r#"{"id": "sub_1", "status": "active"}"#);
         let (mut stripe, served) = server(vec![active.clone(), active]).await?;
         for price in ["price_1N", "fieldstation-standard"] {
             stripe.create_subscription(&customer(), price, &[], Uuid::nil()).await?;
@@ -743,8 +745,8 @@ mod tests {
     #[tokio::test]
     async fn an_unpaid_subscription_is_cancelled_and_reported_as_declined() -> TestResult {
         let (mut stripe, served) = server(vec![
-            answer(200, r#"{"id": "sub_1", "status": "incomplete"}"#),
-            answer(200, r#"{"id": "sub_1", "status": "canceled"}"#),
+            response(200, r#"{"id": "sub_1", "status": "incomplete"}"#),
+            response(200, r#"{"id": "sub_1", "status": "canceled"}"#),
         ])
         .await?;
         let result = stripe.create_subscription(&customer(), "plan", &[], Uuid::nil()).await;
@@ -779,7 +781,7 @@ mod tests {
             (200, "{\"id\": ", "Unreadable"),
             (200, "{\"id\": \"../x\"}", "Unreadable(\"not a Stripe id"),
         ] {
-            let (mut stripe, _served) = server(vec![answer(status, body)]).await?;
+            let (mut stripe, _served) = server(vec![response(status, body)]).await?;
             let result = stripe.create_customer("n", &[], Uuid::nil()).await;
             let error = format!("{:?}", result.expect_err("an error"));
             assert!(error.starts_with(expected), "{status} {body}: {error}");
@@ -792,9 +794,11 @@ mod tests {
     -> TestResult {
         let replayed = "idempotent-replayed: true";
         let body = r#"{"error": {"code": "card_declined", "message": "No."}}"#;
-        let (mut stripe, _served) =
-            server(vec![with_header(500, replayed, body), with_header(402, replayed, body)])
-                .await?;
+        let (mut stripe, _served) = server(vec![
+            response_with_header(500, replayed, body),
+            response_with_header(402, replayed, body),
+        ])
+        .await?;
         let first = stripe.create_customer("n", &[], Uuid::nil()).await;
         let second = stripe.create_customer("n", &[], Uuid::nil()).await;
         assert!(matches!(first, Err(StripeError::IdempotencyKeySpent(_))), "{first:?}");
@@ -804,13 +808,13 @@ mod tests {
 
     #[tokio::test]
     async fn deleting_a_missing_object_succeeds() -> TestResult {
-        let gone = answer(404, NO_SUCH);
+        let gone = response(404, NO_SUCH);
         let (mut stripe, served) = server(vec![
             gone.clone(),
             gone,
-            answer(200, r#"{"id": "cus_1", "deleted": true}"#),
-            answer(404, "<html>no such page</html>"),
-            answer(500, ""),
+            response(200, r#"{"id": "cus_1", "deleted": true}"#),
+            response(404, "<html>no such page</html>"),
+            response(500, ""),
         ])
         .await?;
         stripe.cancel_subscription(&SubscriptionId("sub_1".into())).await?;
@@ -832,9 +836,12 @@ mod tests {
     #[tokio::test]
     async fn subscriptions_are_listed_to_the_last_page() -> TestResult {
         let (mut stripe, served) = server(vec![
-            answer(200, r#"{"data": [{"id": "sub_1", "status": "past_due"}], "has_more": true}"#),
-            answer(200, r#"{"data": [{"id": "sub_2", "status": "brand_new"}], "has_more": false}"#),
-            answer(400, NO_SUCH),
+            response(200, r#"{"data": [{"id": "sub_1", "status": "past_due"}], "has_more": true}"#),
+            response(
+                200,
+                r#"{"data": [{"id": "sub_2", "status": "brand_new"}], "has_more": false}"#,
+            ),
+            response(400, NO_SUCH),
         ])
         .await?;
         let subscriptions = stripe.customer_subscriptions(&customer()).await?;
@@ -909,7 +916,7 @@ mod tests {
     #[tokio::test]
     async fn the_key_appears_in_no_output() -> TestResult {
         let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
-        let (mut stripe, _served) = server(vec![answer(401, &quoting)]).await?;
+        let (mut stripe, _served) = server(vec![response(401, &quoting)]).await?;
         assert_eq!(format!("{:?}", stripe.key), "ApiKey(hidden)");
         assert!(stripe.key.0.is_sensitive(), "code that logs headers would log the key");
         assert!(!format!("{stripe:?}").contains(SECRET), "{stripe:?}");

@@ -131,24 +131,24 @@ impl Output {
     /// Closes the open bucket if it ends before the frontier. All samples before the frontier must have been added.
     pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
         if let Self::Buckets { span, buckets, open, .. } = self
-            && let Some(closed) = open.take_if(|it| places(order, *span, it.index).1 < frontier)
+            && let Some(closed) = open.take_if(|it| ordinals(order, *span, it.index).1 < frontier)
         {
             buckets.push(closed.bucket(*span));
         }
     }
 
-    /// Returns the place at which the next page begins, if all samples before the frontier were offered.
+    /// Returns the ordinal at which the next page begins, if all samples before the frontier were offered.
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
             Self::Samples { samples, .. } => match samples.last() {
-                Some(last) if self.is_full() => order.place(last.0.millis()) + 1,
+                Some(last) if self.is_full() => order.ordinal(last.0.millis()) + 1,
                 _ => frontier,
             },
             Self::Buckets { span, buckets, open, .. } => match (open, buckets.last()) {
-                (Some(open), _) => places(order, *span, open.index).0,
+                (Some(open), _) => ordinals(order, *span, open.index).0,
                 (None, Some(last)) if self.is_full() => {
                     let index = last.start.millis().div_euclid(span.millis());
-                    places(order, *span, index).1 + 1
+                    ordinals(order, *span, index).1 + 1
                 }
                 _ => frontier,
             },
@@ -164,8 +164,8 @@ impl Output {
     }
 }
 
-/// Returns the first and the last place of a bucket.
-fn places(order: Order, span: Span, index: i64) -> (i64, i64) {
+/// Returns the first and the last ordinal of a bucket.
+fn ordinals(order: Order, span: Span, index: i64) -> (i64, i64) {
     let start = index * span.millis();
     let end = start + span.millis() - 1;
     match order {

@@ -211,7 +211,10 @@ mod tests {
         let (_secret, _stub, paging) = secret(KEY).await;
         paging.token("a", "b").await.expect("a token");
         assert!(!format!("{paging:?} {:?}", paging_with(KEY)).contains("0123"), "{paging:?}");
-        assert!(format!("{paging:?}").contains("Secret { id: \"arn:secret\" }"), "{paging:?}");
+        assert!(
+            format!("{paging:?}").contains("SecretsManager { id: \"arn:secret\" }"),
+            "{paging:?}"
+        );
         let key = SigningKey::new(KEY).expect("a key");
         assert_eq!(format!("{key:?}"), "SigningKey(hidden)");
         let (_secret, _stub, paging) = secret("weak key").await;

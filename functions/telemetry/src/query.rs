@@ -18,15 +18,16 @@ impl Order {
         }
     }
 
-    /// Converts an instant to a place, and a place to an instant. Places ascend in the requested order.
-    pub(crate) fn place(self, millis: i64) -> i64 {
+    /// Converts an instant to an ordinal, and an ordinal to an instant. The ordinal is the number of milliseconds since
+    /// the epoch, negated for the descending order. Ordinals therefore ascend in the requested order.
+    pub(crate) fn ordinal(self, millis: i64) -> i64 {
         match self {
             Self::Asc => millis,
             Self::Desc => -millis,
         }
     }
 
-    /// Returns the first place at which rows after a row that starts at `start` may have samples.
+    /// Returns the first ordinal at which rows after a row that starts at `start` may have samples.
     pub(crate) fn frontier(self, start: i64) -> i64 {
         match self {
             Self::Asc => start,

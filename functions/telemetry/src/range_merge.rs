@@ -27,23 +27,23 @@ pub(crate) struct Budget {
     samples: usize,
 }
 
-/// The start of a page. All samples before `place` were in earlier pages.
+/// The start of a page. All samples before `ordinal` were in earlier pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
-    place: i64,
-    /// The first row to read: no row before it has a sample at or after `place`. `None` for the first page.
+    ordinal: i64,
+    /// The first row to read: no row before it has a sample at or after `ordinal`. `None` for the first page.
     row: Option<Arc<str>>,
 }
 
 impl Position {
     pub(crate) fn text(&self) -> String {
-        format!("{} {}", self.place, self.row.as_deref().unwrap_or_default())
+        format!("{} {}", self.ordinal, self.row.as_deref().unwrap_or_default())
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (place, row) = text.split_once(' ')?;
+        let (ordinal, row) = text.split_once(' ')?;
         Some(Self {
-            place: place.parse().ok()?,
+            ordinal: ordinal.parse().ok()?,
             row: Some(row).filter(|r| !r.is_empty()).map(Arc::from),
         })
     }
@@ -62,17 +62,17 @@ struct Candidate {
 pub(crate) struct RangeMerge {
     order: Order,
     start: Position,
-    /// The last requested place.
+    /// The last requested ordinal.
     last: i64,
     budget: Budget,
     output: Output,
-    /// The candidates by place: at most as many as fit into the page, plus one that shows that there are more.
+    /// The candidates by ordinal: at most as many as fit into the page, plus one that shows that there are more.
     pending: BTreeMap<i64, Candidate>,
-    /// The rows that have samples for the next page, with their last place.
+    /// The rows that have samples for the next page, with their last ordinal.
     open: Vec<(Arc<str>, i64)>,
     first_row: Option<Arc<str>>,
     last_row: Option<Arc<str>>,
-    /// The place before which all samples are final.
+    /// The ordinal before which all samples are final.
     frontier: i64,
     rows: usize,
     samples: usize,
@@ -88,7 +88,7 @@ impl RangeMerge {
         };
         Self {
             order: query.order,
-            start: start.unwrap_or(Position { place: first, row: None }),
+            start: start.unwrap_or(Position { ordinal: first, row: None }),
             last,
             budget,
             output: Output::new(query.aggregate, query.limit),
@@ -138,14 +138,14 @@ impl RangeMerge {
             && let Some(next) = self.pending.first_entry()
             && *next.key() < self.frontier
         {
-            let at = Timestamp::from_millis(self.order.place(*next.key()));
+            let at = Timestamp::from_millis(self.order.ordinal(*next.key()));
             if self.output.push(Sample(at, next.get().value)) {
                 next.remove();
             }
         }
         self.output.close_before(self.order, self.frontier);
-        let place = self.output.resume_at(self.order, self.frontier);
-        self.open.retain(|(_, last)| *last >= place);
+        let ordinal = self.output.resume_at(self.order, self.frontier);
+        self.open.retain(|(_, last)| *last >= ordinal);
         Ok(())
     }
 
@@ -164,19 +164,19 @@ impl RangeMerge {
             Order::Asc => (start, row.end),
             Order::Desc => (-row.end, -start),
         };
-        if last < self.start.place || first > self.last {
+        if last < self.start.ordinal || first > self.last {
             return Ok(());
         }
         self.open.push((Arc::clone(&key), last));
         let samples = unpack(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
         for Sample(at, value) in samples {
-            let place = self.order.place(at.millis());
-            if !(self.start.place..=self.last).contains(&place) {
+            let ordinal = self.order.ordinal(at.millis());
+            if !(self.start.ordinal..=self.last).contains(&ordinal) {
                 continue;
             }
             let sample = Candidate { value, stored_at: row.stored_at, row: Arc::clone(&key) };
-            match self.pending.entry(place) {
+            match self.pending.entry(ordinal) {
                 Entry::Vacant(entry) => drop(entry.insert(sample)),
                 Entry::Occupied(mut entry) => {
                     if (sample.stored_at, &sample.row) > (entry.get().stored_at, &entry.get().row) {
@@ -192,9 +192,9 @@ impl RangeMerge {
     }
 
     fn position(&self) -> Position {
-        let place = self.output.resume_at(self.order, self.frontier).max(self.start.place);
+        let ordinal = self.output.resume_at(self.order, self.frontier).max(self.start.ordinal);
         let row = self.open.first().map(|(row, _)| row).or(self.last_row.as_ref());
-        Position { place, row: row.or(self.start.row.as_ref()).cloned() }
+        Position { ordinal, row: row.or(self.start.row.as_ref()).cloned() }
     }
 
     /// Returns whether the page is done: all rows were read, the page is full, or the budget is spent.
@@ -327,11 +327,11 @@ mod tests {
         Content::Buckets(buckets.collect())
     }
 
-    /// Returns the places of the row's first and last sample.
+    /// Returns the ordinals of the row's first and last sample.
     fn extent(row: &SeriesRow, order: Order) -> (i64, i64) {
         let samples = unpack(&row.samples).expect("samples");
-        let places = || samples.iter().map(|sample| order.place(sample.0.millis()));
-        (places().min().expect("a sample"), places().max().expect("a sample"))
+        let ordinals = || samples.iter().map(|sample| order.ordinal(sample.0.millis()));
+        (ordinals().min().expect("a sample"), ordinals().max().expect("a sample"))
     }
 
     /// Returns the content of all pages. Each call to the table returns `per_call` rows.
@@ -364,7 +364,7 @@ mod tests {
                 }
                 let requested = |row: &SeriesRow| {
                     let (first, last) = extent(row, query.order);
-                    last >= merge.start.place && first <= merge.last
+                    last >= merge.start.ordinal && first <= merge.last
                 };
                 let samples = |row: &SeriesRow| unpack(&row.samples).expect("samples").len();
                 let samples: usize =
@@ -382,7 +382,7 @@ mod tests {
                 // The first row that was read and has samples for the next page, otherwise the last row that was read.
                 let open = read.iter().find(|row| {
                     let (first, end) = extent(row, query.order);
-                    end >= next.place && first <= last
+                    end >= next.ordinal && first <= last
                 });
                 let row = open.or(read.last()).map(|row| row.row.as_str());
                 assert_eq!(next.row.as_deref(), row.or(start_position.row.as_deref()));

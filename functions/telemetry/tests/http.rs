@@ -339,7 +339,7 @@ async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_r
 
         let InvalidDocument { field, what, document } =
             schema.random_invalid_document(&bundle, &mut rng);
-        // In a list, so that an array in place of a bundle is not taken for the list.
+        // In a list, so that an array instead of a bundle is not read as the list.
         let response = api_response(accept(&stream, &json!([document]).to_string()).await);
         let field = match field.as_str() {
             "" => "[0]".to_owned(),

@@ -106,7 +106,7 @@ struct Put {
     record: Rc<Record>,
     expected: ExpectedOutcome,
     /// The record's index among the records of its partition key.
-    place: usize,
+    index: usize,
 }
 
 /// The records on the stream and the data about them.
@@ -329,9 +329,9 @@ impl Workload {
             }
         }
         let record = self.stream.put(key, data, at);
-        let place = self.puts.iter().filter(|put| put.record.partition_key == key).count();
+        let index = self.puts.iter().filter(|put| put.record.partition_key == key).count();
         self.by_number.insert(record.sequence_number.clone(), self.puts.len());
-        self.puts.push(Put { record, expected, place });
+        self.puts.push(Put { record, expected, index });
     }
 }
 
@@ -421,7 +421,7 @@ impl Checker {
         let started = &self.workload.puts[put];
         let key = &started.record.partition_key;
         for (earlier, before) in self.workload.puts.iter().enumerate() {
-            let same = before.record.partition_key == *key && before.place < started.place;
+            let same = before.record.partition_key == *key && before.index < started.index;
             if same && !state.given_up.contains(&earlier) && !self.is_done(state, earlier) {
                 let text = format!("record {put} was started before record {earlier} was done");
                 state.violations.push(text);
@@ -477,17 +477,17 @@ impl Checker {
         if failures.len() > 1 || first.is_some() != number.is_some() {
             violations.push(format!("not a response for the batch: {response}"));
         }
-        for (place, record) in records.iter().enumerate() {
+        for (index, record) in records.iter().enumerate() {
             let put = self.workload.by_number[&record.sequence_number];
             let lane = &record.partition_key;
             let is_done = self.is_done(state, put);
-            if !is_done && first.is_none_or(|first| place < first) {
+            if !is_done && first.is_none_or(|first| index < first) {
                 violations.push(format!("record {put} is skipped but not done: {response}"));
             }
             if !is_done && in_time && !faulty_lanes.contains(lane) {
                 violations.push(format!("record {put} is not done, but its lane had no fault"));
             }
-            if first == Some(place) && in_time && !faulty_lanes.contains(lane) {
+            if first == Some(index) && in_time && !faulty_lanes.contains(lane) {
                 violations.push(format!("record {put} is retried, but its lane had no fault"));
             }
         }
@@ -774,9 +774,9 @@ fn assert_quarantine_matches_poison(checker: &Checker) -> BTreeMap<String, u32> 
 fn assert_no_violation(checker: &Checker) {
     let violations = &checker.state.borrow().violations;
     let mut text = violations.join("\n");
-    for (place, Put { record, expected, .. }) in checker.workload.puts.iter().enumerate() {
+    for (index, Put { record, expected, .. }) in checker.workload.puts.iter().enumerate() {
         let Record { partition_key, sequence_number, .. } = &**record;
-        write!(text, "\nrecord {place}: {partition_key} {sequence_number} {expected:?}")
+        write!(text, "\nrecord {index}: {partition_key} {sequence_number} {expected:?}")
             .expect("text");
     }
     assert!(violations.is_empty(), "{text}");

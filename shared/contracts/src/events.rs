@@ -97,7 +97,7 @@ pub enum Limit {
 }
 
 events! {
-    /// A site was registered. Its onboarding starts.
+    /// A site was registered, and its onboarding starts.
     SiteCreated of Site v 1 {
         /// The id of the onboarding that starts.
         onboarding_id: OnboardingId,
@@ -114,7 +114,7 @@ events! {
         /// The payment method of the operator.
         payment_method: PaymentMethodId,
     }
-    /// The onboarding succeeded. The site accepts readings.
+    /// The onboarding succeeded, and the site accepts readings.
     SiteActivated of Site v 1 {}
     /// The onboarding failed, and all completed steps were undone.
     SiteRejected of Site v 1 {
@@ -138,7 +138,7 @@ events! {
         /// The metrics with too few kits.
         shortages: Vec<Shortage>,
     }
-    /// The sensors of the site were provisioned. They may send readings.
+    /// The sensors of the site were provisioned, and may send readings.
     SensorsProvisioned of Sensors v 1 {
         /// All sensors of the site.
         sensors: Vec<Sensor>,

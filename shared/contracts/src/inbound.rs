@@ -52,8 +52,8 @@ pub struct KitsDelivered {
     pub kits: Vec<Kits>,
 }
 
-/// Another system requests a new site. A `registrationId` of a `source` creates one site, even if the event is delivered
-/// several times.
+/// Another system requests a new site. A `registrationId` of a `source` creates one site, even if the event is
+/// delivered several times.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistrationRequested {
@@ -140,7 +140,7 @@ impl Input for KitsDelivered {
                 && !seen.insert(metric)
             {
                 let at = format!("{}[{index}].metric", fields.path("kits"));
-                let message = format!("is {metric} again; give each metric once");
+                let message = format!("is a duplicate of {metric}; give each metric once");
                 problems.add_as(Reason::Duplicate, at, message);
             }
         }
@@ -217,7 +217,7 @@ impl Input for SensorRequest {
         if let (Some(min), Some(max)) = (min, max)
             && min >= max
         {
-            let (min, max) = (number::shown(min), number::shown(max));
+            let (min, max) = (number::format_number(min), number::format_number(max));
             let message = format!("is {min}; it must be below max, which is {max}");
             problems.add(fields.path("min"), message);
         }
@@ -262,8 +262,10 @@ impl FieldRule for PaymentMethod {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if !(1..=MAX_PAYMENT_METHOD).contains(&text.len()) || !text.bytes().all(good) {
             let length = text.chars().count();
-            let message =
-                format!("is no such handle ({length} characters); give {}", self.expected());
+            let message = format!(
+                "is not a payment method id ({length} characters); give {}",
+                self.expected()
+            );
             problems.add(at, message);
         }
         Some(PaymentMethodId(text.to_owned()))

@@ -1,8 +1,8 @@
 //! Parsing of JSON from outside that reports all problems at once.
 //!
 //! Serde stops at the first problem, and a derived `Deserialize` accepts an array for an object. So input of other
-//! systems is read in two steps: the JSON into a [`JsonValue`], and the tree by [`FieldRule`]s that collect [`Problems`].
-//! [`read`] does both.
+//! systems is read in two steps: the JSON is parsed into a [`JsonValue`], then [`FieldRule`]s read the value and
+//! collect [`Problems`]. [`read`] does both.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -65,7 +65,7 @@ impl Reason {
     }
 }
 
-/// One thing that is wrong with a request.
+/// A problem of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
     /// Path of the field, e.g. `sensors[2].unit` or `header Idempotency-Key`. Empty for the input as a whole.
@@ -353,7 +353,7 @@ impl<'a> Fields<'a> {
                 let message = format!("is not known; the fields are {}", known.join(", "));
                 problems.add_as(Reason::UnknownField, at(), message);
             } else if members[..index].iter().any(|(before, _)| before == name) {
-                problems.add_as(Reason::Duplicate, at(), "is there twice; give it once");
+                problems.add_as(Reason::Duplicate, at(), "is a duplicate; give it once");
             }
         }
         Some(fields)
@@ -449,7 +449,7 @@ impl FieldRule for Text {
             problems.add(
                 at,
                 format!(
-                    "holds U+{:04X}; leave out control characters and characters that don't show",
+                    "contains U+{:04X}; remove control characters and invisible characters",
                     u32::from(refused)
                 ),
             );
@@ -542,7 +542,12 @@ impl FieldRule for Number {
     type Value = f64;
 
     fn expected(&self) -> String {
-        format!("{} from {} to {}", self.what, number::shown(self.min), number::shown(self.max))
+        format!(
+            "{} from {} to {}",
+            self.what,
+            number::format_number(self.min),
+            number::format_number(self.max)
+        )
     }
 
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<f64> {
@@ -551,10 +556,11 @@ impl FieldRule for Number {
             return None;
         };
         if !(self.min..=self.max).contains(&value) {
-            let shown = number::shown(value);
+            let shown = number::format_number(value);
             problems.add(at, format!("is {shown}; give {}", self.expected()));
-        } else if !number::fits(value) {
-            let (value, least) = (number::shown(value), number::shown(number::MIN_MAGNITUDE));
+        } else if !number::is_storable(value) {
+            let (value, least) =
+                (number::format_number(value), number::format_number(number::MIN_MAGNITUDE));
             let message = "which is too close to zero to be stored; give 0, or at least";
             problems.add(at, format!("is {value}, {message} {least}"));
         }
@@ -588,7 +594,7 @@ impl FieldRule for WholeNumber {
         if (f64::from(self.min)..=f64::from(self.max)).contains(&value) && value.fract() == 0.0 {
             return Some(value as u32);
         }
-        problems.add(at, format!("is {}; give {}", number::shown(value), self.expected()));
+        problems.add(at, format!("is {}; give {}", number::format_number(value), self.expected()));
         None
     }
 }

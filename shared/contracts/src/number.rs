@@ -10,7 +10,7 @@ pub const MAX_MAGNITUDE: f64 = 9.999_999_999_999_998e125;
 
 /// Returns whether DynamoDB can store the number.
 #[must_use]
-pub fn fits(number: f64) -> bool {
+pub fn is_storable(number: f64) -> bool {
     number == 0.0 || (MIN_MAGNITUDE..=MAX_MAGNITUDE).contains(&number.abs())
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn any_or_null(_: &mut SchemaGenerator) -> Schema {
 
 /// Formats the number for messages. Very large and very small numbers get an exponent.
 #[must_use]
-pub(crate) fn shown(number: f64) -> String {
+pub(crate) fn format_number(number: f64) -> String {
     if number == 0.0 || (1e-6..1e16).contains(&number.abs()) {
         number.to_string()
     } else {
@@ -58,18 +58,18 @@ mod tests {
     fn the_range_is_that_of_dynamodb() {
         assert_eq!(MAX_MAGNITUDE.to_bits(), 1e126_f64.next_down().to_bits());
         for number in [0.0, -0.0, 1.0, -1e-130, 1e-130, MAX_MAGNITUDE, -MAX_MAGNITUDE] {
-            assert!(fits(number), "{number:e}");
+            assert!(is_storable(number), "{number:e}");
         }
         let below = MIN_MAGNITUDE.next_down();
         for number in [1e126, -1e126, -1e200, 1e-200, 9e-131, below, -below, f64::NAN, f64::MAX] {
-            assert!(!fits(number), "{number:e}");
+            assert!(!is_storable(number), "{number:e}");
         }
     }
 
     #[test]
     fn a_number_is_shown_short() {
         for (number, text) in [(91.0, "91"), (-0.5, "-0.5"), (1e126, "1e126"), (1e-200, "1e-200")] {
-            assert_eq!(shown(number), text);
+            assert_eq!(format_number(number), text);
         }
     }
 }

@@ -41,7 +41,7 @@ impl BundleId {
 
 /// The error for a text that is not a valid [`BundleId`].
 #[derive(Debug, thiserror::Error)]
-#[error("is no bundle id: give 1 to {MAX_BUNDLE_ID} letters, digits and any of . _ : + -")]
+#[error("is not a bundle id; give 1 to {MAX_BUNDLE_ID} letters, digits and any of . _ : + -")]
 pub struct InvalidBundleId;
 
 impl TryFrom<String> for BundleId {
@@ -221,7 +221,7 @@ fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut
         if let Some(sensor) = sensor
             && !seen.insert(sensor)
         {
-            let message = format!("{sensor} is there already; give each sensor once");
+            let message = format!("{sensor} is a duplicate; give each sensor once");
             problems.add_as(Reason::Duplicate, format!("series[{index}].sensorId"), message);
         }
     }
@@ -235,16 +235,16 @@ fn check_samples(
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let mut before = MIN_SAMPLE_MILLIS - 1;
-    for (place, sample) in samples.enumerate() {
+    let mut previous = MIN_SAMPLE_MILLIS - 1;
+    for (index, sample) in samples.enumerate() {
         let Some(Sample(time, value)) = sample else { continue };
         let millis = time.millis();
-        let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > before;
+        let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > previous;
         if in_time && value.is_finite() {
-            before = millis;
+            previous = millis;
             continue;
         }
-        let at = format!("{}[{place}]", at());
+        let at = format!("{}[{index}]", at());
         if millis < MIN_SAMPLE_MILLIS {
             let message = format!("{time} is before 1970; set the clock");
             problems.add_as(Reason::ClockNotSet, at.as_str(), message);
@@ -252,14 +252,14 @@ fn check_samples(
             let now = Timestamp::from_millis(newest - MAX_AHEAD_MILLIS);
             let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
             problems.add_as(Reason::ClockAhead, at.as_str(), message);
-        } else if millis <= before {
+        } else if millis <= previous {
             let message = "is not after the sample before it; sort them, one each time";
             problems.add_as(Reason::OutOfOrder, at.as_str(), format!("{time} {message}"));
         } else {
-            before = millis;
+            previous = millis;
         }
         if !value.is_finite() {
-            problems.add(at, "is no finite number; leave it out");
+            problems.add(at, "is not a finite number; leave it out");
         }
     }
 }
@@ -283,8 +283,8 @@ impl FieldRule for BundleRule {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Bundle> {
-        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Bundle> {
+        let fields = Fields::parse(value, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
         let item = SeriesRule { newest: self.newest };
@@ -320,8 +320,8 @@ impl FieldRule for SeriesRule {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
-        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+        let fields = Fields::parse(value, at, Self::FIELDS, problems)?;
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
         let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
         let samples = fields.required("samples", &samples, problems);
@@ -350,9 +350,9 @@ impl FieldRule for SampleRule {
         "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6]".to_owned()
     }
 
-    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Sample> {
-        let JsonValue::List(pair) = tree else {
-            problems.add(at, tree.is_not(&self.expected()));
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Sample> {
+        let JsonValue::List(pair) = value else {
+            problems.add(at, value.is_not(&self.expected()));
             return None;
         };
         let [time, value] = pair.as_slice() else {
@@ -406,7 +406,7 @@ mod tests {
         let check =
             |series| bundle(series).check(now).map_err(|errors| input::join_errors(&errors));
         assert_eq!(check(vec![(0, &["2026-01-01T11:00:00Z", "2026-01-01T12:15:00Z"])]), Ok(()));
-        for (series, told) in [
+        for (series, expected) in [
             (vec![], "series: has 0 entries"),
             (vec![(0, &[][..])], "series[0].samples: has 0 entries"),
             (
@@ -427,8 +427,8 @@ mod tests {
                 "series[0].samples[1]: 2026-01-01T11:00:00.000Z is not after the sample before it",
             ),
         ] {
-            let refused = check(series).expect_err(told);
-            assert!(refused.starts_with(told), "{refused}");
+            let refused = check(series).expect_err(expected);
+            assert!(refused.starts_with(expected), "{refused}");
         }
         let mut infinite = bundle(vec![(0, &["2026-01-01T11:00:00Z"])]);
         infinite.series[0].samples[0].1 = f64::INFINITY;

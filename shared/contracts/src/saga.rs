@@ -185,8 +185,8 @@ impl TeardownInput {
 
 /// The ids that a step gets. An undo needs nothing else, because all other ids are derived from these.
 ///
-/// `onboarding_id` is always [`OnboardingId::from_site`] the site. [`SagaContext::for_site`] guarantees it. Deserialization refuses
-/// ids that do not match.
+/// `onboarding_id` is always [`OnboardingId::from_site`] of the site. [`SagaContext::for_site`] guarantees it.
+/// Deserialization refuses ids that do not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", try_from = "UncheckedContext")]
 #[non_exhaustive]
@@ -246,8 +246,8 @@ impl TryFrom<UncheckedContext> for SagaContext {
 
 /// The input of a forward step that works on the site's sensors.
 ///
-/// Each sensor's id is [`SensorId::from_onboarding`] the onboarding and the sensor's index. Deserialization refuses any other id,
-/// so a step can never change another site's sensor.
+/// Each sensor's id is [`SensorId::from_onboarding`] of the onboarding and the sensor's index. Deserialization refuses
+/// any other id, so a step can never change another site's sensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedSensors")]
 #[non_exhaustive]

@@ -16,6 +16,6 @@ fn every_metric_and_its_units_are_in_the_docs() {
 fn every_event_type_is_in_the_docs() {
     let docs = include_str!("../../../docs/integrating.md");
     for (name, _, _) in contracts::events::schemas() {
-        assert!(docs.contains(&format!("`{name}`")), "docs/integrating.md does not tell of {name}");
+        assert!(docs.contains(&format!("`{name}`")), "docs/integrating.md does not mention {name}");
     }
 }

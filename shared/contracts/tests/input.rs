@@ -74,7 +74,7 @@ fn text_that_is_not_json_has_one_error() {
 fn a_duplicate_field_is_refused() {
     let kit = r#"[{"metric": "wind_speed", "quantity": 1}]"#;
     let twice = format!(r#"{{"deliveryId": "D-1", "deliveryId": "D-2", "kits": {kit}}}"#);
-    assert_eq!(kits(&twice), "deliveryId: is there twice; give it once");
+    assert_eq!(kits(&twice), "deliveryId: is a duplicate; give it once");
     assert!(input::read::<KitsDelivered>(&twice.replace(r#""deliveryId": "D-2", "#, "")).is_ok());
 }
 

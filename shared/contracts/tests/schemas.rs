@@ -9,14 +9,15 @@ fn folder() -> PathBuf {
 }
 
 fn generated() -> BTreeMap<String, String> {
-    let ours = contracts::events::schemas()
+    let outbound = contracts::events::schemas()
         .into_iter()
         .map(|(name, version, schema)| (format!("{name}.v{version}.json"), schema));
     let inbound = contracts::inbound::schemas()
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
     let bundle = (format!("{BUNDLE_SCHEMA}.json"), schemars::schema_for!(Bundle));
-    ours.chain(inbound)
+    outbound
+        .chain(inbound)
         .chain([bundle])
         .map(|(file, schema)| {
             let text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
@@ -58,14 +59,14 @@ fn checked_in_schemas_match_the_types() {
         })
         .collect();
     let hint = "run `UPDATE_SCHEMAS=1 cargo test -p contracts`; a change that breaks readers needs \
-                a new VERSION, the old file stays";
+                a new VERSION, and the old file must stay";
     for (file, text) in &generated {
-        assert_eq!(checked_in.get(file), Some(text), "{file} is not what the type says: {hint}");
+        assert_eq!(checked_in.get(file), Some(text), "{file} does not match its type: {hint}");
     }
     // Schemas of old versions of Fieldstation's own events stay. Inbound types have no versions.
-    let strays: Vec<_> = checked_in
+    let stale: Vec<_> = checked_in
         .keys()
         .filter(|file| !generated.contains_key(*file) && file.split('.').count() == 2)
         .collect();
-    assert!(strays.is_empty(), "no type has them any more: {strays:?}");
+    assert!(stale.is_empty(), "files without a type: {stale:?}");
 }

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_can_not_be_made_is_refused_and_one_without_an_answer_is_transient() {
+    fn a_call_that_can_not_be_made_is_refused_and_one_without_a_response_is_transient() {
         type Error = SdkError<ErrorMetadata, HttpResponse>;
         let error: Error = SdkError::construction_failure("no such region");
         assert_eq!(AwsErrorKind::classify(&error), AwsErrorKind::Refused);

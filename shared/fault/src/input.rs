@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// The error for an invalid field.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{problem}", place(.at))]
+#[error("{}{problem}", path_prefix(.at))]
 pub struct InvalidInput {
     /// Path of the field, e.g. `sensors[2].unit`. `.` is the whole input.
     pub at: String,
@@ -32,7 +32,7 @@ impl From<Vec<FieldError>> for InvalidInput {
     }
 }
 
-fn place(at: &str) -> String {
+fn path_prefix(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
 
@@ -90,16 +90,16 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Step {
-        #[expect(dead_code, reason = "read, and not used")]
+        #[expect(dead_code, reason = "only deserialized")]
         name: String,
-        #[expect(dead_code, reason = "read, and not used")]
+        #[expect(dead_code, reason = "only deserialized")]
         sensors: Vec<Sensor>,
     }
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Sensor {
-        #[expect(dead_code, reason = "read, and not used")]
+        #[expect(dead_code, reason = "only deserialized")]
         metric: contracts::Metric,
     }
 

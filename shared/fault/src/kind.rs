@@ -53,7 +53,7 @@ pub struct InvocationError {
 }
 
 impl InvocationError {
-    /// Creates the failure of this fault.
+    /// Creates the error from a service's error.
     #[must_use]
     pub fn from_fault(fault: &impl Fault) -> Self {
         Self { kind: fault.kind(), message: fault.to_string() }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_has_a_name_and_a_message() {
+    fn an_error_has_a_name_and_a_message() {
         let input = InvalidInput { at: "a.b".to_owned(), problem: "is wrong".to_owned() };
         assert_eq!(InvocationError::from(input).to_string(), "InvalidInput: a.b: is wrong");
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ErrorKind;
 
-/// The outcome of a replay.
+/// The response to a replay: its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ReplayResponse {
@@ -53,8 +53,12 @@ mod tests {
 
     #[test]
     fn an_outcome_is_serialized_with_its_name() {
-        let json = |answer| serde_json::to_value(answer).expect("JSON");
+        let json = |response| serde_json::to_value(response).expect("JSON");
         assert_eq!(json(ReplayResponse::Done), json!({"outcome": "DONE"}));
+        assert_eq!(
+            json(ReplayResponse::nothing_to_do("its task has ended")),
+            json!({"outcome": "MOOT", "message": "its task has ended"})
+        );
         assert_eq!(
             json(ReplayResponse::failed("UnknownSensor", "no")),
             json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})

@@ -7,7 +7,7 @@ use std::{
 
 use hyper::{Method, Request, Uri, http::HeaderValue};
 
-/// A call that takes this long or longer is slow. AWS answers most calls within some milliseconds.
+/// A call that takes this long or longer is slow. Most AWS calls take a few milliseconds.
 const SLOW: Duration = Duration::from_millis(300);
 
 /// A running call. It logs one line when it ends: `slow call` at INFO level, `failed call` at WARN level, or `call`

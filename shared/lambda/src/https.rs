@@ -130,7 +130,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Starts an HTTPS server that answers every request with `{}`. Returns its address, its certificate as PEM, and
+    /// Starts an HTTPS server that responds to every request with `{}`. Returns its address, its certificate as PEM, and
     /// the number of connections it accepted.
     pub(crate) async fn server() -> (String, String, Arc<AtomicUsize>) {
         let CertifiedKey { cert, signing_key } =

@@ -67,24 +67,24 @@ impl FromStr for FailureId {
     }
 }
 
-/// How a piece of work failed; it decides how it is replayed. The descriptions are also fieldctl's help texts.
+/// How a piece of work failed. This determines how it is replayed. The descriptions are also fieldctl's help texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "SCREAMING_SNAKE_CASE"))]
 pub enum Kind {
-    /// An asynchronous function failed at its event, after all retries.
+    /// An asynchronously invoked function failed to process an event, after all retries.
     FunctionFailed,
     /// EventBridge could not deliver an event to the function.
     NotDelivered,
-    /// A queue's command was received the maximum number of times.
+    /// A command was received from its queue the maximum number of times.
     DeadLetter,
-    /// A stream's record that the function can never process.
+    /// A stream record that the function can never process.
     Quarantined,
-    /// A stream's record that Lambda gave up on, with its batch.
+    /// A stream record that Lambda gave up on, with its batch.
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message in no known form. It is kept as it came and can't be replayed.
+    /// A message in an unknown format. It is stored unchanged and can't be replayed.
     Unreadable,
 }
 

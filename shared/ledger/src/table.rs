@@ -453,8 +453,8 @@ impl Ledger {
         }
     }
 
-    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`MAX_CHANGE_ATTEMPTS`]
-    /// times.
+    /// Decides on the current row and commits the decision if the row is unchanged. Makes at most
+    /// [`MAX_CHANGE_ATTEMPTS`] attempts.
     async fn change<A>(
         &self,
         id: FailureId,

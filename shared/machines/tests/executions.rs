@@ -1,4 +1,4 @@
-//! An execution and its history, as Step Functions answers them.
+//! Executions and their histories, in the format of Step Functions.
 
 use aws_sdk_sfn::Client;
 use serde_json::{Value, json};

@@ -48,29 +48,29 @@ impl Quarantine {
     }
 
     /// Sends a record to the quarantine. If that fails, the caller must report the record as failed, not as done.
-    pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
-        let Reason { error: name, message: reason, sensor_id, sensor_site_id } = why;
-        let message = Quarantined {
+    pub async fn put(&self, record: &impl Serialize, reason: Reason<'_>) -> Result<(), String> {
+        let Reason { error: name, message, sensor_id, sensor_site_id } = reason;
+        let quarantined = Quarantined {
             source: self.source.into(),
             error: name.into(),
-            reason: reason.into(),
+            reason: message.into(),
             sensor_id,
             sensor_site_id,
             record,
         };
-        let body = serde_json::to_string(&message)
-            .map_err(|error| format!("{reason}; and the record can't be serialized: {error}"))?;
+        let body = serde_json::to_string(&quarantined)
+            .map_err(|error| format!("{message}; and the record can't be serialized: {error}"))?;
         let body = ascii(&body);
         let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
         match sent {
             Ok(_) => {
-                tracing::error!(error = name, %reason, "record quarantined");
+                tracing::error!(error = name, reason = message, "record quarantined");
                 metrics::counter!("RecordsQuarantined").increment(1);
                 Ok(())
             }
             Err(error) => {
                 let error = fault::describe(&error);
-                Err(format!("{reason}; and the quarantine queue can't be reached: {error}"))
+                Err(format!("{message}; and the quarantine queue can't be reached: {error}"))
             }
         }
     }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{Commit, Key, StoreError, Table, Transaction, table::decode};
 
-/// Records expire this long after the last run began or completed. Redeliveries come far sooner.
+/// Records expire this long after the last run began or completed. Redeliveries happen much sooner.
 const RECORD_TTL: Duration = Duration::from_hours(7 * 24);
 
 /// Idempotency records in a service's own table.
@@ -151,7 +151,7 @@ impl Idempotency {
         }
     }
 
-    /// Returns whether a run began and has not completed, with its checkpoint. Its effects may exist or still come.
+    /// Returns whether a run began and has not completed, with its checkpoint. Its effects may exist or may still happen.
     pub async fn unfinished<C: DeserializeOwned>(
         &self,
         id: &str,

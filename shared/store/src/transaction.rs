@@ -224,7 +224,7 @@ impl Transaction {
         self.actions.push((key.clone(), action));
     }
 
-    /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost answer has
+    /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost response has
     /// no second effect. After a conflict with another transaction, this sends the transaction again, up to four
     /// times.
     pub async fn commit(self) -> Result<Commit, StoreError> {

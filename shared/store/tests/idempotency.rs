@@ -151,14 +151,14 @@ async fn a_second_run_gets_the_expiry_of_the_lock() {
 #[tokio::test]
 async fn only_one_of_several_concurrent_runs_begins() {
     let it = Records::start().await;
-    let begun = join_all((0..10).map(|_| it.begin(noon(0)))).await;
-    let started = begun.iter().filter(|begin| matches!(begin, BeginResult::Started(_)));
-    assert_eq!(started.count(), 1, "{begun:?}");
+    let results = join_all((0..10).map(|_| it.begin(noon(0)))).await;
+    let started = results.iter().filter(|result| matches!(result, BeginResult::Started(_)));
+    assert_eq!(started.count(), 1, "{results:?}");
 
     // Only one run takes over an expired lock.
-    let begun = join_all((0..10).map(|_| it.begin(noon(31)))).await;
-    let started = begun.iter().filter(|begin| matches!(begin, BeginResult::Started(_)));
-    assert_eq!(started.count(), 1, "{begun:?}");
+    let results = join_all((0..10).map(|_| it.begin(noon(31)))).await;
+    let started = results.iter().filter(|result| matches!(result, BeginResult::Started(_)));
+    assert_eq!(started.count(), 1, "{results:?}");
 }
 
 #[tokio::test]

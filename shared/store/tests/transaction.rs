@@ -304,7 +304,7 @@ async fn last_sequence(events: &Table) -> u64 {
     u64::try_from(response.count()).expect("a count")
 }
 
-/// Returns DynamoDB's answer to a transaction of two actions that it cancelled for these reasons.
+/// Returns DynamoDB's response to a transaction of two actions that it cancelled for these reasons.
 fn cancelled(reasons: [&str; 2]) -> (u16, Value) {
     let reasons = reasons.map(|code| json!({ "Code": code }));
     let kind = "com.amazonaws.dynamodb.v20120810#TransactionCanceledException";
@@ -325,7 +325,8 @@ async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
     let responses = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("the responses").pop().expect("a response"))
+            .await;
     done(two_rows(Client::new(&stub.config()))).await;
     let tokens: Vec<_> =
         stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
@@ -372,14 +373,15 @@ async fn each_error_of_dynamodb_is_classified() {
 async fn the_sdks_own_retry_uses_the_same_request_token() {
     let responses = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("the responses").pop().expect("a response"))
+            .await;
     let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
     done(two_rows(Client::new(&config))).await;
     let calls = stub.take_calls();
     let token = |call: usize| calls[call].json()["ClientRequestToken"].clone();
     assert_eq!(calls.len(), 2);
     assert!(token(0).is_string());
-    assert_eq!(token(0), token(1), "a lost answer's retry must find its effect done");
+    assert_eq!(token(0), token(1), "the retry after a lost response must use the same token");
 }
 
 #[tokio::test]

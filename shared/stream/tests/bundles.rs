@@ -88,12 +88,12 @@ fn bundles() -> impl Strategy<Value = Bundle> {
 
 /// Returns the samples with the bits of their values, because `==` does not distinguish -0 from 0.
 fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
-    let of = |series: &Series| {
+    let bits_of = |series: &Series| {
         let sensor = series.sensor_id;
         let bits = series.samples.iter().map(move |at| (sensor, at.0.millis(), at.1.to_bits()));
         bits.collect::<Vec<_>>()
     };
-    bundle.series.iter().flat_map(of).collect()
+    bundle.series.iter().flat_map(bits_of).collect()
 }
 
 fn has_reason(error: &InvalidInput) -> bool {

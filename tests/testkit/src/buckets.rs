@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use crate::http::config;
 
 /// The bucket and the key of a file.
-type Place = (String, String);
+type Location = (String, String);
 
 /// A fake S3 with buckets of any name. A client must use path-style URLs: `http://host/bucket/key`.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Buckets {
 
 #[derive(Clone, Debug, Default)]
 struct Store {
-    files: Arc<Mutex<BTreeMap<Place, Bytes>>>,
+    files: Arc<Mutex<BTreeMap<Location, Bytes>>>,
     down: Arc<AtomicBool>,
     refusal: Arc<Mutex<Option<(u16, &'static str)>>>,
 }
@@ -60,7 +60,7 @@ impl Buckets {
         config(&self.url)
     }
 
-    /// Makes the fake answer every call with 503, or work again.
+    /// Makes the fake respond to every call with 503, or work again.
     pub fn down(&self, down: bool) {
         self.store.down.store(down, Ordering::Relaxed);
     }
@@ -70,7 +70,7 @@ impl Buckets {
     /// # Panics
     /// If another thread of the test panicked.
     pub fn refuse(&self, refusal: Option<(u16, &'static str)>) {
-        *self.store.refusal.lock().expect("no panic") = refusal;
+        *self.store.refusal.lock().expect("the lock") = refusal;
     }
 
     /// Stores a file.
@@ -78,8 +78,8 @@ impl Buckets {
     /// # Panics
     /// If another thread of the test panicked.
     pub fn put(&self, bucket: &str, key: &str, content: impl Into<Bytes>) {
-        let place = (bucket.to_owned(), key.to_owned());
-        self.store.files.lock().expect("no panic").insert(place, content.into());
+        let location = (bucket.to_owned(), key.to_owned());
+        self.store.files.lock().expect("the lock").insert(location, content.into());
     }
 
     /// Returns a file's content.
@@ -88,14 +88,14 @@ impl Buckets {
     /// If another thread of the test panicked.
     #[must_use]
     pub fn file(&self, bucket: &str, key: &str) -> Option<Bytes> {
-        let place = (bucket.to_owned(), key.to_owned());
-        self.store.files.lock().expect("no panic").get(&place).cloned()
+        let location = (bucket.to_owned(), key.to_owned());
+        self.store.files.lock().expect("the lock").get(&location).cloned()
     }
 }
 
-async fn read(State(store): State<Store>, Path(place): Path<Place>) -> Response<Body> {
-    let file = store.files.lock().expect("no panic").get(&place).cloned();
-    if let Some((status, code)) = *store.refusal.lock().expect("no panic") {
+async fn read(State(store): State<Store>, Path(location): Path<Location>) -> Response<Body> {
+    let file = store.files.lock().expect("the lock").get(&location).cloned();
+    if let Some((status, code)) = *store.refusal.lock().expect("the lock") {
         return refused(status, code);
     }
     match file {
@@ -107,18 +107,18 @@ async fn read(State(store): State<Store>, Path(place): Path<Place>) -> Response<
 
 async fn write(
     State(store): State<Store>,
-    Path(place): Path<Place>,
+    Path(location): Path<Location>,
     content: Bytes,
 ) -> Response<Body> {
     if store.down.load(Ordering::Relaxed) {
         return refused(503, "SlowDown");
     }
-    store.files.lock().expect("no panic").insert(place, content);
+    store.files.lock().expect("the lock").insert(location, content);
     Response::new(Body::empty())
 }
 
 fn refused(status: u16, code: &str) -> Response<Body> {
-    let mut answer = Response::new(Body::from(format!("<Error><Code>{code}</Code></Error>")));
-    *answer.status_mut() = StatusCode::from_u16(status).expect("an HTTP status");
-    answer
+    let mut response = Response::new(Body::from(format!("<Error><Code>{code}</Code></Error>")));
+    *response.status_mut() = StatusCode::from_u16(status).expect("an HTTP status");
+    response
 }

@@ -37,13 +37,13 @@ use crate::{
 };
 
 /// The attempt timeout of production's clients.
-const ATTEMPT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The response time of a slow service: just below the attempt timeout.
-const SLOW: Duration = Duration::from_millis(2_900);
+const SLOW_RESPONSE_TIME: Duration = Duration::from_millis(2_900);
 /// The maximum size of an SQS message, in bytes.
-const LARGEST_MESSAGE: usize = 1024 * 1024;
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// The maximum latency from the client to the service, or back, in milliseconds.
-const LONGEST_WAY_MILLIS: u64 = 15;
+const MAX_LATENCY_MILLIS: u64 = 15;
 
 /// A fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -258,7 +258,9 @@ impl Cloud {
             .endpoint_url("http://cloud")
             .http_client(http_client_fn(move |_, _| connector.clone()))
             .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT).build())
+            .timeout_config(
+                TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build(),
+            )
             .build()
     }
 
@@ -291,10 +293,10 @@ impl Cloud {
     pub fn rows(&self, table: &str) -> Vec<Value> {
         let request = json!({ "TableName": table, "ConsistentRead": true });
         let request = serde_json::from_value(request).expect("Scan's request");
-        let answer = self.0.database.scan(request).expect("a scan");
-        let mut answer = serde_json::to_value(answer).expect("a scan's answer");
-        assert_eq!(answer["LastEvaluatedKey"], Value::Null, "more rows than a scan gives at once");
-        let Value::Array(mut rows) = answer["Items"].take() else { return Vec::new() };
+        let response = self.0.database.scan(request).expect("a scan");
+        let mut response = serde_json::to_value(response).expect("a scan's response");
+        assert_eq!(response["LastEvaluatedKey"], Value::Null, "more rows than one page of a scan");
+        let Value::Array(mut rows) = response["Items"].take() else { return Vec::new() };
         rows.iter_mut().for_each(Value::sort_all_objects);
         rows.sort_by_cached_key(Value::to_string);
         rows
@@ -315,93 +317,104 @@ impl Cloud {
     /// which call takes effect.
     #[must_use]
     pub fn perform(&self, operation: &str, body: &Arc<Value>) -> (u16, Value) {
-        let Answer { status, body } = self.work(operation, body);
+        let Response { status, body } = self.perform_now(operation, body);
         (status, body)
     }
 
     /// Returns the fault of this call, if any.
     fn fault(&self, operation: &str, body: &str) -> Option<CallFault> {
         let state = &mut *self.state();
-        let names = |throttled: &Throttled| throttled.texts.iter().any(|text| body.contains(text));
+        let matches_text =
+            |throttled: &Throttled| throttled.texts.iter().any(|text| body.contains(text));
         let throttled = state.throttled.as_ref();
-        if throttled.is_some_and(|it| Instant::now() < it.until && names(it)) {
+        if throttled.is_some_and(|it| Instant::now() < it.until && matches_text(it)) {
             return Some(CallFault::Throttled);
         }
         if !state.rng.percent(state.fault_percent) {
             return None;
         }
         let fault = *state.rng.pick(&CallFault::ALL);
-        let possible =
+        let is_possible =
             fault != CallFault::Unprocessed || ["BatchGetItem", "PutEvents"].contains(&operation);
-        possible.then_some(fault)
+        is_possible.then_some(fault)
     }
 
     /// Performs the service's part of a call. It continues even if the caller gave up.
-    async fn serve(self, operation: String, body: Arc<Value>, fault: Option<CallFault>) -> Answer {
-        let way =
-            |cloud: &Self| Duration::from_millis(1 + cloud.state().rng.below(LONGEST_WAY_MILLIS));
-        let (there, back) = (way(&self), way(&self));
-        sleep(there).await;
+    async fn serve(
+        self,
+        operation: String,
+        body: Arc<Value>,
+        fault: Option<CallFault>,
+    ) -> Response {
+        let latency =
+            |cloud: &Self| Duration::from_millis(1 + cloud.state().rng.below(MAX_LATENCY_MILLIS));
+        let (outbound, inbound) = (latency(&self), latency(&self));
+        sleep(outbound).await;
         match fault {
             Some(CallFault::Throttled) => return throttled(),
             Some(CallFault::ServerError) => {
                 let kind = "com.amazonaws.dynamodb.v20120810#InternalServerError";
-                return Answer { status: 500, body: json!({ "__type": kind }) };
+                return Response { status: 500, body: json!({ "__type": kind }) };
             }
             Some(CallFault::Late) => {
                 let late = self.state().rng.below(10_000);
-                sleep(ATTEMPT + Duration::from_millis(late)).await;
+                sleep(ATTEMPT_TIMEOUT + Duration::from_millis(late)).await;
             }
             _ => {}
         }
-        let answer = match fault {
-            Some(CallFault::Unprocessed) if operation == "PutEvents" => self.put_without_one(&body),
-            Some(CallFault::Unprocessed) => without_one(self.work(&operation, &body), &body),
-            _ => self.work(&operation, &body),
+        let response = match fault {
+            Some(CallFault::Unprocessed) if operation == "PutEvents" => self.put_all_but_one(&body),
+            Some(CallFault::Unprocessed) => {
+                leave_one_unprocessed(self.perform_now(&operation, &body), &body)
+            }
+            _ => self.perform_now(&operation, &body),
         };
         if fault == Some(CallFault::Slow) {
-            sleep(SLOW).await;
+            sleep(SLOW_RESPONSE_TIME).await;
         }
-        sleep(back).await;
-        answer
+        sleep(inbound).await;
+        response
     }
 
     /// Performs `PutEvents`, with a result for each entry.
     fn put_events(&self, body: &Value) -> Value {
         let state = &mut *self.state();
         let entries = body["Entries"].as_array().map_or(&[][..], Vec::as_slice);
-        let answers = entries.iter().map(|entry| {
+        let results = entries.iter().map(|entry| {
             if state.refused_types.iter().any(|refused| entry["DetailType"] == *refused) {
                 return json!({ "ErrorCode": "MalformedDetail", "ErrorMessage": "refused" });
             }
             state.published.push(entry.clone());
             json!({ "EventId": format!("event-{}", state.published.len()) })
         });
-        with_failures(&answers.collect::<Vec<_>>())
+        put_events_response(&results.collect::<Vec<_>>())
     }
 
     /// Performs `PutEvents`, which fails for the first entry and accepts the others.
-    fn put_without_one(&self, body: &Value) -> Answer {
+    fn put_all_but_one(&self, body: &Value) -> Response {
         let mut body = body.clone();
         if let Some(entries) = body["Entries"].as_array_mut().filter(|it| !it.is_empty()) {
             entries.remove(0);
         }
-        let mut answer = self.work("PutEvents", &Arc::new(body));
+        let mut response = self.perform_now("PutEvents", &Arc::new(body));
         let failed = json!({ "ErrorCode": "InternalFailure", "ErrorMessage": "busy" });
-        let Value::Array(mut answers) = answer.body["Entries"].take() else { return answer };
-        answers.insert(0, failed);
-        answer.body = with_failures(&answers);
-        answer
+        let Value::Array(mut results) = response.body["Entries"].take() else { return response };
+        results.insert(0, failed);
+        response.body = put_events_response(&results);
+        response
     }
 
     /// Performs a call at once.
-    fn work(&self, operation: &str, body: &Arc<Value>) -> Answer {
-        let answer = if operation == "SendMessage" {
+    fn perform_now(&self, operation: &str, body: &Arc<Value>) -> Response {
+        let response = if operation == "SendMessage" {
             let text = body["MessageBody"].as_str().unwrap_or_default();
-            if text.len() > LARGEST_MESSAGE {
+            if text.len() > MAX_MESSAGE_BYTES {
                 let kind = "com.amazonaws.sqs#InvalidParameterValue";
-                let told = "One or more parameters are invalid. Reason: Message must be shorter";
-                return Answer { status: 400, body: json!({ "__type": kind, "message": told }) };
+                let message = "One or more parameters are invalid. Reason: Message must be shorter";
+                return Response {
+                    status: 400,
+                    body: json!({ "__type": kind, "message": message }),
+                };
             }
             let mut state = self.state();
             state.messages.push(serde_json::from_str(text).unwrap_or_default());
@@ -409,20 +422,20 @@ impl Cloud {
         } else if operation == "PutEvents" {
             Ok(self.put_events(body))
         } else {
-            ask(&self.0.database, operation, body)
+            query_database(&self.0.database, operation, body)
         };
-        match answer {
-            Ok(answer) => {
+        match response {
+            Ok(response) => {
                 let reads = ["BatchGetItem", "GetItem", "Query", "TransactGetItems"];
                 if !reads.contains(&operation) {
                     let mut state = self.state();
-                    state.write_units += write_units(&answer);
+                    state.write_units += write_units(&response);
                     let body = Arc::clone(body);
                     state.log.push(Entry::Effect { operation: operation.to_owned(), body });
                 }
-                Answer { status: 200, body: answer }
+                Response { status: 200, body: response }
             }
-            Err(error) => Answer {
+            Err(error) => Response {
                 status: error.status_code(),
                 body: serde_json::from_str(&error.to_json()).unwrap_or_default(),
             },
@@ -437,7 +450,7 @@ impl Cloud {
 #[must_use]
 pub fn read<R: DeserializeOwned>(row: &Value) -> R {
     let item: serde_dynamo::Item = serde_json::from_value(row.clone()).expect("DynamoDB's JSON");
-    serde_dynamo::from_item(item).expect("such a row")
+    serde_dynamo::from_item(item).expect("a row of this format")
 }
 
 /// Runs the work on this thread with a paused clock. The clock jumps to the next timer when no task can run.
@@ -450,74 +463,80 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct Response {
     status: u16,
     body: Value,
 }
 
-fn throttled() -> Answer {
+fn throttled() -> Response {
     let kind = "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException";
-    Answer { status: 400, body: json!({ "__type": kind, "message": "slow down" }) }
+    Response { status: 400, body: json!({ "__type": kind, "message": "slow down" }) }
 }
 
 /// Performs the operation on the database, with the consumed capacity in the response.
-fn ask(database: &Database, operation: &str, body: &Value) -> Result<Value, DynoxideError> {
+fn query_database(
+    database: &Database,
+    operation: &str,
+    body: &Value,
+) -> Result<Value, DynoxideError> {
     let mut body = body.clone();
     body["ReturnConsumedCapacity"] = "TOTAL".into();
     match operation {
-        "BatchGetItem" => answer(database.batch_get_item(asked(body)?)?),
-        "DeleteItem" => answer(database.delete_item(asked(body)?)?),
-        "GetItem" => answer(database.get_item(asked(body)?)?),
-        "PutItem" => answer(database.put_item(asked(body)?)?),
-        "Query" => answer(database.query(asked(body)?)?),
-        "TransactGetItems" => answer(database.transact_get_items(asked(body)?)?),
-        "TransactWriteItems" => answer(database.transact_write_items(asked(body)?)?),
-        "UpdateItem" => answer(database.update_item(asked(body)?)?),
+        "BatchGetItem" => to_json(database.batch_get_item(parse_request(body)?)?),
+        "DeleteItem" => to_json(database.delete_item(parse_request(body)?)?),
+        "GetItem" => to_json(database.get_item(parse_request(body)?)?),
+        "PutItem" => to_json(database.put_item(parse_request(body)?)?),
+        "Query" => to_json(database.query(parse_request(body)?)?),
+        "TransactGetItems" => to_json(database.transact_get_items(parse_request(body)?)?),
+        "TransactWriteItems" => to_json(database.transact_write_items(parse_request(body)?)?),
+        "UpdateItem" => to_json(database.update_item(parse_request(body)?)?),
         _ => Err(DynoxideError::ValidationException(format!("{operation} is not simulated"))),
     }
 }
 
-fn asked<R: DeserializeOwned>(body: Value) -> Result<R, DynoxideError> {
+fn parse_request<R: DeserializeOwned>(body: Value) -> Result<R, DynoxideError> {
     serde_json::from_value(body)
         .map_err(|error| DynoxideError::SerializationException(error.to_string()))
 }
 
-fn answer(response: impl Serialize) -> Result<Value, DynoxideError> {
+fn to_json(response: impl Serialize) -> Result<Value, DynoxideError> {
     serde_json::to_value(response)
         .map_err(|error| DynoxideError::SerializationException(error.to_string()))
 }
 
-fn write_units(answer: &Value) -> f64 {
-    let consumed = &answer["ConsumedCapacity"];
-    let of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
-    consumed.as_array().map_or_else(|| of(consumed), |all| all.iter().map(of).sum())
+fn write_units(response: &Value) -> f64 {
+    let consumed = &response["ConsumedCapacity"];
+    let units_of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
+    consumed.as_array().map_or_else(|| units_of(consumed), |all| all.iter().map(units_of).sum())
 }
 
 /// Returns the response of `PutEvents` with these results of its entries.
-fn with_failures(answers: &[Value]) -> Value {
-    let failed = answers.iter().filter(|answer| answer.get("ErrorCode").is_some()).count();
-    json!({ "FailedEntryCount": failed, "Entries": answers })
+fn put_events_response(results: &[Value]) -> Value {
+    let failed = results.iter().filter(|response| response.get("ErrorCode").is_some()).count();
+    json!({ "FailedEntryCount": failed, "Entries": results })
 }
 
 /// Returns `BatchGetItem`'s response with the first key unprocessed. If there is only one key, no key would be
 /// processed, and DynamoDB reports throttling.
-fn without_one(mut answer: Answer, asked: &Value) -> Answer {
+fn leave_one_unprocessed(mut response: Response, request_body: &Value) -> Response {
     let Some((table, request)) =
-        asked["RequestItems"].as_object().and_then(|all| all.iter().next())
+        request_body["RequestItems"].as_object().and_then(|all| all.iter().next())
     else {
-        return answer;
+        return response;
     };
-    let [left, _, ..] = request["Keys"].as_array().map_or(&[][..], Vec::as_slice) else {
+    let [unprocessed, _, ..] = request["Keys"].as_array().map_or(&[][..], Vec::as_slice) else {
         return throttled();
     };
-    if let Some(rows) = answer.body["Responses"][table].as_array_mut() {
-        let holds = |row: &Value| {
-            left.as_object().is_some_and(|key| key.iter().all(|(name, value)| row[name] == *value))
+    if let Some(rows) = response.body["Responses"][table].as_array_mut() {
+        let has_key = |row: &Value| {
+            unprocessed
+                .as_object()
+                .is_some_and(|key| key.iter().all(|(name, value)| row[name] == *value))
         };
-        rows.retain(|row| !holds(row));
+        rows.retain(|row| !has_key(row));
     }
-    answer.body["UnprocessedKeys"] = json!({ table: { "Keys": [left] } });
-    answer
+    response.body["UnprocessedKeys"] = json!({ table: { "Keys": [unprocessed] } });
+    response
 }
 
 /// The HTTP connector of AWS clients.
@@ -543,23 +562,24 @@ impl HttpConnector for Connector {
                 Some(CallFault::LostRequest) => return std::future::pending().await,
                 _ => {}
             }
-            let (answered, answer) = oneshot::channel();
+            let (sender, response) = oneshot::channel();
             tokio::spawn(async move {
-                let answer = cloud.serve(operation, body, fault).await;
+                let response = cloud.serve(operation, body, fault).await;
                 // The caller may have given up.
-                drop(answered.send(answer));
+                drop(sender.send(response));
             });
-            let answer = answer.await.map_err(|error| ConnectorError::other(error.into(), None))?;
+            let response =
+                response.await.map_err(|error| ConnectorError::other(error.into(), None))?;
             match fault {
                 Some(CallFault::LostResponse | CallFault::Late) => std::future::pending().await,
                 Some(CallFault::Disconnected) => {
                     Err(ConnectorError::io("the connection was reset".into()))
                 }
                 _ => {
-                    let status = answer.status.try_into();
+                    let status = response.status.try_into();
                     let status =
                         status.map_err(|error| ConnectorError::other(Box::from(error), None))?;
-                    Ok(HttpResponse::new(status, answer.body.to_string().into()))
+                    Ok(HttpResponse::new(status, response.body.to_string().into()))
                 }
             }
         })

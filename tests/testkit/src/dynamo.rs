@@ -60,9 +60,10 @@ fn tables() -> &'static BTreeMap<String, Value> {
         let template = Template::read();
         let tables = template.resources("AWS::DynamoDB::Table").into_iter().map(|(id, table)| {
             let properties = table["Properties"].as_object().into_iter().flatten();
-            let kept = properties.filter(|(name, _)| KEYS_AND_INDEXES.contains(&name.as_str()));
-            let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
-            (id.to_owned(), kept.collect::<Map<_, _>>().into())
+            let properties =
+                properties.filter(|(name, _)| KEYS_AND_INDEXES.contains(&name.as_str()));
+            let properties = properties.map(|(name, value)| (name.clone(), value.clone()));
+            (id.to_owned(), properties.collect::<Map<_, _>>().into())
         });
         tables.collect()
     })
@@ -142,7 +143,7 @@ impl Dynamo {
     /// If another thread of the test panicked.
     #[must_use]
     pub fn take_usage(&self) -> Usage {
-        std::mem::take(&mut *self.meter.0.lock().expect("no panic while counting"))
+        std::mem::take(&mut *self.meter.0.lock().expect("the usage"))
     }
 
     /// Returns all rows of a table, sorted by their text.
@@ -183,7 +184,7 @@ impl Dynamo {
     pub async fn put(&self, table: &str, row: Value) {
         let item = serde_dynamo::to_item(row).expect("a row");
         let put = self.reader.put_item().table_name(table).set_item(Some(item)).send();
-        put.await.expect("the row put");
+        put.await.expect("the row is stored");
     }
 
     /// Returns an entity's events in their order. Asserts what holds for every entity: the sequence has no gap, and
@@ -193,7 +194,7 @@ impl Dynamo {
     /// If that does not hold.
     pub async fn events(&self, entity: impl Into<contracts::Entity>) -> Vec<EventRow> {
         let entity = entity.into();
-        let answer = self
+        let response = self
             .reader
             .query()
             .table_name(EVENTS)
@@ -203,7 +204,7 @@ impl Dynamo {
             .send()
             .await
             .expect("a query");
-        let items = answer.items.unwrap_or_default();
+        let items = response.items.unwrap_or_default();
         let rows: Vec<EventRow> = serde_dynamo::from_items(items).expect("rows of events");
         for (row, sequence) in rows.iter().zip(1..) {
             let metadata = row.envelope().expect("an envelope").metadata;
@@ -239,13 +240,13 @@ pub struct Usage {
 struct Meter(Arc<Mutex<Usage>>);
 
 impl Meter {
-    fn charge<'a>(&self, consumed: impl IntoIterator<Item = &'a ConsumedCapacity>) {
+    fn add_write_units<'a>(&self, consumed: impl IntoIterator<Item = &'a ConsumedCapacity>) {
         // DynamoDB reports a transaction's units as write capacity units, those of a single write as capacity units.
         let units: f64 = consumed
             .into_iter()
             .filter_map(|consumed| consumed.write_capacity_units.or(consumed.capacity_units))
             .sum();
-        self.0.lock().expect("no panic while counting").write_units += units;
+        self.0.lock().expect("the usage").write_units += units;
     }
 }
 
@@ -282,7 +283,7 @@ impl Intercept for Meter {
     ) -> Result<(), BoxError> {
         let target = context.request().headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-        *self.0.lock().expect("no panic while counting").calls.entry(operation).or_default() += 1;
+        *self.0.lock().expect("the usage").calls.entry(operation).or_default() += 1;
         Ok(())
     }
 
@@ -294,13 +295,13 @@ impl Intercept for Meter {
     ) -> Result<(), BoxError> {
         let Ok(output) = context.output_or_error() else { return Ok(()) };
         if let Some(put) = output.downcast_ref::<PutItemOutput>() {
-            self.charge(&put.consumed_capacity);
+            self.add_write_units(&put.consumed_capacity);
         } else if let Some(update) = output.downcast_ref::<UpdateItemOutput>() {
-            self.charge(&update.consumed_capacity);
+            self.add_write_units(&update.consumed_capacity);
         } else if let Some(delete) = output.downcast_ref::<DeleteItemOutput>() {
-            self.charge(&delete.consumed_capacity);
+            self.add_write_units(&delete.consumed_capacity);
         } else if let Some(transaction) = output.downcast_ref::<TransactWriteItemsOutput>() {
-            self.charge(transaction.consumed_capacity());
+            self.add_write_units(transaction.consumed_capacity());
         }
         Ok(())
     }

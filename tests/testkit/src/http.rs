@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// More than any test sends: `PutRecords` accepts 5 MiB, which is a third more as base64.
-const LARGEST_BODY: usize = 8 * 1024 * 1024;
+const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 /// Returns the configuration of AWS clients in tests: plain HTTP to this endpoint, dummy credentials, and no retries,
 /// so that a test sees every call.
@@ -72,16 +72,16 @@ impl Call {
 /// Names and values of response headers.
 pub type Headers = Vec<(&'static str, &'static str)>;
 
-/// A status that means: never answer the call. Its sender can then be dropped while it waits.
+/// A status that means: send no response. The caller can then be dropped while it waits.
 pub const NO_RESPONSE: u16 = 0;
 
-/// A call that waits for its response. If `answer` is dropped, the call is never answered.
+/// A call that waits for its response. If `response` is dropped, the caller gets no response.
 #[derive(Debug)]
 pub struct PendingCall {
     /// The call.
     pub call: Call,
     /// The channel for the response's status and body.
-    pub answer: oneshot::Sender<(u16, Value)>,
+    pub response: oneshot::Sender<(u16, Value)>,
 }
 
 /// A running fake.
@@ -93,13 +93,13 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Starts a fake that answers every call with the status and body that `answer` returns.
+    /// Starts a fake that responds to every call with the status and body that `respond` returns.
     ///
     /// # Panics
     /// If no port is free.
-    pub async fn start(answer: impl Fn(&Call) -> (u16, Value) + Send + Sync + 'static) -> Self {
+    pub async fn start(respond: impl Fn(&Call) -> (u16, Value) + Send + Sync + 'static) -> Self {
         Self::with_headers(move |call| {
-            let (status, body) = answer(call);
+            let (status, body) = respond(call);
             (status, Vec::new(), body)
         })
         .await
@@ -110,18 +110,20 @@ impl Stub {
     /// # Panics
     /// If no port is free.
     pub async fn with_headers(
-        answer: impl Fn(&Call) -> (u16, Headers, Value) + Send + Sync + 'static,
+        respond: impl Fn(&Call) -> (u16, Headers, Value) + Send + Sync + 'static,
     ) -> Self {
         let calls = Arc::<Mutex<Vec<Call>>>::default();
         let gate = Arc::<Gate<()>>::default();
-        let (seen, shut, answer) = (Arc::clone(&calls), Arc::clone(&gate), Arc::new(answer));
+        let (recorded, closed_gate, respond) =
+            (Arc::clone(&calls), Arc::clone(&gate), Arc::new(respond));
         let router = Router::new().fallback(move |request: Request| {
-            let (seen, shut, answer) = (Arc::clone(&seen), Arc::clone(&shut), Arc::clone(&answer));
+            let (recorded, closed_gate, respond) =
+                (Arc::clone(&recorded), Arc::clone(&closed_gate), Arc::clone(&respond));
             async move {
                 let call = read(request).await;
-                seen.lock().expect("no panic in the stub").push(call.clone());
-                drop(shut.lock().await);
-                let (status, headers, body) = answer(&call);
+                recorded.lock().expect("the calls").push(call.clone());
+                drop(closed_gate.lock().await);
+                let (status, headers, body) = respond(&call);
                 if status == NO_RESPONSE {
                     std::future::pending::<()>().await;
                 }
@@ -132,7 +134,7 @@ impl Stub {
         Self { address: serve(router).await, calls, gate }
     }
 
-    /// Starts a fake that sends every call to `calls` and answers with the response from there.
+    /// Starts a fake that sends every call to `calls` and returns the response that it gets from there.
     ///
     /// # Panics
     /// If no port is free.
@@ -140,11 +142,11 @@ impl Stub {
         let router = Router::new().fallback(move |request: Request| {
             let calls = calls.clone();
             async move {
-                let (answer, answered) = oneshot::channel();
+                let (response, receiver) = oneshot::channel();
                 let call = read(request).await;
-                // If the receiver or the sender of the response is dropped, the call is never answered.
-                drop(calls.send(PendingCall { call, answer }));
-                let Ok((status, body)) = answered.await else {
+                // If the receiver or the sender of the response is dropped, the caller gets no response.
+                drop(calls.send(PendingCall { call, response }));
+                let Ok((status, body)) = receiver.await else {
                     return std::future::pending().await;
                 };
                 (StatusCode::from_u16(status).expect("an HTTP status"), body.to_string())
@@ -165,7 +167,7 @@ impl Stub {
         config(&self.url())
     }
 
-    /// Holds all calls until the returned guard is dropped. They are recorded, but not processed or answered.
+    /// Holds all calls until the returned guard is dropped. They are recorded, but get no response before that.
     pub async fn hold(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.gate).lock_owned().await
     }
@@ -176,7 +178,7 @@ impl Stub {
     /// If the fake panicked.
     #[must_use]
     pub fn take_calls(&self) -> Vec<Call> {
-        std::mem::take(&mut *self.calls.lock().expect("no panic in the stub"))
+        std::mem::take(&mut *self.calls.lock().expect("the calls"))
     }
 }
 
@@ -190,7 +192,7 @@ async fn serve(router: Router) -> SocketAddr {
 
 async fn read(request: Request) -> Call {
     let (head, body) = request.into_parts();
-    let body = to_bytes(body, LARGEST_BODY).await.expect("a whole body");
+    let body = to_bytes(body, MAX_BODY_BYTES).await.expect("the whole body");
     Call {
         method: head.method.to_string(),
         path: head.uri.to_string(),

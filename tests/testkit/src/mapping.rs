@@ -168,8 +168,8 @@ impl Stream {
     /// any order, possibly in different shards.
     pub fn insert(&mut self, mut items: Vec<(String, Value)>, put_at: Duration) {
         while !items.is_empty() {
-            let place = self.rng.index(items.len());
-            let (key, change) = items.swap_remove(place);
+            let index = self.rng.index(items.len());
+            let (key, change) = items.swap_remove(index);
             self.put(&key, change.to_string().into_bytes(), put_at);
         }
     }
@@ -305,7 +305,7 @@ pub struct Mapping<F: Function> {
     function: F,
     idle: Rc<RefCell<Vec<Rc<F::Environment>>>>,
     event_counts: RefCell<BTreeMap<MappingEvent, u32>>,
-    begun: Instant,
+    start: Instant,
 }
 
 /// Records that are delivered together: a range of the poller's records.
@@ -328,13 +328,13 @@ enum PlannedFault {
     LosesPoller(Duration),
 }
 
-enum End {
-    Answer(Value),
+enum InvocationEnd {
+    Responded(Value),
     Failed,
     PollerReplaced,
 }
 
-enum Verdict {
+enum BatchResult {
     Done,
     /// The batch is delivered again from this index on.
     From(usize),
@@ -351,7 +351,7 @@ impl<F: Function> Mapping<F> {
             function,
             idle: Rc::default(),
             event_counts: RefCell::default(),
-            begun: Instant::now(),
+            start: Instant::now(),
         }
     }
 
@@ -419,7 +419,7 @@ impl<F: Function> Mapping<F> {
             };
             next = next.max(batch.to);
             // MaximumRecordAgeInSeconds: older records are not sent, or not sent again.
-            let age = |record: &Record| self.begun.elapsed().saturating_sub(record.put_at);
+            let age = |record: &Record| self.start.elapsed().saturating_sub(record.put_at);
             let of_batch = &records[batch.from..batch.to];
             let old = of_batch.iter().take_while(|it| age(it) > self.settings.max_age).count();
             if old > 0 {
@@ -432,18 +432,18 @@ impl<F: Function> Mapping<F> {
                 continue;
             }
 
-            let verdict = match self.deliver(of_batch).await {
-                End::Answer(answer) => verdict(of_batch, &answer),
-                End::Failed => Verdict::Failed,
-                End::PollerReplaced => {
+            let batch_result = match self.deliver(of_batch).await {
+                InvocationEnd::Responded(response) => batch_result(of_batch, &response),
+                InvocationEnd::Failed => BatchResult::Failed,
+                InvocationEnd::PollerReplaced => {
                     failed.clear();
                     next = checkpoint;
                     continue;
                 }
             };
             let size = batch.to - batch.from;
-            match verdict {
-                Verdict::Done => {
+            match batch_result {
+                BatchResult::Done => {
                     self.count(MappingEvent::Done);
                     if self.occurs(50) {
                         checkpoint = batch.to;
@@ -458,26 +458,26 @@ impl<F: Function> Mapping<F> {
                 }
                 // ReportBatchItemFailures: the records before the lowest number in the response are done, and the
                 // rest is delivered again. With BisectBatchOnFunctionError, that is a split.
-                Verdict::From(place) if place > 0 => {
+                BatchResult::From(index) if index > 0 => {
                     self.count(MappingEvent::Progressed);
-                    batch.from += place;
+                    batch.from += index;
                     // A split does not count as a retry. AWS does not document whether it counts without bisecting.
                     if !self.settings.bisects && self.occurs(50) {
                         batch.failures += 1;
                     }
                 }
                 // BisectBatchOnFunctionError: a failed batch is split in two. That does not count as a retry.
-                Verdict::Failed if self.settings.bisects && size > 1 => {
+                BatchResult::Failed if self.settings.bisects && size > 1 => {
                     self.count(MappingEvent::Halved);
                     let middle = batch.from + size / 2;
                     failed.push_front(Batch { from: middle, ..batch });
                     batch.to = middle;
                 }
-                Verdict::From(_) => {
+                BatchResult::From(_) => {
                     self.count(MappingEvent::Stuck);
                     batch.failures += 1;
                 }
-                Verdict::Failed => batch.failures += 1,
+                BatchResult::Failed => batch.failures += 1,
             }
             // MaximumRetryAttempts: after these, the batch goes to the OnFailure destination, and the shard moves on.
             if batch.failures > self.settings.max_retries {
@@ -496,16 +496,16 @@ impl<F: Function> Mapping<F> {
     /// Returns new records, at most `BatchSize`: those that are available when Lambda reads.
     async fn gather(&self, records: &[Rc<Record>], next: usize) -> Option<Batch> {
         let first = records.get(next)?;
-        sleep_until(self.begun + first.put_at).await;
-        let now = self.begun.elapsed();
-        let there = records[next..].iter().take_while(|record| record.put_at <= now).count();
-        let most = there.min(self.settings.batch_size);
-        let least = if self.settings.full_batches { most } else { 1 };
-        let size = self.rng.borrow_mut().in_range(least, most);
+        sleep_until(self.start + first.put_at).await;
+        let now = self.start.elapsed();
+        let available = records[next..].iter().take_while(|record| record.put_at <= now).count();
+        let max = available.min(self.settings.batch_size);
+        let min = if self.settings.full_batches { max } else { 1 };
+        let size = self.rng.borrow_mut().in_range(min, max);
         Some(Batch { from: next, to: next + size, failures: 0 })
     }
 
-    async fn deliver(&self, records: &[Rc<Record>]) -> End {
+    async fn deliver(&self, records: &[Rc<Record>]) -> InvocationEnd {
         self.count(MappingEvent::Delivered);
         // An environment runs one invocation at a time.
         let environment = self.idle.borrow_mut().pop().unwrap_or_else(|| {
@@ -525,28 +525,28 @@ impl<F: Function> Mapping<F> {
         let Ok(ended) = timeout(time_limit, &mut working).await else {
             if matches!(planned_fault, PlannedFault::LosesPoller(_)) {
                 self.count(MappingEvent::PollerReplaced);
-                return End::PollerReplaced;
+                return InvocationEnd::PollerReplaced;
             }
             // The environment is shut down, and its work with it.
             working.abort();
             self.count(MappingEvent::TimedOut);
-            return End::Failed;
+            return InvocationEnd::Failed;
         };
-        let Some(answer) = ended.unwrap_or_else(|_| Some(Err("panicked".to_owned()))) else {
+        let Some(response) = ended.unwrap_or_else(|_| Some(Err("panicked".to_owned()))) else {
             self.count(MappingEvent::Crashed);
-            return End::Failed;
+            return InvocationEnd::Failed;
         };
         // The environment waits for the next invocation, even if this one failed.
         self.idle.borrow_mut().push(environment);
-        match (answer, planned_fault) {
+        match (response, planned_fault) {
             (Ok(_), PlannedFault::LosesResponse) => {
                 self.count(MappingEvent::ResponseLost);
-                End::Failed
+                InvocationEnd::Failed
             }
-            (Ok(answer), _) => End::Answer(answer),
+            (Ok(response), _) => InvocationEnd::Responded(response),
             (Err(_), _) => {
                 self.count(MappingEvent::Failed);
-                End::Failed
+                InvocationEnd::Failed
             }
         }
     }
@@ -554,12 +554,12 @@ impl<F: Function> Mapping<F> {
     fn planned_fault(&self) -> PlannedFault {
         let FaultRates { crash, lost_response, replaced_poller, .. } = self.fault_rates;
         let rng = &mut *self.rng.borrow_mut();
-        let draw = rng.below(100);
-        if draw < crash {
+        let percent = rng.below(100);
+        if percent < crash {
             PlannedFault::Crashes(1 + rng.below(12))
-        } else if draw < crash + lost_response {
+        } else if percent < crash + lost_response {
             PlannedFault::LosesResponse
-        } else if draw < crash + lost_response + replaced_poller {
+        } else if percent < crash + lost_response + replaced_poller {
             PlannedFault::LosesPoller(Duration::from_millis(rng.below(500)))
         } else {
             PlannedFault::None
@@ -582,7 +582,7 @@ impl<F: Function> Mapping<F> {
                 "functionError": "Unhandled",
             },
             "version": "1.0",
-            "timestamp": instant(self.begun.elapsed()),
+            "timestamp": instant(self.start.elapsed()),
             "KinesisBatchInfo": {
                 "shardId": shard_id(first.shard),
                 "startSequenceNumber": first.sequence_number,
@@ -621,25 +621,25 @@ async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
 }
 
 /// Interprets the response to a batch.
-fn verdict(records: &[Rc<Record>], answer: &Value) -> Verdict {
+fn batch_result(records: &[Rc<Record>], response: &Value) -> BatchResult {
     // These responses mean that all records are done: none, an empty one, no list, or an empty list.
-    let failures = match answer {
-        Value::Null => return Verdict::Done,
-        Value::Object(members) if members.is_empty() => return Verdict::Done,
-        _ => &answer["batchItemFailures"],
+    let failures = match response {
+        Value::Null => return BatchResult::Done,
+        Value::Object(members) if members.is_empty() => return BatchResult::Done,
+        _ => &response["batchItemFailures"],
     };
     let failures = match failures {
-        Value::Null => return Verdict::Done,
+        Value::Null => return BatchResult::Done,
         Value::Array(failures) => failures,
-        _ => return Verdict::Failed,
+        _ => return BatchResult::Failed,
     };
     let mut lowest = records.len();
     for failure in failures {
         // All records failed if an identifier is empty, null, under another name, or of no record.
         let number = failure["itemIdentifier"].as_str().unwrap_or_default();
-        let place = records.iter().position(|record| record.sequence_number == number);
-        let Some(place) = place else { return Verdict::Failed };
-        lowest = lowest.min(place);
+        let index = records.iter().position(|record| record.sequence_number == number);
+        let Some(index) = index else { return BatchResult::Failed };
+        lowest = lowest.min(index);
     }
-    if lowest == records.len() { Verdict::Done } else { Verdict::From(lowest) }
+    if lowest == records.len() { BatchResult::Done } else { BatchResult::From(lowest) }
 }

@@ -20,14 +20,18 @@ pub fn measured<T>(
             work.await
         };
         let measured = recorder.snapshotter().snapshot().into_vec();
-        (outcome, measured.into_iter().map(|(key, _, _, value)| told(key.key(), value)).collect())
+        (
+            outcome,
+            measured.into_iter().map(|(key, _, _, value)| to_entry(key.key(), value)).collect(),
+        )
     }
 }
 
-fn told(key: &Key, value: DebugValue) -> (String, f64) {
+/// Returns the key and the value of a metric.
+fn to_entry(key: &Key, value: DebugValue) -> (String, f64) {
     let labels = key.labels().map(|label| format!(" {}={}", label.key(), label.value()));
     let value = match value {
-        #[expect(clippy::cast_precision_loss, reason = "no test counts that far")]
+        #[expect(clippy::cast_precision_loss, reason = "tests count to small numbers")]
         DebugValue::Counter(count) => count as f64,
         DebugValue::Gauge(value) => value.into_inner(),
         DebugValue::Histogram(values) => values.iter().map(|value| value.into_inner()).sum(),

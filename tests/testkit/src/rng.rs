@@ -18,8 +18,8 @@ const THREADS: usize = 2;
 /// # Panics
 /// If a simulation panics. The seed is printed.
 pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T> {
-    let alone = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
-    let (first, last) = alone.map_or((1, last), |seed| (seed, seed));
+    let only = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
+    let (first, last) = only.map_or((1, last), |seed| (seed, seed));
     let next = AtomicU64::new(first);
     let results = Mutex::new(Vec::new());
     let work = || {
@@ -29,10 +29,10 @@ pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T>
                 return;
             }
             match catch_unwind(AssertUnwindSafe(|| simulation(seed))) {
-                Ok(result) => results.lock().expect("no panic while pushing").push(result),
+                Ok(result) => results.lock().expect("the results").push(result),
                 Err(panic) => {
                     next.store(last + 1, Ordering::Relaxed);
-                    eprintln!("seed {seed} failed; SEED={seed} runs it alone");
+                    eprintln!("seed {seed} failed; run it with SEED={seed}");
                     resume_unwind(panic);
                 }
             }
@@ -44,10 +44,10 @@ pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T>
             thread.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
-    results.into_inner().expect("no panic while pushing")
+    results.into_inner().expect("the results")
 }
 
-/// Returns whether all seeds run, not only one. Only then every possible event is expected to occur.
+/// Returns whether all seeds run. Only then every possible event is expected to occur.
 #[must_use]
 pub fn all_seeds() -> bool {
     std::env::var_os("SEED").is_none()
@@ -81,9 +81,9 @@ impl Rng {
         usize::try_from(self.below(length as u64)).unwrap_or_default()
     }
 
-    /// Returns a number from `least` to `most`, inclusive.
-    pub fn in_range(&mut self, least: usize, most: usize) -> usize {
-        least + self.index(most - least + 1)
+    /// Returns a number from `min` to `max`, inclusive.
+    pub fn in_range(&mut self, min: usize, max: usize) -> usize {
+        min + self.index(max - min + 1)
     }
 
     /// Returns `true` with a probability of `percent` %.
@@ -95,8 +95,8 @@ impl Rng {
     ///
     /// # Panics
     /// If there are no elements.
-    pub fn pick<'a, T>(&mut self, among: &'a [T]) -> &'a T {
-        &among[self.index(among.len())]
+    pub fn pick<'a, T>(&mut self, elements: &'a [T]) -> &'a T {
+        &elements[self.index(elements.len())]
     }
 
     /// Returns another generator. Its use does not change the numbers that this one returns.

@@ -85,7 +85,7 @@ impl<D: Step, U: Step> StepPair<D, U> {
     }
 
     /// Returns the events after the first `before` ones.
-    async fn news(&self, before: usize) -> Vec<String> {
+    async fn new_events(&self, before: usize) -> Vec<String> {
         self.dynamo.event_types(self.entity).await.split_off(before)
     }
 }
@@ -96,7 +96,7 @@ impl<D: Step, U: Step> StepPair<D, U> {
 /// If they break the contract.
 pub async fn check_step_contract<D: Step, U: Step>(
     pair: impl AsyncFn() -> StepPair<D, U>,
-    story: StepEvents,
+    events: StepEvents,
 ) {
     // The futures are boxed, because each contains a pair.
     let it = Box::pin(pair()).await;
@@ -104,40 +104,40 @@ pub async fn check_step_contract<D: Step, U: Step>(
     assert_eq!(correlation::<U>(&it.undo_payload), correlation::<D>(&it.payload));
     refuses_another_sites_onboarding::<D>(&it.payload);
     refuses_another_sites_onboarding::<U>(&it.undo_payload);
-    let declared = STEPS.iter().find(|step| step.done == story.done);
+    let declared = STEPS.iter().find(|step| step.done == events.done);
     let declared = declared.expect("the step in contracts::saga::STEPS");
     assert_eq!(it.entity.kind, declared.entity);
-    assert!(declared.undone.contains(&story.undone), "{} is not in {declared:?}", story.undone);
+    assert!(declared.undone.contains(&events.undone), "{} is not in {declared:?}", events.undone);
     let before = it.dynamo.event_types(it.entity).await.len();
-    let expected = Box::pin(once_and_undone(it, before, story)).await;
-    Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
-    Box::pin(a_crowd(Box::pin(pair()).await, before, story, &expected)).await;
+    let expected = Box::pin(step_then_undo(it, before, events)).await;
+    Box::pin(undo_before_step(Box::pin(pair()).await, before, events, &expected)).await;
+    Box::pin(concurrent_runs(Box::pin(pair()).await, before, events, &expected)).await;
     for step_first in [true, false] {
         let it = Box::pin(pair()).await;
-        Box::pin(at_once(it, before, story, &expected, step_first)).await;
+        Box::pin(step_and_undo_concurrently(it, before, events, &expected, step_first)).await;
     }
 }
 
 /// Asserts that the step refuses a payload with another site's id before it runs.
 fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
-    let other = saga("a site that the payload does not belong to");
+    let other = saga("another site");
     for (field, id) in [
         ("onboardingId", serde_json::json!(other.onboarding_id)),
         ("siteId", serde_json::json!(other.site_id)),
     ] {
-        let mut mixed = payload.clone();
-        mixed[field] = id;
-        let Err(refused) = fault::decode::<S::Command>(&mixed.to_string()) else {
+        let mut mismatched = payload.clone();
+        mismatched[field] = id;
+        let Err(refused) = fault::decode::<S::Command>(&mismatched.to_string()) else {
             panic!("{field} of another site is accepted");
         };
         assert!(refused.problem.contains("does not belong to site"), "{refused}");
     }
     if payload["sensors"].is_array() {
-        let mut mixed = payload.clone();
-        mixed["sensors"][0]["sensorId"] =
+        let mut mismatched = payload.clone();
+        mismatched["sensors"][0]["sensorId"] =
             serde_json::json!(SensorId::from_onboarding(other.onboarding_id, 0));
         assert!(
-            fault::decode::<S::Command>(&mixed.to_string()).is_err(),
+            fault::decode::<S::Command>(&mismatched.to_string()).is_err(),
             "a sensor of another site is accepted"
         );
     }
@@ -160,41 +160,41 @@ struct Expected {
 }
 
 /// Repeated runs have one effect, and a step after its undo changes nothing.
-async fn once_and_undone<D: Step, U: Step>(
+async fn step_then_undo<D: Step, U: Step>(
     it: StepPair<D, U>,
     before: usize,
     StepEvents { done, undone, .. }: StepEvents,
 ) -> Expected {
     let step = it.step().await;
     assert!(step.is_ok(), "{step:?}");
-    assert_eq!(it.news(before).await, [done]);
+    assert_eq!(it.new_events(before).await, [done]);
     let after = it.state().await;
-    assert_eq!(it.step().await, step, "a second run hears something else");
+    assert_eq!(it.step().await, step, "a second run returns another result");
     assert_eq!(it.state().await, after, "a second run changed something");
 
     let undo = it.undo().await;
     assert!(undo.is_ok(), "{undo:?}");
-    assert_eq!(it.news(before).await, [done, undone]);
+    assert_eq!(it.new_events(before).await, [done, undone]);
     let after = it.state().await;
     let statuses: Vec<_> = after.iter().filter_map(|row| row["status"].as_str()).collect();
     let declared = STEPS.iter().filter(|step| step.done == done);
     let mut tombstones = declared.flat_map(|step| step.tombstones);
     assert!(tombstones.any(|status| statuses.contains(status)), "no tombstone: {statuses:?}");
-    assert_eq!(it.undo().await, undo, "a second undo hears something else");
+    assert_eq!(it.undo().await, undo, "a second undo returns another result");
     assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a step after its undo");
-    assert_eq!(it.state().await, after, "what came after the undo changed something");
+    assert_eq!(it.state().await, after, "a run after the undo changed something");
     Expected { step, undo }
 }
 
 /// An undo that runs before its step leaves a tombstone.
-async fn undone_before_it_was_done<D: Step, U: Step>(
+async fn undo_before_step<D: Step, U: Step>(
     it: StepPair<D, U>,
     before: usize,
     StepEvents { fenced, .. }: StepEvents,
     expected: &Expected,
 ) {
     assert_eq!(it.undo().await, expected.undo);
-    assert_eq!(it.news(before).await, fenced);
+    assert_eq!(it.new_events(before).await, fenced);
     let after = it.state().await;
     assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a fenced step");
     assert_eq!(it.undo().await, expected.undo);
@@ -202,24 +202,24 @@ async fn undone_before_it_was_done<D: Step, U: Step>(
 }
 
 /// Concurrent runs of the same step have one effect.
-async fn a_crowd<D: Step, U: Step>(
+async fn concurrent_runs<D: Step, U: Step>(
     it: StepPair<D, U>,
     before: usize,
     StepEvents { done, undone, .. }: StepEvents,
     expected: &Expected,
 ) {
     for outcome in join_all((0..5).map(|_| it.step())).await {
-        assert_eq!(outcome, expected.step, "one of a crowd hears something else");
+        assert_eq!(outcome, expected.step, "a concurrent run returns another result");
     }
-    assert_eq!(it.news(before).await, [done]);
+    assert_eq!(it.new_events(before).await, [done]);
     for outcome in join_all((0..5).map(|_| it.undo())).await {
-        assert_eq!(outcome, expected.undo, "one of a crowd hears something else");
+        assert_eq!(outcome, expected.undo, "a concurrent run returns another result");
     }
-    assert_eq!(it.news(before).await, [done, undone]);
+    assert_eq!(it.new_events(before).await, [done, undone]);
 }
 
 /// If step and undo run concurrently, the result is undone.
-async fn at_once<D: Step, U: Step>(
+async fn step_and_undo_concurrently<D: Step, U: Step>(
     it: StepPair<D, U>,
     before: usize,
     StepEvents { done, undone, fenced }: StepEvents,
@@ -234,8 +234,11 @@ async fn at_once<D: Step, U: Step>(
     };
     assert!(step == expected.step || step == Err(ErrorKind::Superseded), "{step:?}");
     assert_eq!(undo, expected.undo);
-    let news = it.news(before).await;
-    assert!(news == [done, undone] || (step.is_err() && news == fenced), "{news:?}");
+    let new_events = it.new_events(before).await;
+    assert!(
+        new_events == [done, undone] || (step.is_err() && new_events == fenced),
+        "{new_events:?}"
+    );
     let after = it.state().await;
     assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a late step");
     assert_eq!(it.state().await, after, "a late step changed something");

@@ -22,10 +22,10 @@ const ALPHABETS: [&str; 5] = [
     "a\n\0\u{1b}\u{202e}\u{200b}\u{feff}\u{e0041}",
 ];
 /// The number of attempts before the generator gives up.
-const TRIES: usize = 10_000;
+const MAX_ATTEMPTS: usize = 10_000;
 
 /// Field, JSON pointer, keyword and new value of a change.
-type Place = (String, String, String, Value);
+type Change = (String, String, String, Value);
 
 /// A JSON Schema of `shared/contracts/schemas`.
 #[derive(Debug)]
@@ -58,23 +58,23 @@ impl Schema {
         let file =
             format!("{}/../../shared/contracts/schemas/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&file).expect(&file);
-        Self::of(serde_json::from_str(&text).expect(&file))
+        Self::new(serde_json::from_str(&text).expect(&file))
     }
 
     /// Returns the schema of one of its definitions.
     #[must_use]
     pub fn definition(&self, name: &str) -> Self {
-        Self::of(json!({ "$ref": format!("#/$defs/{name}"), "$defs": self.root["$defs"] }))
+        Self::new(json!({ "$ref": format!("#/$defs/{name}"), "$defs": self.root["$defs"] }))
     }
 
-    fn of(root: Value) -> Self {
+    fn new(root: Value) -> Self {
         let options = jsonschema::options().should_validate_formats(true);
         let validator = options.build(&root).expect("a schema");
         Self { root, validator, rules: Mutex::default() }
     }
 
     fn rule(&self, schema: &Value) -> Arc<Validator> {
-        let mut rules = self.rules.lock().expect("no panic in the generator");
+        let mut rules = self.rules.lock().expect("the cache");
         let rule = rules
             .entry(schema.to_string())
             .or_insert_with(|| Arc::new(jsonschema::validator_for(schema).expect("a schema")));
@@ -95,7 +95,7 @@ impl Schema {
     pub fn document(&self, rng: &mut Rng) -> Value {
         let document = self.value(&self.root, rng);
         let refused = self.validator.iter_errors(&document).next().map(|error| error.to_string());
-        assert_eq!(refused, None, "the generator does not know all of the schema");
+        assert_eq!(refused, None, "the generator does not support a keyword of the schema");
         document
     }
 
@@ -143,11 +143,11 @@ impl Schema {
             "string" => self.string(&schema, rng).into(),
             "number" => self.number(&schema, rng).into(),
             "integer" => {
-                let (least, most) = (schema["minimum"].as_u64(), schema["maximum"].as_u64());
-                let (least, most) = (least.expect("a least"), most.expect("a most"));
-                (least + rng.below(most - least + 1)).into()
+                let (min, max) = (schema["minimum"].as_u64(), schema["maximum"].as_u64());
+                let (min, max) = (min.expect("a minimum"), max.expect("a maximum"));
+                (min + rng.below(max - min + 1)).into()
             }
-            _ => panic!("what is a {schema}?"),
+            _ => panic!("unknown type in {schema}"),
         }
     }
 
@@ -166,11 +166,11 @@ impl Schema {
         if let Some(items) = schema["prefixItems"].as_array() {
             return items.iter().map(|item| self.value(item, rng)).collect();
         }
-        let (least, most) = counts(schema);
+        let (min, max) = counts(schema);
         let count = match rng.below(20) {
-            0 => least,
-            1 if most <= 100 => most,
-            _ => rng.in_range(least, most.min(5)),
+            0 => min,
+            1 if max <= 100 => max,
+            _ => rng.in_range(min, max.min(5)),
         };
         (0..count).map(|_| self.value(&schema["items"], rng)).collect()
     }
@@ -203,46 +203,45 @@ impl Schema {
             "minLength": schema.get("minLength").unwrap_or(&0.into()),
             "maxLength": schema.get("maxLength").unwrap_or(&255.into()),
         });
-        let most =
-            usize::try_from(rule["maxLength"].as_u64().expect("a length")).expect("a length");
+        let max = usize::try_from(rule["maxLength"].as_u64().expect("a length")).expect("a length");
         let rule = self.rule(&rule);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let alphabet: Vec<_> = rng.pick(&ALPHABETS).chars().collect();
             let length = match rng.below(4) {
-                0 => most,
-                1 => 64.min(most),
-                _ => rng.in_range(1, most),
+                0 => max,
+                1 => 64.min(max),
+                _ => rng.in_range(1, max),
             };
             let text: String = (0..length).map(|_| *rng.pick(&alphabet)).collect();
             if rule.is_valid(&text.as_str().into()) {
                 return text;
             }
         }
-        panic!("no string is right for {schema}");
+        panic!("no random string matches {schema}");
     }
 
     fn number(&self, schema: &Value, rng: &mut Rng) -> f64 {
-        let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
-        let (least, most) = (least.expect("a least"), most.expect("a most"));
+        let (min, max) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+        let (min, max) = (min.expect("a minimum"), max.expect("a maximum"));
         let rule = self.rule(schema);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let unit = f64::from(u32::try_from(rng.below(1 << 32)).expect("32 bits"))
                 / f64::from(u32::MAX);
             let exponent = i32::try_from(rng.below(260)).expect("an exponent") - 134;
             let number = match rng.below(8) {
-                0 => least,
-                1 => most,
+                0 => min,
+                1 => max,
                 2 => 0.0,
                 3 => *rng.pick(&[1e-130, -1e-130, 1e-131, 7.0, -3.0]),
                 4 => (unit - 0.5) * 10_f64.powi(exponent),
                 5 => ((unit - 0.5) * 200.0).round(),
-                _ => least * (1.0 - unit) + most * unit,
+                _ => min * (1.0 - unit) + max * unit,
             };
             if rule.is_valid(&number.into()) {
                 return number;
             }
         }
-        panic!("no number is right for {schema}");
+        panic!("no random number matches {schema}");
     }
 
     /// Returns all documents that differ from this one in one place and break one keyword there.
@@ -251,7 +250,7 @@ impl Schema {
     /// If the schema accepts one of them.
     #[must_use]
     pub fn invalid_documents(&self, document: &Value) -> Vec<InvalidDocument> {
-        self.places(document).into_iter().map(|place| self.put(document, place)).collect()
+        self.changes(document).into_iter().map(|change| self.apply(document, change)).collect()
     }
 
     /// Returns one random document of [`Schema::invalid_documents`].
@@ -260,116 +259,131 @@ impl Schema {
     /// If the schema accepts it.
     #[must_use]
     pub fn random_invalid_document(&self, document: &Value, rng: &mut Rng) -> InvalidDocument {
-        let mut places = self.places(document);
-        self.put(document, places.swap_remove(rng.index(places.len())))
+        let mut changes = self.changes(document);
+        self.apply(document, changes.swap_remove(rng.index(changes.len())))
     }
 
-    fn places(&self, document: &Value) -> Vec<Place> {
-        let mut places = Vec::new();
-        self.wrong(&self.root, document, "", "", &mut places);
-        places
+    fn changes(&self, document: &Value) -> Vec<Change> {
+        let mut changes = Vec::new();
+        self.collect_changes(&self.root, document, "", "", &mut changes);
+        changes
     }
 
-    fn put(&self, document: &Value, (field, pointer, what, value): Place) -> InvalidDocument {
-        let mut outside = document.clone();
-        *outside.pointer_mut(&pointer).expect("a place in the document") = value;
-        assert!(!self.accepts(&outside), "{what} of {field} is taken by the schema");
-        InvalidDocument { field, what, document: outside }
+    fn apply(&self, document: &Value, (field, pointer, what, value): Change) -> InvalidDocument {
+        let mut invalid = document.clone();
+        *invalid.pointer_mut(&pointer).expect("a value in the document") = value;
+        assert!(
+            !self.accepts(&invalid),
+            "the schema accepts a document that breaks {what} of {field}"
+        );
+        InvalidDocument { field, what, document: invalid }
     }
 
     /// Collects changes that each break one keyword.
-    fn wrong(
+    fn collect_changes(
         &self,
         schema: &Value,
         value: &Value,
         field: &str,
         pointer: &str,
-        places: &mut Vec<Place>,
+        changes: &mut Vec<Change>,
     ) {
         let schema = self.resolved(schema);
-        let mut put = |what: &str, wrong: Value| {
-            places.push((field.to_owned(), pointer.to_owned(), what.to_owned(), wrong));
+        let mut add = |what: &str, wrong: Value| {
+            changes.push((field.to_owned(), pointer.to_owned(), what.to_owned(), wrong));
         };
-        put("type: boolean", true.into());
+        add("type: boolean", true.into());
         match value {
             Value::Null => {}
             Value::Bool(_) => unreachable!("no schema has booleans"),
             Value::String(text) => {
-                put("type: number", 7.into());
+                add("type: number", 7.into());
                 if schema["pattern"].is_string() {
-                    put("pattern: bidirectional override", format!("{text}\u{202e}").into());
-                    put("pattern: NUL", format!("\0{text}").into());
-                    put("pattern: line feed", format!("{text}\n").into());
+                    add("pattern: bidirectional override", format!("{text}\u{202e}").into());
+                    add("pattern: NUL", format!("\0{text}").into());
+                    add("pattern: line feed", format!("{text}\n").into());
                 }
                 if schema["pattern"].is_string() || schema["minLength"].is_number() {
-                    put("minLength", "".into());
+                    add("minLength", "".into());
                 }
-                if let Some(most) = schema["maxLength"].as_u64() {
-                    let most = usize::try_from(most).expect("a length");
-                    put("maxLength", "\u{e4}".repeat(most + 1).into());
+                if let Some(max) = schema["maxLength"].as_u64() {
+                    let max = usize::try_from(max).expect("a length");
+                    add("maxLength", "\u{e4}".repeat(max + 1).into());
                 }
                 if schema["format"].is_string() || schema["oneOf"].is_array() {
-                    put("format, or one of", "nonsense".into());
+                    add("format, or one of", "nonsense".into());
                 }
                 if schema.get("pattern").is_none() && schema.get("format").is_none() {
-                    put("enum", "nonsense".into());
+                    add("enum", "nonsense".into());
                 }
             }
             Value::Number(_) => {
-                put("type: string", "1.5".into());
-                if let Some(most) = schema["maximum"].as_f64() {
-                    put("maximum", most.next_up().max(most + 1.0).into());
+                add("type: string", "1.5".into());
+                if let Some(max) = schema["maximum"].as_f64() {
+                    add("maximum", max.next_up().max(max + 1.0).into());
                 }
-                if let Some(least) = schema["minimum"].as_f64() {
-                    put("minimum", least.next_down().min(least - 1.0).into());
+                if let Some(min) = schema["minimum"].as_f64() {
+                    add("minimum", min.next_down().min(min - 1.0).into());
                 }
                 if schema["anyOf"].is_array() {
-                    put("anyOf: close to zero", 1e-200.into());
-                    put("anyOf: close to zero", (-9e-131).into());
+                    add("anyOf: close to zero", 1e-200.into());
+                    add("anyOf: close to zero", (-9e-131).into());
                 }
             }
             Value::Array(items) => {
-                put("type: object", json!({}));
+                add("type: object", json!({}));
                 let prefix = schema["prefixItems"].as_array();
-                let (least, most) = counts(&schema);
-                if least > 0 {
-                    put("minItems", json!(items[..least - 1]));
+                let (min, max) = counts(&schema);
+                if min > 0 {
+                    add("minItems", json!(items[..min - 1]));
                 }
-                if most <= 1_000 {
-                    let more = items.iter().cycle().take(most + 1);
-                    put("maxItems", more.cloned().collect());
+                if max <= 1_000 {
+                    let more = items.iter().cycle().take(max + 1);
+                    add("maxItems", more.cloned().collect());
                 }
                 for (index, item) in items.iter().enumerate() {
                     let schema = prefix.map_or(&schema["items"], |items| &items[index]);
                     let field = format!("{field}[{index}]");
-                    self.wrong(schema, item, &field, &format!("{pointer}/{index}"), places);
+                    self.collect_changes(
+                        schema,
+                        item,
+                        &field,
+                        &format!("{pointer}/{index}"),
+                        changes,
+                    );
                 }
             }
             Value::Object(members) => {
-                put("type: array, in order", members.values().cloned().collect());
-                let mut changed = |name: &str, what: &str, change: &dyn Fn(&mut Map<_, _>)| {
+                add("type: array, in order", members.values().cloned().collect());
+                let mut add_edited = |name: &str, what: &str, edit: &dyn Fn(&mut Map<_, _>)| {
                     let mut members = members.clone();
-                    change(&mut members);
-                    let place = (joined(field, name), pointer.to_owned(), what.to_owned());
-                    places.push((place.0, place.1, place.2, members.into()));
+                    edit(&mut members);
+                    let field = join_path(field, name);
+                    changes.push((field, pointer.to_owned(), what.to_owned(), members.into()));
                 };
-                changed("colour", "additionalProperties", &|members| {
+                add_edited("colour", "additionalProperties", &|members| {
                     members.insert("colour".to_owned(), "red".into());
                 });
                 for name in members.keys().filter(|name| is_required(&schema, name)) {
-                    changed(name, "required", &|members| drop(members.remove(name)));
+                    add_edited(name, "required", &|members| drop(members.remove(name)));
                 }
                 for (name, member) in members {
                     let schema = &schema["properties"][name];
-                    let field = joined(field, name);
-                    self.wrong(schema, member, &field, &format!("{pointer}/{name}"), places);
+                    let field = join_path(field, name);
+                    self.collect_changes(
+                        schema,
+                        member,
+                        &field,
+                        &format!("{pointer}/{name}"),
+                        changes,
+                    );
                 }
             }
         }
     }
 }
 
-fn joined(field: &str, name: &str) -> String {
+fn join_path(field: &str, name: &str) -> String {
     if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") }
 }
 

@@ -17,9 +17,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 /// The requests to the fake with prepared responses.
 pub type Requests = JoinHandle<io::Result<Vec<String>>>;
 
-/// Returns the response to a call, given as method and path: `GET /v1/subscriptions`.
+/// Returns the body of a successful response to a call, given as method and path: `GET /v1/subscriptions`.
 #[must_use]
-pub fn accepting(call: &str) -> Value {
+pub fn success_body(call: &str) -> Value {
     let id = match call.split('/').nth(2) {
         Some("customers") => "cus_NffrFeUfNV2Hib",
         Some("payment_methods") => "pm_1MqLiJLkdIwHu7ixUEgbFdYF",
@@ -37,13 +37,13 @@ pub fn accepting(call: &str) -> Value {
 
 /// Returns a prepared response with a request id.
 #[must_use]
-pub fn answer(status: u16, body: &str) -> String {
-    with_header(status, "request-id: req_7", body)
+pub fn response(status: u16, body: &str) -> String {
+    response_with_header(status, "request-id: req_7", body)
 }
 
 /// Returns a prepared response with this header.
 #[must_use]
-pub fn with_header(status: u16, header: &str, body: &str) -> String {
+pub fn response_with_header(status: u16, header: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\n\
@@ -56,16 +56,16 @@ pub fn with_header(status: u16, header: &str, body: &str) -> String {
 ///
 /// # Errors
 /// If it can't listen.
-pub async fn serve(answers: Vec<String>) -> io::Result<(String, Requests)> {
+pub async fn serve(responses: Vec<String>) -> io::Result<(String, Requests)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let base = format!("http://{}/", listener.local_addr()?);
     let requests = tokio::spawn(async move {
         let mut requests = Vec::new();
-        for answer in answers {
+        for response in responses {
             // If a call is missing, the test fails instead of hanging.
             let (mut socket, _) = timeout(CALL_TIMEOUT, listener.accept()).await??;
             requests.push(read_request(&mut socket).await?);
-            socket.write_all(answer.as_bytes()).await?;
+            socket.write_all(response.as_bytes()).await?;
         }
         Ok(requests)
     });

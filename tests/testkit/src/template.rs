@@ -70,8 +70,8 @@ impl Template {
     /// # Panics
     /// If two of them have different resources of the same logical id.
     #[must_use]
-    pub fn merge(nesting: &Self, services: &BTreeMap<String, Self>) -> Self {
-        let mut merged = nesting.0.clone();
+    pub fn merge(root: &Self, services: &BTreeMap<String, Self>) -> Self {
+        let mut merged = root.0.clone();
         merged["Resources"] = Value::Object(Map::new());
         for (service, template) in services {
             for section in ["Globals", "Parameters", "Conditions", "Resources", "Outputs"] {
@@ -279,33 +279,33 @@ impl Names {
             key if key.ends_with("_STREAM") => Some("AWS::Kinesis::Stream"),
             _ => None,
         };
-        let alone = text.strip_prefix(ENVIRONMENT);
-        if let Some(id) = kind.zip(alone).and_then(|(kind, name)| self.id(kind, name)) {
+        let name_only = text.strip_prefix(ENVIRONMENT);
+        if let Some(id) = kind.zip(name_only).and_then(|(kind, name)| self.id(kind, name)) {
             return id.to_owned();
         }
         let mut resolved = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once(ENVIRONMENT) {
-            let (name, mut behind) = split_name(after);
+            let (name, mut after_name) = split_name(after);
             let found = USES.iter().find_map(|(prefix, kind, attribute)| {
                 let start = before.strip_suffix(prefix)?;
                 Some((start, *prefix, self.id(kind, name)?, *attribute))
             });
             if let Some((start, prefix, id, attribute)) = found {
-                let kept = if attribute == ".Name" { prefix } else { "" };
-                let alias = behind.strip_prefix(":live").filter(|_| attribute == ".Arn");
+                let kept_prefix = if attribute == ".Name" { prefix } else { "" };
+                let alias = after_name.strip_prefix(":live").filter(|_| attribute == ".Arn");
                 let attribute = if alias.is_some() { ".Alias" } else { attribute };
-                behind = alias.unwrap_or(behind);
-                resolved += &[start, kept, "${", id, attribute, "}"].concat();
+                after_name = alias.unwrap_or(after_name);
+                resolved += &[start, kept_prefix, "${", id, attribute, "}"].concat();
             } else {
                 resolved += &[before, ENVIRONMENT, name].concat();
             }
-            rest = behind;
+            rest = after_name;
         }
         resolved.push_str(rest);
         // `!Sub '${Table.Arn}'` is equivalent to `!GetAtt Table.Arn`.
-        let whole = resolved.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
-        match whole {
+        let single_reference = resolved.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
+        match single_reference {
             Some(reference) if !reference.contains(['{', '}']) && reference != "Environment" => {
                 reference.to_owned()
             }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testkit::template::{Template, kebab, root};
 
 /// The functions whose errors raise no alarm of their own.
-const WITHOUT_ERRORS: [&str; 5] = [
+const WITHOUT_ERROR_ALARM: [&str; 5] = [
     "CheckSagas",  // It runs too rarely to fail twice in a row; SagaChecks covers it.
     "ImportSite",  // Its errors are expected: a registration that can't be read.
     "ReceiveKits", // Its errors are expected: a delivery that can't be read.
@@ -22,10 +22,10 @@ const WITHOUT_ERRORS: [&str; 5] = [
 /// The functions that run once an hour, for which a single slow run raises the alarm.
 const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
-const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
+const STREAM_CONSUMERS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
 /// The consumers whose mappings count their events: those of streams and of commands. The mappings of
 /// record-failure do not count: their queues have alarms on depth and age.
-const COUNTED: [&str; 5] = [
+const CONSUMERS_WITH_EVENT_COUNT: [&str; 5] = [
     "CancelSubscription",
     "DetectBreaches",
     "InitializeSubscription",
@@ -33,9 +33,9 @@ const COUNTED: [&str; 5] = [
     "StoreReadings",
 ];
 /// The functions that call the payment provider.
-const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
+const PROVIDER_CALLERS: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
 /// Returns where an onboarding can fail: in a step, in the state that undoes it, or at its start.
-fn places() -> Vec<&'static str> {
+fn failure_points() -> Vec<&'static str> {
     STEPS.iter().map(|step| step.name).chain([COMPENSATE, "Start"]).collect()
 }
 
@@ -44,7 +44,7 @@ const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQ
 /// The tables whose throttles raise an alarm. The others get a few writes per site.
 const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
-const SAY_WHAT_TO_DO: [&str; 17] = [
+const SELF_EXPLANATORY: [&str; 17] = [
     "CompensationIncomplete",
     "DetectBreachesFailures",
     "DetectBreachesIteratorAge",
@@ -64,8 +64,8 @@ const SAY_WHAT_TO_DO: [&str; 17] = [
     "SubscriptionReconciliation",
 ];
 
-/// When an alarm goes off: `threshold` is passed in each of `periods` periods of `period` seconds. `silence` is
-/// the treatment of missing data.
+/// The condition of an alarm: `threshold` is crossed in each of `periods` periods of `period` seconds.
+/// `missing_data` is the treatment of missing data.
 #[derive(Debug, PartialEq)]
 struct Alarm {
     metric: String,
@@ -77,7 +77,7 @@ struct Alarm {
     periods: i64,
     operator: String,
     threshold: Value,
-    silence: String,
+    missing_data: String,
 }
 
 /// The rule of one metric. A dimension is `name=value`, and `$` is replaced by each item of `about`.
@@ -88,17 +88,17 @@ struct Rule {
     dimensions: &'static [&'static str],
     when: (&'static str, &'static str, i64),
     periods: (i64, i64),
-    silence: &'static str,
+    missing_data: &'static str,
 }
 
 /// Returns the table: one line for each kind of alarm. The `$` in a name is replaced by each item of `about`.
 #[rustfmt::skip]
 fn rules(template: &Template) -> Vec<Rule> {
-    let rule = |names, about: &[&str], metric, dimensions, when, periods, silence| Rule {
-        names, about: about.iter().map(|about| (*about).to_owned()).collect(), metric, dimensions, when, periods, silence,
+    let rule = |names, about: &[&str], metric, dimensions, when, periods, missing_data| Rule {
+        names, about: about.iter().map(|about| (*about).to_owned()).collect(), metric, dimensions, when, periods, missing_data,
     };
     let functions = template.functions();
-    let with_errors: Vec<_> = functions.iter().copied().filter(|name| !WITHOUT_ERRORS.contains(name)).collect();
+    let with_errors: Vec<_> = functions.iter().copied().filter(|name| !WITHOUT_ERROR_ALARM.contains(name)).collect();
     let queues = failure_queues(template);
     let (sum, most, count) = ("Sum", "Maximum", "SampleCount");
     let (ok, bad) = ("notBreaching", "breaching");
@@ -107,12 +107,12 @@ fn rules(template: &Template) -> Vec<Rule> {
         rule("CompensationIncomplete",  &[""],            "AWS/States ExecutionsFailed",                 &["StateMachineArn=SiteTeardown"],              (sum, ">", 0),                   (1, 60),           ok),
         rule("$Aborted",                &["SiteOnboarding", "SiteTeardown"], "AWS/States ExecutionsAborted", &["StateMachineArn=$"],                        (sum, ">", 0),                   (1, 60),           ok),
         rule("$TimedOut",               &["SiteOnboarding"], "AWS/States ExecutionsTimedOut",            &["StateMachineArn=$"],                         (sum, ">", 0),                   (1, 60),           ok),
-        rule("$Failed",                 &places(),         "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
+        rule("$Failed",                 &failure_points(),         "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
         rule("StuckSagas",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (most, ">", 0),                  (1, 300),          ok),
         rule("SagaChecks",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (count, "<", 1),                 (3, 300),          bad),
         rule("SubscriptionFindings",    &[""],            "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (most, ">", 0),                  (1, 3600),         ok),
         rule("SubscriptionReconciliation", &[""],         "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (count, "<", 1),                 (3, 3600),         bad),
-        rule("$Circuit",                &OF_THE_PROVIDER, "Fieldstation ProviderCircuitOpen",            &["function=$Function"],                        (sum, ">", 0),                   (1, 600),          ok),
+        rule("$Circuit",                &PROVIDER_CALLERS, "Fieldstation ProviderCircuitOpen",            &["function=$Function"],                        (sum, ">", 0),                   (1, 600),          ok),
         rule("SweptEvents",             &[""],            "Fieldstation EventsPublished",                &["function=SweepEventsFunction"],              (sum, ">", 0),                   (1, 300),          ok),
         rule("OldestUnpublishedEvent",  &[""],            "Fieldstation OldestUnpublishedEventAgeSeconds", &["function=SweepEventsFunction"],            (most, ">", 300),                (5, 60),           bad),
         rule("OpenFailures",            &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (most, ">", 0),                  (1, 60),           ok),
@@ -120,12 +120,12 @@ fn rules(template: &Template) -> Vec<Rule> {
         rule("FailureReports",          &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (count, "<", 1),                 (5, 60),           bad),
         rule("ConsumersNotRunning",     &[""],            "Fieldstation ConsumersNotRunning",            &["function=CheckConsumersFunction"],           (most, ">", 0),                  (3, 60),           ok),
         rule("ConsumerChecks",          &[""],            "Fieldstation ConsumersNotRunning",            &["function=CheckConsumersFunction"],           (count, "<", 1),                 (5, 60),           bad),
-        rule("$Polls",                  &COUNTED,         "AWS/Lambda PolledEventCount",                 &["EventSourceMappingUUID=$Mapping"],           (count, "<", 1),                 (5, 60),           bad),
+        rule("$Polls",                  &CONSUMERS_WITH_EVENT_COUNT,         "AWS/Lambda PolledEventCount",                 &["EventSourceMappingUUID=$Mapping"],           (count, "<", 1),                 (5, 60),           bad),
         rule("$",                       &queues,          "AWS/SQS ApproximateNumberOfMessagesVisible",  &["QueueName=$.QueueName"],                     (most, ">", 0),                  (5, 60),           ok),
         rule("$Age",                    &queues,          "AWS/SQS ApproximateAgeOfOldestMessage",       &["QueueName=$.QueueName"],                     (most, ">", 900),                (1, 60),           ok),
-        rule("$IteratorAge",            &OF_STREAMS,      "AWS/Lambda IteratorAge",                      &["FunctionName=$Function"],                    (most, ">", 60_000),             (3, 60),           ok),
-        rule("$Failures",               &OF_STREAMS,      "AWS/Lambda OnFailureDestinationDeliveredEventCount", &["EventSourceMappingUUID=$Mapping"],    (sum, ">", 0),                   (1, 60),           ok),
-        rule("$Dropped",                &OF_STREAMS,      "AWS/Lambda DroppedEventCount",                &["EventSourceMappingUUID=$Mapping"],           (sum, ">", 0),                   (1, 60),           ok),
+        rule("$IteratorAge",            &STREAM_CONSUMERS,      "AWS/Lambda IteratorAge",                      &["FunctionName=$Function"],                    (most, ">", 60_000),             (3, 60),           ok),
+        rule("$Failures",               &STREAM_CONSUMERS,      "AWS/Lambda OnFailureDestinationDeliveredEventCount", &["EventSourceMappingUUID=$Mapping"],    (sum, ">", 0),                   (1, 60),           ok),
+        rule("$Dropped",                &STREAM_CONSUMERS,      "AWS/Lambda DroppedEventCount",                &["EventSourceMappingUUID=$Mapping"],           (sum, ">", 0),                   (1, 60),           ok),
         rule("ReadingsStreamThrottles", &[""],            "AWS/Kinesis WriteProvisionedThroughputExceeded", &["StreamName=ReadingsStream"],              (sum, ">", 0),                   (5, 60),           ok),
         rule("$Throttles",              &BUSY_TABLES,     "AWS/DynamoDB WriteThrottleEvents",            &["TableName=$"],                               (sum, ">", 0),                   (5, 60),           ok),
         rule("$Errors",                 &with_errors,     "AWS/Lambda Errors",                           &["FunctionName=$Function"],                    (sum, ">=", 3),                  (2, 60),           ok),
@@ -279,7 +279,7 @@ impl Math<'_> {
             return Some(number);
         }
         if !self.takes("(") {
-            return *self.data.get(word).unwrap_or_else(|| panic!("{word:?} is no metric"));
+            return *self.data.get(word).unwrap_or_else(|| panic!("{word:?} is not a metric"));
         }
         let mut values = vec![self.comparison()];
         while self.takes(",") {
@@ -335,14 +335,14 @@ fn found(properties: &Value) -> Alarm {
         periods: properties["EvaluationPeriods"].as_i64().unwrap_or_default(),
         operator: text(&properties["ComparisonOperator"]),
         threshold: properties["Threshold"].clone(),
-        silence: text(&properties["TreatMissingData"]),
+        missing_data: text(&properties["TreatMissingData"]),
     }
 }
 
 /// Returns the expected alarms on a single metric, by their logical ids.
-fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
-    let mut wanted = BTreeMap::new();
-    for Rule { names, about, metric, dimensions, when, periods, silence } in rules(template) {
+fn expected(template: &Template) -> BTreeMap<String, Alarm> {
+    let mut expected = BTreeMap::new();
+    for Rule { names, about, metric, dimensions, when, periods, missing_data } in rules(template) {
         let (statistic, operator, threshold) = when;
         let operator = match operator {
             ">" => "GreaterThanThreshold",
@@ -364,9 +364,9 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
                 periods: periods.0,
                 operator: operator.to_owned(),
                 threshold: json!(threshold),
-                silence: silence.to_owned(),
+                missing_data: missing_data.to_owned(),
             };
-            let before = wanted.insert(format!("{}Alarm", names.replace('$', &about)), alarm);
+            let before = expected.insert(format!("{}Alarm", names.replace('$', &about)), alarm);
             assert_eq!(before, None, "two rules for {names} of {about}");
         }
     }
@@ -381,9 +381,9 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
             periods,
             operator: "GreaterThanThreshold".to_owned(),
             threshold: json!(["AcceptedDuration", kebab(function), "alarm"]),
-            silence: "notBreaching".to_owned(),
+            missing_data: "notBreaching".to_owned(),
         };
-        wanted.insert(format!("{function}DurationAlarm"), alarm);
+        expected.insert(format!("{function}DurationAlarm"), alarm);
     }
     for (table, index) in indexes(template) {
         // A table's metric does not count the throttles of its indexes.
@@ -397,12 +397,12 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
             periods: 5,
             operator: "GreaterThanThreshold".to_owned(),
             threshold: json!(0),
-            silence: "notBreaching".to_owned(),
+            missing_data: "notBreaching".to_owned(),
         };
         let capital = index[..1].to_uppercase() + &index[1..];
-        wanted.insert(format!("{table}{capital}ThrottlesAlarm"), alarm);
+        expected.insert(format!("{table}{capital}ThrottlesAlarm"), alarm);
     }
-    wanted
+    expected
 }
 
 /// Returns the global secondary indexes, each with its table.
@@ -421,25 +421,25 @@ fn indexes(template: &Template) -> Vec<(&str, &str)> {
 #[test]
 fn every_alarm_matches_the_table() {
     let template = Template::read();
-    let wanted = wanted(&template);
+    let expected = expected(&template);
     let alarms = alarms(&template);
     let of_metrics: BTreeMap<_, _> =
         alarms.into_iter().filter(|(id, _)| !id.ends_with("CanaryAlarm")).collect();
     let names: BTreeSet<_> = of_metrics.keys().map(|id| (*id).to_owned()).collect();
-    let must_be: BTreeSet<_> = wanted.keys().cloned().collect();
-    let (missing, new) = (&must_be - &names, &names - &must_be);
+    let expected_ids: BTreeSet<_> = expected.keys().cloned().collect();
+    let (missing, new) = (&expected_ids - &names, &names - &expected_ids);
     assert!(
         missing.is_empty() && new.is_empty(),
         "missing: {missing:?}; not in the table: {new:?}"
     );
     for (id, alarm) in of_metrics {
-        assert_eq!(found(alarm), wanted[id], "{id}");
+        assert_eq!(found(alarm), expected[id], "{id}");
         // Properties such as M out of N would change the alarm in a way that the table does not show.
         for property in ["EvaluateLowSampleCountPercentile", "Unit"] {
             assert_eq!(alarm[property], Value::Null, "{id}");
         }
         // FILL also fills the newest minute, which has no data yet, so not all periods can have some.
-        let datapoints = if wanted[id].filled { json!(3) } else { Value::Null };
+        let datapoints = if expected[id].filled { json!(3) } else { Value::Null };
         assert_eq!(alarm["DatapointsToAlarm"], datapoints, "{id}");
     }
 }
@@ -454,7 +454,7 @@ fn gradual(template: &Template) -> Vec<&str> {
 }
 
 #[test]
-fn a_gradual_deployment_is_rolled_back_by_an_alarm_of_its_own() {
+fn a_gradual_deployment_is_rolled_back_by_its_own_alarm() {
     let template = Template::read();
     let alarms = alarms(&template);
     let canaries = alarms.keys().filter(|id| id.ends_with("CanaryAlarm"));
@@ -471,7 +471,7 @@ fn a_gradual_deployment_is_rolled_back_by_an_alarm_of_its_own() {
         assert_eq!(others, inputs, "{id}");
         let when = found(alarm);
         assert_eq!(
-            (when.operator.as_str(), &when.threshold, when.periods, when.silence.as_str()),
+            (when.operator.as_str(), &when.threshold, when.periods, when.missing_data.as_str()),
             ("GreaterThanThreshold", &json!(0), 5, "notBreaching"),
             "{id}"
         );
@@ -496,23 +496,30 @@ fn duration_limits_are_above_the_accepted_p95_and_below_the_timeout() {
     for function in template.functions() {
         let timeout = template.properties(&format!("{function}Function"))["Timeout"].as_i64();
         let timeout = 1000 * timeout.unwrap_or(default);
-        let of = |limit| accepted[&kebab(function)][limit].as_i64().expect("milliseconds");
+        let limit_of = |limit| accepted[&kebab(function)][limit].as_i64().expect("milliseconds");
         let p95 = &accepted[&kebab(function)]["p95"];
         assert_eq!(p95.is_i64(), gradual.contains(&function), "{function}: p95 is for canaries");
         let rolled_back = 2 * p95.as_i64().unwrap_or_default();
-        assert!(rolled_back < of("alarm"), "{function}: on-call gets an alarm before the rollback");
-        assert!(2 * of("alarm") <= timeout, "{function}: {} of {timeout} ms", of("alarm"));
+        assert!(
+            rolled_back < limit_of("alarm"),
+            "{function}: on-call gets an alarm before the rollback"
+        );
+        assert!(
+            2 * limit_of("alarm") <= timeout,
+            "{function}: {} of {timeout} ms",
+            limit_of("alarm")
+        );
     }
 }
 
 #[test]
-fn every_alarm_reaches_on_call_and_says_what_to_do() {
+fn every_alarm_notifies_on_call_and_describes_what_to_do() {
     let template = Template::read();
     let operations = fs::read_to_string(root().join("docs/operations.md")).expect("operations.md");
     for (id, alarm) in alarms(&template) {
         let name = id.strip_suffix("Alarm").unwrap_or_else(|| panic!("{id} is not named an alarm"));
         assert_eq!(alarm["AlarmActions"], json!(["OnCallTopic"]), "{id}");
-        assert!(alarm["ActionsEnabled"].as_bool().unwrap_or(true), "{id} tells nobody");
+        assert!(alarm["ActionsEnabled"].as_bool().unwrap_or(true), "{id} has no enabled action");
         let description = text(&alarm["AlarmDescription"]);
         let runbook = description.split_once("See the runbook ").and_then(|(_, rest)| {
             let name = rest.strip_suffix(" in docs/operations.md.");
@@ -522,10 +529,13 @@ fn every_alarm_reaches_on_call_and_says_what_to_do() {
             assert!(operations.contains(&heading), "{id}: no section{heading}");
         } else {
             assert!(
-                SAY_WHAT_TO_DO.contains(&name),
-                "{id} neither names a runbook nor says what to do: {description}"
+                SELF_EXPLANATORY.contains(&name),
+                "{id} neither names a runbook nor describes what to do: {description}"
             );
-            assert!(description.contains(". "), "{id} is too short: {description}");
+            assert!(
+                description.contains(". "),
+                "the description of {id} is too short: {description}"
+            );
         }
     }
 }
@@ -533,19 +543,19 @@ fn every_alarm_reaches_on_call_and_says_what_to_do() {
 #[test]
 fn every_failure_queue_is_consumed_by_record_failure() {
     let template = Template::read();
-    let mut emptied = BTreeMap::new();
+    let mut consumed = BTreeMap::new();
     for (id, mapping) in template.resources("AWS::Lambda::EventSourceMapping") {
         let properties = &mapping["Properties"];
         if properties["FunctionName"] == "RecordFailureFunction.Alias" {
             let queue = text(&properties["EventSourceArn"]).replace(".Arn", "");
-            let one_by_one = json!(["ReportBatchItemFailures"]);
-            assert_eq!(properties["FunctionResponseTypes"], one_by_one, "{id}");
+            let partial_batch_responses = json!(["ReportBatchItemFailures"]);
+            assert_eq!(properties["FunctionResponseTypes"], partial_batch_responses, "{id}");
             assert_ne!(properties["Enabled"], false, "{id}");
-            assert_eq!(emptied.insert(queue, id), None, "{id} is the second of its queue");
+            assert_eq!(consumed.insert(queue, id), None, "{id} is the second mapping of its queue");
         }
     }
     let queues: BTreeSet<_> = failure_queues(&template).into_iter().collect();
-    assert_eq!(emptied.keys().map(String::as_str).collect::<BTreeSet<_>>(), queues);
+    assert_eq!(consumed.keys().map(String::as_str).collect::<BTreeSet<_>>(), queues);
     // record-failure may read queues with these names, in any service.
     for queue in queues.into_iter().filter(|queue| *queue != "FailureFiles") {
         let name = template.fixed_name(queue).expect("a fixed name");
@@ -571,14 +581,17 @@ fn every_custom_metric_of_an_alarm_is_written_by_the_code() {
     for folder in ["functions", "shared"] {
         sources(&root().join(folder), &mut written);
     }
-    let ours = wanted(&Template::read()).into_values().filter_map(|alarm| {
+    let ours = expected(&Template::read()).into_values().filter_map(|alarm| {
         Some((alarm.metric.strip_prefix("Fieldstation ")?.to_owned(), alarm.dimensions))
     });
     let items = vec![("version".to_owned(), String::new())];
     for (metric, dimensions) in ours.chain([("BatchItemFailures".to_owned(), items)]) {
-        assert!(written.contains(&format!("\"{metric}\"")), "nobody writes {metric}");
+        assert!(written.contains(&format!("\"{metric}\"")), "no code writes {metric}");
         for (dimension, _) in dimensions {
-            assert!(written.contains(&format!("\"{dimension}\"")), "no {dimension} of {metric}");
+            assert!(
+                written.contains(&format!("\"{dimension}\"")),
+                "no code writes the dimension {dimension} of {metric}"
+            );
         }
     }
 }
@@ -586,7 +599,7 @@ fn every_custom_metric_of_an_alarm_is_written_by_the_code() {
 #[test]
 fn mappings_count_their_events() {
     let template = Template::read();
-    for function in COUNTED {
+    for function in CONSUMERS_WITH_EVENT_COUNT {
         let mapping = template.properties(&format!("{function}Mapping"));
         assert_eq!(mapping["MetricsConfig"]["Metrics"], json!(["EventCount"]), "{function}");
     }

@@ -1,4 +1,4 @@
-//! Tests that the simulated cloud answers as AWS does and that its faults have the documented effects.
+//! Tests that the simulated cloud responds as AWS does and that its faults have the documented effects.
 
 use std::time::Duration;
 
@@ -48,19 +48,19 @@ fn a_cancelled_transaction_names_the_failed_condition() {
     run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
-        assert!(matches!(create(&table, "b", "THERE").await, Ok(Commit::Done)));
+        assert!(matches!(create(&table, "b", "EXISTING").await, Ok(Commit::Done)));
         let both = Transaction::on(&table).create(&table, &key("a"), &row("NEW"));
         let both = both.create(&table, &key("b"), &row("NEW")).commit().await;
         let Ok(Commit::Refused(refused)) = both else { panic!("{both:?}") };
         assert!(!refused.contains(&key("a")));
-        assert_eq!(refused.row(&key("b")).expect("a row"), Some(row("THERE")));
+        assert_eq!(refused.row(&key("b")).expect("a row"), Some(row("EXISTING")));
         assert_eq!(cloud.rows(SITES).len(), 1);
     });
 }
 
 #[derive(Debug, PartialEq)]
-enum End {
-    Answered,
+enum CallEnd {
+    Succeeded,
     Transient,
     OtherError,
     Panicked,
@@ -69,67 +69,79 @@ enum End {
 #[derive(Debug, PartialEq)]
 enum Effect {
     Never,
-    BeforeTheEnd,
+    BeforeEnd,
     Later,
 }
 
-/// How a call that met a fault ended, when it took effect, and how many seconds it took.
+/// The result of a call with a fault: how it ended, when it took effect, and how many seconds it took.
 #[derive(Debug, PartialEq)]
-struct Met(End, Effect, u64);
+struct FaultEffect(CallEnd, Effect, u64);
 
-/// Puts rows until that fault occurs.
-fn meet(fault: CallFault) -> Met {
+/// Puts rows until the fault occurs, and returns its effect.
+fn effect_of(fault: CallFault) -> FaultEffect {
     run(async {
         let cloud = Cloud::new(Rng::from_seed(2));
         let table = cloud.table(SITES);
         cloud.inject_faults(100);
         for n in 0..1_000 {
-            let (line, begun) = (cloud.log_length(), Instant::now());
-            let of_row = table.clone();
+            let (line, start) = (cloud.log_length(), Instant::now());
+            let table_of_call = table.clone();
             let put = tokio::task::spawn_local(async move {
-                create(&of_row, &format!("row-{n}"), "THERE").await
+                create(&table_of_call, &format!("row-{n}"), "EXISTING").await
             });
             let end = put.await;
-            let seconds = begun.elapsed().as_secs();
+            let seconds = start.elapsed().as_secs();
             let effects = |cloud: &Cloud| {
                 let log = cloud.log_from(line);
                 log.iter().any(|entry| matches!(entry, Entry::Effect { .. }))
             };
             let effect = effects(&cloud);
             sleep(Duration::from_mins(1)).await;
-            let met = cloud.log_from(line).into_iter().find_map(|entry| match entry {
+            let occurred = cloud.log_from(line).into_iter().find_map(|entry| match entry {
                 Entry::Called { fault, .. } => fault,
                 Entry::Effect { .. } => None,
             });
-            if met == Some(fault) {
+            if occurred == Some(fault) {
                 let end = match end {
-                    Ok(Ok(_)) => End::Answered,
-                    Ok(Err(StoreError::Transient(_))) => End::Transient,
-                    Ok(Err(_)) => End::OtherError,
-                    Err(_) => End::Panicked,
+                    Ok(Ok(_)) => CallEnd::Succeeded,
+                    Ok(Err(StoreError::Transient(_))) => CallEnd::Transient,
+                    Ok(Err(_)) => CallEnd::OtherError,
+                    Err(_) => CallEnd::Panicked,
                 };
                 let effect = match effects(&cloud) {
-                    _ if effect => Effect::BeforeTheEnd,
+                    _ if effect => Effect::BeforeEnd,
                     true => Effect::Later,
                     false => Effect::Never,
                 };
-                return Met(end, effect, seconds);
+                return FaultEffect(end, effect, seconds);
             }
         }
-        panic!("{fault:?} never came")
+        panic!("{fault:?} did not occur")
     })
 }
 
 #[test]
 fn every_fault_has_its_documented_effect() {
-    assert_eq!(meet(CallFault::Throttled), Met(End::Transient, Effect::Never, 0));
-    assert_eq!(meet(CallFault::ServerError), Met(End::Transient, Effect::Never, 0));
-    assert_eq!(meet(CallFault::LostRequest), Met(End::Transient, Effect::Never, 3));
-    assert_eq!(meet(CallFault::LostResponse), Met(End::Transient, Effect::BeforeTheEnd, 3));
-    assert_eq!(meet(CallFault::Late), Met(End::Transient, Effect::Later, 3));
-    assert_eq!(meet(CallFault::Disconnected), Met(End::Transient, Effect::BeforeTheEnd, 0));
-    assert_eq!(meet(CallFault::Slow), Met(End::Answered, Effect::BeforeTheEnd, 2));
-    assert_eq!(meet(CallFault::Panic), Met(End::Panicked, Effect::Never, 0));
+    assert_eq!(effect_of(CallFault::Throttled), FaultEffect(CallEnd::Transient, Effect::Never, 0));
+    assert_eq!(
+        effect_of(CallFault::ServerError),
+        FaultEffect(CallEnd::Transient, Effect::Never, 0)
+    );
+    assert_eq!(
+        effect_of(CallFault::LostRequest),
+        FaultEffect(CallEnd::Transient, Effect::Never, 3)
+    );
+    assert_eq!(
+        effect_of(CallFault::LostResponse),
+        FaultEffect(CallEnd::Transient, Effect::BeforeEnd, 3)
+    );
+    assert_eq!(effect_of(CallFault::Late), FaultEffect(CallEnd::Transient, Effect::Later, 3));
+    assert_eq!(
+        effect_of(CallFault::Disconnected),
+        FaultEffect(CallEnd::Transient, Effect::BeforeEnd, 0)
+    );
+    assert_eq!(effect_of(CallFault::Slow), FaultEffect(CallEnd::Succeeded, Effect::BeforeEnd, 2));
+    assert_eq!(effect_of(CallFault::Panic), FaultEffect(CallEnd::Panicked, Effect::Never, 0));
 }
 
 #[test]
@@ -137,8 +149,8 @@ fn a_call_takes_effect_after_its_caller_stopped_waiting() {
     run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
-        let put = timeout(Duration::from_micros(1), create(&table, "a", "THERE")).await;
-        assert!(put.is_err(), "it was too fast");
+        let put = timeout(Duration::from_micros(1), create(&table, "a", "EXISTING")).await;
+        assert!(put.is_err(), "the call ended too early");
         assert!(cloud.rows(SITES).is_empty());
         sleep(Duration::from_secs(1)).await;
         assert_eq!(cloud.rows(SITES).len(), 1);
@@ -151,10 +163,10 @@ fn only_one_partition_is_throttled_for_a_limited_time() {
         let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
         cloud.throttle(vec!["\"row-a\"".to_owned()], Duration::from_mins(1));
-        assert!(matches!(create(&table, "row-a", "THERE").await, Err(StoreError::Transient(_))));
-        assert!(matches!(create(&table, "row-b", "THERE").await, Ok(Commit::Done)));
+        assert!(matches!(create(&table, "row-a", "EXISTING").await, Err(StoreError::Transient(_))));
+        assert!(matches!(create(&table, "row-b", "EXISTING").await, Ok(Commit::Done)));
         sleep(Duration::from_mins(1)).await;
-        assert!(matches!(create(&table, "row-a", "THERE").await, Ok(Commit::Done)));
+        assert!(matches!(create(&table, "row-a", "EXISTING").await, Ok(Commit::Done)));
         assert_eq!(cloud.faults().into_iter().collect::<Vec<_>>(), [(CallFault::Throttled, 1)]);
     });
 }

@@ -10,7 +10,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().expect("a number")
 }
 
-fn assumed() -> Assumptions {
+fn assumptions() -> Assumptions {
     read(&root().join("tools/cost/assumptions.json")).expect("assumptions")
 }
 
@@ -18,31 +18,35 @@ fn quotas() -> Quotas {
     read(&root().join("tools/cost/quotas.json")).expect("quotas")
 }
 
-fn near(one: f64, other: f64, what: &str) {
+fn assert_equal(one: f64, other: f64, what: &str) {
     assert!((one - other).abs() < f64::EPSILON, "{what} is {other}, not {one}");
 }
 
 #[test]
 fn the_cost_model_has_the_functions_memory() {
-    let (template, assumed) = (Template::read(), assumed());
-    near(128.0, number(&template.0["Globals"]["Function"]["MemorySize"]), "the usual memory");
+    let (template, assumptions) = (Template::read(), assumptions());
+    assert_equal(
+        128.0,
+        number(&template.0["Globals"]["Function"]["MemorySize"]),
+        "the usual memory",
+    );
     for name in template.functions() {
         let memory = &template.properties(&format!("{name}Function"))["MemorySize"];
         let memory = memory.as_f64();
-        assert_eq!(assumed.memory.get(&kebab(name)).copied(), memory, "memory of {name}");
+        assert_eq!(assumptions.memory.get(&kebab(name)).copied(), memory, "memory of {name}");
     }
 }
 
 #[test]
 fn the_cost_model_has_the_mappings_batch_sizes_and_lanes() {
-    let (template, assumed) = (Template::read(), assumed());
+    let (template, assumptions) = (Template::read(), assumptions());
     for (name, Mapping { batch_size, parallelization_factor }) in [
-        ("StoreReadingsMapping", assumed.mappings.store_readings),
-        ("DetectBreachesMapping", assumed.mappings.detect_breaches),
+        ("StoreReadingsMapping", assumptions.mappings.store_readings),
+        ("DetectBreachesMapping", assumptions.mappings.detect_breaches),
     ] {
         let mapping = template.properties(name);
-        near(batch_size, number(&mapping["BatchSize"]), name);
-        near(parallelization_factor, number(&mapping["ParallelizationFactor"]), name);
+        assert_equal(batch_size, number(&mapping["BatchSize"]), name);
+        assert_equal(parallelization_factor, number(&mapping["ParallelizationFactor"]), name);
         assert_eq!(mapping["MaximumBatchingWindowInSeconds"], Value::Null, "{name} waits");
     }
 }
@@ -58,26 +62,29 @@ fn the_quotas_have_the_routes_throttling_limits() {
             .iter()
             .find(|route| route["ResourcePath"] == path && route["HttpMethod"] == "POST")
             .expect(path);
-        near(quotas[&limit].value, number(&route["ThrottlingRateLimit"]), path);
+        assert_equal(quotas[&limit].value, number(&route["ThrottlingRateLimit"]), path);
     }
 }
 
 #[test]
 fn the_cost_model_has_the_codes_concurrency_and_record_size() {
-    let assumed = assumed();
+    let assumptions = assumptions();
     for (file, constant) in [
-        ("shared/stream/src/lib.rs", format!("SIDE_BY_SIDE: usize = {};", assumed.side_by_side)),
+        (
+            "shared/stream/src/lib.rs",
+            format!("MAX_CONCURRENT_SITES: usize = {};", assumptions.side_by_side),
+        ),
         (
             "functions/telemetry/src/store_readings.rs",
-            format!("PUTS_AT_ONCE: usize = {};", assumed.puts_at_once),
+            format!("CONCURRENT_PUTS: usize = {};", assumptions.puts_at_once),
         ),
         (
             "functions/telemetry/src/accept_readings.rs",
-            "LARGEST_RECORD: usize = 1024 * 1024;".to_owned(),
+            "MAX_RECORD_BYTES: usize = 1024 * 1024;".to_owned(),
         ),
     ] {
         let text = fs::read_to_string(root().join(file)).expect(file);
         assert!(text.contains(&constant), "{file} has no {constant}");
     }
-    near(quotas()[&Limit::RecordBytes].value, 1024.0 * 1024.0, "a record");
+    assert_equal(quotas()[&Limit::RecordBytes].value, 1024.0 * 1024.0, "a record");
 }

@@ -20,12 +20,12 @@ type Features = BTreeMap<String, BTreeSet<String>>;
 fn unit_and_end_to_end_tests_resolve_the_same_features() {
     let unit = unit_packages();
     let unit: Vec<_> = unit.iter().map(String::as_str).collect();
-    same(&features(&unit), &features(END_TO_END));
+    assert_same(&features(&unit), &features(END_TO_END));
 }
 
 #[test]
 fn the_fault_matrix_and_end_to_end_tests_resolve_the_same_features() {
-    same(&features(FAULT_MATRIX), &features(END_TO_END));
+    assert_same(&features(FAULT_MATRIX), &features(END_TO_END));
 }
 
 /// Returns the packages that `make unit-test` and `make quick` test.
@@ -36,7 +36,7 @@ fn unit_packages() -> Vec<String> {
     packages.unwrap().split_whitespace().map(str::to_owned).collect()
 }
 
-fn same(unit: &Features, end_to_end: &Features) {
+fn assert_same(unit: &Features, end_to_end: &Features) {
     let different: Vec<_> = unit
         .iter()
         .filter_map(|(package, of_unit)| {

@@ -44,7 +44,7 @@ struct Scripted<S> {
     given_up: RefCell<Vec<Value>>,
     /// The partition keys that are being processed.
     working: Rc<RefCell<BTreeSet<String>>>,
-    most_at_once: Rc<Cell<usize>>,
+    max_concurrent: Rc<Cell<usize>>,
 }
 
 impl<S> Scripted<S> {
@@ -54,7 +54,7 @@ impl<S> Scripted<S> {
             batches: Rc::default(),
             given_up: RefCell::default(),
             working: Rc::default(),
-            most_at_once: Rc::default(),
+            max_concurrent: Rc::default(),
         }
     }
 }
@@ -72,16 +72,16 @@ impl<S: Fn(&[Rc<Record>]) -> Result<Value, String> + 'static> Function for Scrip
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         self.batches.borrow_mut().push(texts(&records));
         let script = Rc::clone(&self.script);
-        let (working, most) = (Rc::clone(&self.working), Rc::clone(&self.most_at_once));
+        let (working, max) = (Rc::clone(&self.working), Rc::clone(&self.max_concurrent));
         Box::pin(async move {
             let keys: BTreeSet<_> = records.iter().map(|it| it.partition_key.clone()).collect();
             for key in &keys {
                 assert!(
                     working.borrow_mut().insert(key.clone()),
-                    "{key} is in two batches at once"
+                    "{key} is in two concurrent batches"
                 );
             }
-            most.set(most.get().max(working.borrow().len()));
+            max.set(max.get().max(working.borrow().len()));
             sleep(Duration::from_secs(1)).await;
             working.borrow_mut().retain(|key| !keys.contains(key));
             script(&records)
@@ -102,12 +102,12 @@ fn stream(texts: &[&str]) -> Stream {
     stream
 }
 
-struct Ran {
+struct RunResult {
     /// The batches in their order.
     batches: Vec<Texts>,
     given_up: Vec<Value>,
     mapping_events: BTreeMap<MappingEvent, u32>,
-    most_at_once: usize,
+    max_concurrent: usize,
 }
 
 fn deliver(
@@ -116,17 +116,17 @@ fn deliver(
     seed: u64,
     stream: &Stream,
     script: impl Fn(&[Rc<Record>]) -> Result<Value, String> + 'static,
-) -> Ran {
+) -> RunResult {
     run(async {
         let function = Scripted::new(script);
         let mapping = Mapping::new(settings, fault_rates, Rng::from_seed(seed), function);
         mapping.run(stream).await;
         let function = mapping.function();
-        Ran {
+        RunResult {
             batches: function.batches.borrow().clone(),
             given_up: function.given_up.borrow().clone(),
             mapping_events: mapping.event_counts(),
-            most_at_once: function.most_at_once.get(),
+            max_concurrent: function.max_concurrent.get(),
         }
     })
 }
@@ -148,8 +148,8 @@ fn records_are_delivered_and_given_up_as_aws_writes_them() {
     let record = stream.put("key", b"world".to_vec(), Duration::from_millis(1_250));
     golden::check(env!("CARGO_MANIFEST_DIR"), "kinesis-event", &event(&[record]));
 
-    let ran = deliver(SETTINGS, FaultRates::default(), 1, &stream, |_| Err("broken".to_owned()));
-    golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &ran.given_up[0]);
+    let result = deliver(SETTINGS, FaultRates::default(), 1, &stream, |_| Err("broken".to_owned()));
+    golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &result.given_up[0]);
 }
 
 /// A case that both the model and the local stack's mappings (`tools/local/stream_mappings.py`) must pass. The
@@ -160,9 +160,9 @@ struct Case {
     name: String,
     #[serde(default)]
     properties: Properties,
-    records: Vec<Sent>,
-    /// The answers by the number of the invocation. The last one is used for all further invocations.
-    answers: Vec<Answer>,
+    records: Vec<CaseRecord>,
+    /// The responses by the number of the invocation. The last one is used for all further invocations.
+    answers: Vec<ScriptedResponse>,
     /// The batches in their order.
     batches: Option<Vec<Texts>>,
     last_batch: Option<Texts>,
@@ -202,7 +202,7 @@ impl Properties {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Sent {
+enum CaseRecord {
     Text(String),
     #[serde(rename_all = "camelCase")]
     Record {
@@ -214,7 +214,7 @@ enum Sent {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Answer {
+enum ScriptedResponse {
     /// A function error.
     Error(bool),
     /// A function error if this record is in the batch, otherwise a success.
@@ -233,7 +233,7 @@ struct GivenUp {
     records: Texts,
 }
 
-impl Answer {
+impl ScriptedResponse {
     fn to(&self, records: &[Rc<Record>]) -> Result<Value, String> {
         let batch = texts(records);
         match self {
@@ -241,13 +241,13 @@ impl Answer {
             Self::ErrorWith(text) if batch.contains(text) => Err("broken".to_owned()),
             Self::Error(false) | Self::ErrorWith(_) => Ok(Value::Null),
             Self::Failed(texts) => {
-                let place = |text| batch.iter().position(|it| it == text);
+                let index = |text| batch.iter().position(|it| it == text);
                 let number =
-                    |place: usize| json!({ "itemIdentifier": records[place].sequence_number });
-                let failures: Vec<_> = texts.iter().filter_map(place).map(number).collect();
+                    |index: usize| json!({ "itemIdentifier": records[index].sequence_number });
+                let failures: Vec<_> = texts.iter().filter_map(index).map(number).collect();
                 Ok(json!({ "batchItemFailures": failures }))
             }
-            Self::Value(answer) => Ok(answer.clone()),
+            Self::Value(response) => Ok(response.clone()),
         }
     }
 }
@@ -260,38 +260,39 @@ fn cases_shared_with_the_local_stack() {
         let mut stream = Stream::new(Rng::from_seed(1));
         for sent in records {
             let (data, key, at) = match sent {
-                Sent::Text(data) => (data, None, None),
-                Sent::Record { data, key, at } => (data, key, at),
+                CaseRecord::Text(data) => (data, None, None),
+                CaseRecord::Record { data, key, at } => (data, key, at),
             };
             let key = key.as_deref().unwrap_or("key");
             stream.put(key, data.into_bytes(), Duration::from_secs(at.unwrap_or_default()));
         }
-        let worked: Rc<RefCell<BTreeMap<String, Texts>>> = Rc::default();
-        let (of_script, tries) = (Rc::clone(&worked), Cell::new(0));
+        let processed: Rc<RefCell<BTreeMap<String, Texts>>> = Rc::default();
+        let (shared, invocation_count) = (Rc::clone(&processed), Cell::new(0));
         let script = move |records: &[Rc<Record>]| {
-            let answer = answers.get(tries.get()).or(answers.last()).expect("an answer");
-            tries.set(tries.get() + 1);
-            let answer = answer.to(records)?;
-            let failed = &answer["batchItemFailures"][0]["itemIdentifier"];
+            let response =
+                answers.get(invocation_count.get()).or(answers.last()).expect("a response");
+            invocation_count.set(invocation_count.get() + 1);
+            let response = response.to(records)?;
+            let failed = &response["batchItemFailures"][0]["itemIdentifier"];
             for record in records.iter().take_while(|it| *failed != json!(it.sequence_number)) {
-                let mut worked = of_script.borrow_mut();
-                let of_key = worked.entry(record.partition_key.clone()).or_default();
+                let mut processed = shared.borrow_mut();
+                let of_key = processed.entry(record.partition_key.clone()).or_default();
                 of_key.extend(texts(&[Rc::clone(record)]));
             }
-            Ok(answer)
+            Ok(response)
         };
-        let ran = deliver(properties.settings(), FaultRates::default(), 1, &stream, script);
+        let result = deliver(properties.settings(), FaultRates::default(), 1, &stream, script);
         if let Some(batches) = batches {
-            assert_eq!(ran.batches, batches, "{name}");
+            assert_eq!(result.batches, batches, "{name}");
         }
         if last_batch.is_some() {
-            assert_eq!(ran.batches.last(), last_batch.as_ref(), "{name}");
+            assert_eq!(result.batches.last(), last_batch.as_ref(), "{name}");
         }
         for (key, done) in done {
-            assert_eq!(worked.borrow().get(&key), Some(&done), "{name}");
+            assert_eq!(processed.borrow().get(&key), Some(&done), "{name}");
         }
-        assert_eq!(ran.given_up.len(), given_up.len(), "{name}: {:?}", ran.given_up);
-        for (file, expected) in ran.given_up.iter().zip(given_up) {
+        assert_eq!(result.given_up.len(), given_up.len(), "{name}: {:?}", result.given_up);
+        for (file, expected) in result.given_up.iter().zip(given_up) {
             assert_eq!(payload(file), expected.records, "{name}");
             let request = &file["requestContext"];
             assert_eq!(request["condition"], expected.condition, "{name}");
@@ -305,22 +306,22 @@ fn cases_shared_with_the_local_stack() {
 #[test]
 fn progress_and_stuck_batches_are_counted() {
     let stream = stream(&["a", "b", "c", "d", "e"]);
-    let tries = Cell::new(0);
-    let ran = deliver(SETTINGS, FaultRates::default(), 1, &stream, move |records| {
-        tries.set(tries.get() + 1);
-        let failed = if tries.get() < 4 { vec!["c".to_owned()] } else { Vec::new() };
-        Answer::Failed(failed).to(records)
+    let invocation_count = Cell::new(0);
+    let result = deliver(SETTINGS, FaultRates::default(), 1, &stream, move |records| {
+        invocation_count.set(invocation_count.get() + 1);
+        let failed = if invocation_count.get() < 4 { vec!["c".to_owned()] } else { Vec::new() };
+        ScriptedResponse::Failed(failed).to(records)
     });
-    assert_eq!(ran.mapping_events[&MappingEvent::Progressed], 1);
-    assert_eq!(ran.mapping_events[&MappingEvent::Stuck], 2);
+    assert_eq!(result.mapping_events[&MappingEvent::Progressed], 1);
+    assert_eq!(result.mapping_events[&MappingEvent::Stuck], 2);
 }
 
 #[test]
 fn an_invocation_that_exceeds_its_timeout_has_failed() {
     let settings = Settings { timeout: Duration::from_millis(900), max_retries: 0, ..SETTINGS };
-    let ran = deliver(settings, FaultRates::default(), 1, &stream(&["a"]), |_| Ok(json!({})));
-    assert_eq!(ran.mapping_events[&MappingEvent::TimedOut], 1);
-    assert_eq!(ran.given_up.len(), 1);
+    let result = deliver(settings, FaultRates::default(), 1, &stream(&["a"]), |_| Ok(json!({})));
+    assert_eq!(result.mapping_events[&MappingEvent::TimedOut], 1);
+    assert_eq!(result.given_up.len(), 1);
 }
 
 /// Returns a stream that is split and merged while a hundred records of ten keys are put on it.
@@ -337,41 +338,41 @@ fn resharded(seed: u64) -> Stream {
 }
 
 #[test]
-fn a_partition_key_is_in_order_across_shards_and_never_in_two_batches_at_once() {
+fn a_partition_key_is_in_order_across_shards_and_never_in_two_concurrent_batches() {
     let settings = Settings { parallelization_factor: 4, full_batches: false, ..SETTINGS };
-    let mut most_at_once = 0;
+    let mut max_concurrent = 0;
     for seed in 1..=20 {
         let stream = resharded(seed);
         assert!(stream.shards() > 5, "{} shards", stream.shards());
-        let ran = deliver(settings, FaultRates::default(), seed, &stream, |_| Ok(Value::Null));
-        let mut all = ran.batches.concat();
+        let result = deliver(settings, FaultRates::default(), seed, &stream, |_| Ok(Value::Null));
+        let mut all = result.batches.concat();
         assert_eq!(all.len(), 100);
         // By key, in the order of their arrival.
         all.sort_by_key(|text| text[..1].to_owned());
         assert!(all.is_sorted(), "{all:?}");
-        most_at_once = most_at_once.max(ran.most_at_once);
+        max_concurrent = max_concurrent.max(result.max_concurrent);
     }
-    assert!(most_at_once > 4, "{most_at_once} keys at once");
+    assert!(max_concurrent > 4, "{max_concurrent} concurrent keys");
 }
 
 #[test]
-fn every_record_is_eventually_processed_whatever_lambda_loses() {
+fn every_record_is_eventually_processed_despite_faults_of_lambda() {
     let fault_rates = FaultRates { crash: 20, lost_response: 20, replaced_poller: 0, repeat: 20 };
     let settings =
         Settings { batch_size: 10, max_retries: 1_000, max_age: Duration::MAX, ..SETTINGS };
     for seed in 1..=20 {
         let stream = resharded(seed);
         let done = Rc::new(RefCell::new(BTreeSet::new()));
-        let of_script = Rc::clone(&done);
-        let ran = run(async {
+        let shared = Rc::clone(&done);
+        let result = run(async {
             let function = Scripted::new(move |records: &[Rc<Record>]| {
-                of_script.borrow_mut().extend(texts(records));
+                shared.borrow_mut().extend(texts(records));
                 Ok(Value::Null)
             });
             // A crash leaves keys that no invocation processes any more.
             let working = Rc::clone(&function.working);
             let mapping = Mapping::new(settings, fault_rates, Rng::from_seed(seed), function);
-            let watched = async {
+            let clear_keys = async {
                 loop {
                     sleep(Duration::from_millis(1)).await;
                     working.borrow_mut().clear();
@@ -380,12 +381,12 @@ fn every_record_is_eventually_processed_whatever_lambda_loses() {
             tokio::select! {
                 biased;
                 () = mapping.run(&stream) => {}
-                () = watched => {}
+                () = clear_keys => {}
             }
             mapping.event_counts()
         });
-        assert_eq!(done.borrow().len(), 100, "{ran:?}");
-        assert!(ran.contains_key(&MappingEvent::ResponseLost), "{ran:?}");
-        assert!(!ran.contains_key(&MappingEvent::Exhausted), "{ran:?}");
+        assert_eq!(done.borrow().len(), 100, "{result:?}");
+        assert!(result.contains_key(&MappingEvent::ResponseLost), "{result:?}");
+        assert!(!result.contains_key(&MappingEvent::Exhausted), "{result:?}");
     }
 }

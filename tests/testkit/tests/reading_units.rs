@@ -6,7 +6,8 @@
 use std::{collections::BTreeMap, io::Read, time::Duration};
 
 use alerting::{
-    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches, memory::Memory,
+    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches,
+    watermarks::WatermarkCache,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
@@ -45,7 +46,7 @@ struct Station {
 }
 
 impl Station {
-    async fn of(day: &Day) -> Self {
+    async fn start(day: &Day) -> Self {
         let dynamo = Dynamo::start().await;
         let saga = saga("alamosa");
         let metrics: Vec<_> = day.columns.iter().map(|column| column.metric).collect();
@@ -58,11 +59,11 @@ impl Station {
         let event = sample::event_of("project-sensors", saga, kind, json!(provisioned));
         let command = serde_json::from_value(event).expect("project-sensors' event");
         let project = ProjectSensors { readings: dynamo.table(READINGS) };
-        project.run(command, noon(1)).await.expect("known");
+        project.run(command, noon(1)).await.expect("projected");
         let configure =
             ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
         let command = ContextWithSensors::new(saga, sensors.clone()).expect("the site's own");
-        configure.run(command, noon(1)).await.expect("watched");
+        configure.run(command, noon(1)).await.expect("alerting configured");
         drop(dynamo.take_usage());
         Self { dynamo, saga, sensors }
     }
@@ -75,7 +76,7 @@ impl Station {
         DetectBreaches {
             alerting: self.dynamo.table(ALERTING),
             outbox: self.dynamo.outbox(),
-            memory: Memory::default(),
+            watermarks: WatermarkCache::default(),
         }
     }
 
@@ -108,8 +109,8 @@ impl Station {
         let event = to_raw_value(&mapping::event(&records)).expect("an event");
         let deadline = || Deadline::after(Duration::from_mins(1));
         let deliver = async || {
-            let answer = step.handle(&event, deadline()).await.expect("an answer");
-            assert_eq!(answer.batch_item_failures, []);
+            let response = step.handle(&event, deadline()).await.expect("a response");
+            assert_eq!(response.batch_item_failures, []);
         };
         // A warm function has its sensors in its cache.
         let known = step.register.check_sensors(self.saga.site_id, self.by_metric().into_values());
@@ -129,10 +130,10 @@ impl Station {
         assert_eq!(queue.take_calls().len(), 0, "nothing is quarantined");
         drop(dynamo.take_usage());
 
-        let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
-        assert_eq!(answer.batch_item_failures, []);
-        let looks = BTreeMap::from([("GetItem".to_owned(), number(bundles.len()))]);
-        assert_eq!(dynamo.take_usage().calls, looks, "nothing changes, so nothing is written");
+        let response = self.detector().handle(&event, deadline()).await.expect("a response");
+        assert_eq!(response.batch_item_failures, []);
+        let reads = BTreeMap::from([("GetItem".to_owned(), number(bundles.len()))]);
+        assert_eq!(dynamo.take_usage().calls, reads, "nothing changes, so nothing is written");
 
         Bundles {
             minutes,
@@ -194,15 +195,16 @@ impl Station {
             earlier.iter().map(|row| PublishRequest { key: row.into(), record: None }).collect();
         assert_eq!(publisher.publish(requests, deadline()).await.expect("the rows"), []);
         drop(self.dynamo.take_usage());
-        let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
-        assert_eq!(answer.batch_item_failures, []);
+        let response = self.detector().handle(&event, deadline()).await.expect("a response");
+        assert_eq!(response.batch_item_failures, []);
         let detect_write_units = self.dynamo.take_usage().write_units;
 
         let stored = self.events().await;
         assert_eq!(stored.len(), before + 1, "one event");
-        let told = stored.into_iter().filter(|row| row.kind == "ReadingBreachedThreshold");
-        let requests =
-            told.map(|row| PublishRequest { key: EventKey::from(&row), record: None }).collect();
+        let breaches = stored.into_iter().filter(|row| row.kind == "ReadingBreachedThreshold");
+        let requests = breaches
+            .map(|row| PublishRequest { key: EventKey::from(&row), record: None })
+            .collect();
         let unpublished = publisher.publish(requests, deadline()).await.expect("the rows");
         assert_eq!(unpublished, []);
         Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
@@ -259,14 +261,14 @@ fn number(of: usize) -> u32 {
 fn single(bundles: &[Bundle]) -> Vec<Bundle> {
     let hour = bundles[0].clone();
     let series = hour.series.iter().enumerate();
-    let readings = series.flat_map(|(place, series)| {
-        let samples = series.samples.iter().map(move |sample| (place, series.sensor_id, *sample));
+    let readings = series.flat_map(|(index, series)| {
+        let samples = series.samples.iter().map(move |sample| (index, series.sensor_id, *sample));
         samples.collect::<Vec<_>>()
     });
     readings
-        .map(|(place, sensor_id, sample)| Bundle {
+        .map(|(index, sensor_id, sample)| Bundle {
             // As long as the bundle ids of real loggers.
-            bundle_id: format!("{}/{place:02}", sample.0).replace('/', "-").parse().expect("an id"),
+            bundle_id: format!("{}/{index:02}", sample.0).replace('/', "-").parse().expect("an id"),
             site_id: hour.site_id,
             series: vec![contracts::readings::Series { sensor_id, samples: vec![sample] }],
         })
@@ -296,25 +298,25 @@ async fn the_docs_show_the_cost_of_a_reading() {
     let root = root();
     let file = root.join("tests/data/surfrad-alamosa-2016-01-01.dat");
     let day = Day::read(&file).expect("the day");
-    let cut = async |minutes| {
-        let station = Station::of(&day).await;
+    let split = async |minutes| {
+        let station = Station::start(&day).await;
         let sensors = station.by_metric();
         let bundles = day.bundles(station.saga.site_id, &sensors, minutes).expect("bundles");
         (station, bundles)
     };
     let (mut bundles, mut lines) = (Vec::new(), Vec::new());
-    for (minutes, what, most) in
+    for (minutes, what, max) in
         [(15, "15 minutes", 0.1), (60, "an hour", 0.03), (1440, "a day", 0.03)]
     {
-        let (station, cut) = cut(minutes).await;
-        let counted = station.count(minutes, &cut).await;
+        let (station, split) = split(minutes).await;
+        let counted = station.count(minutes, &split).await;
         assert_eq!(counted.readings as usize, day.samples());
         let each = counted.write_units / f64::from(counted.readings);
-        assert!(each <= most, "{each} write units a reading, not {most}");
+        assert!(each <= max, "{each} write units per reading, expected at most {max}");
         lines.push(line(what, &counted));
         bundles.push(counted);
     }
-    let (station, hours) = cut(60).await;
+    let (station, hours) = split(60).await;
     let single = station.count(0, &single(&hours)).await;
     lines.insert(0, line("one reading (an hour of them)", &single));
     let alert = station.alert(&day).await;

@@ -75,13 +75,13 @@ async fn bus() -> Stub {
 
 async fn stripe() -> Stub {
     Stub::start(|call: &Call| {
-        (200, testkit::stripe::accepting(&format!("{} {}", call.method, call.path)))
+        (200, testkit::stripe::success_body(&format!("{} {}", call.method, call.path)))
     })
     .await
 }
 
 /// An onboarding, and its usage so far.
-struct Account {
+struct Onboarding {
     dynamo: Dynamo,
     bus: Stub,
     stripe: Stub,
@@ -95,9 +95,9 @@ fn now() -> Timestamp {
     "2026-11-21T12:00:00Z".parse().expect("a time")
 }
 
-impl Account {
+impl Onboarding {
     /// Stocks kits and registers a site.
-    async fn open() -> Self {
+    async fn start() -> Self {
         let dynamo = Dynamo::start().await;
         let (bus, stripe) = (bus().await, stripe().await);
         let metrics =
@@ -125,14 +125,14 @@ impl Account {
         });
         let sensors = sensors.collect();
         let (effects, rows) = (Vec::new(), Vec::new());
-        let mut account = Self { dynamo, bus, stripe, saga, sensors, effects, rows };
-        account.book("create-site", 1, "site, `SiteCreated`");
-        account.book("start-onboarding", 1, "none");
-        account
+        let mut onboarding = Self { dynamo, bus, stripe, saga, sensors, effects, rows };
+        onboarding.record_usage("create-site", 1, "site, `SiteCreated`");
+        onboarding.record_usage("start-onboarding", 1, "none");
+        onboarding
     }
 
-    /// Books the usage since the last booking.
-    fn book(&mut self, function: &str, invocations: u32, rows: &'static str) {
+    /// Records the usage since the last call.
+    fn record_usage(&mut self, function: &str, invocations: u32, rows: &'static str) {
         let Usage { calls, write_units } = self.dynamo.take_usage();
         let function = function.to_owned();
         self.effects.push(Effect { function, invocations, write_units, calls });
@@ -164,7 +164,7 @@ impl Account {
         .run(with_sensors.clone(), now())
         .await
         .expect("kits reserved");
-        self.book("reserve-kits", 1, "reservation, 3 of stock, `KitsReserved`");
+        self.record_usage("reserve-kits", 1, "reservation, 3 of stock, `KitsReserved`");
 
         devices::provision_sensors::ProvisionSensors {
             devices: self.dynamo.table(DEVICES),
@@ -173,7 +173,7 @@ impl Account {
         .run(with_sensors.clone(), now())
         .await
         .expect("sensors provisioned");
-        self.book("provision-sensors", 1, "sensors, `SensorsProvisioned`");
+        self.record_usage("provision-sensors", 1, "sensors, `SensorsProvisioned`");
 
         InitializeSubscription {
             billing: self.dynamo.table(BILLING),
@@ -192,7 +192,7 @@ impl Account {
         )
         .await
         .expect("a subscription");
-        self.book(
+        self.record_usage(
             "initialize-subscription",
             1,
             "idempotency record begun, checkpoint, then subscription, record completed, \
@@ -206,7 +206,7 @@ impl Account {
         .run(with_sensors, now())
         .await
         .expect("alerting configured");
-        self.book("configure-alerting", 1, "alerting, `AlertingConfigured`");
+        self.record_usage("configure-alerting", 1, "alerting, `AlertingConfigured`");
     }
 
     /// Runs the last step.
@@ -216,20 +216,20 @@ impl Account {
             .run(self.saga, now())
             .await
             .expect("the site activated");
-        self.book("activate-site", 1, "site, `SiteActivated`");
+        self.record_usage("activate-site", 1, "site, `SiteActivated`");
     }
 
     /// Runs the teardown after the last step failed without an effect.
     async fn undo(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
-        self.book("activate-site", 1, "none: it failed");
+        self.record_usage("activate-site", 1, "none: it failed");
 
         let alerting = self.dynamo.table(ALERTING);
         alerting::remove_alerting::RemoveAlerting { alerting, outbox: outbox.clone() }
             .run(saga, now())
             .await
             .expect("no alerting");
-        self.book("remove-alerting", 1, "tombstone, `AlertingRemoved`");
+        self.record_usage("remove-alerting", 1, "tombstone, `AlertingRemoved`");
 
         CancelSubscription {
             billing: self.dynamo.table(BILLING),
@@ -240,21 +240,25 @@ impl Account {
         .run(saga, now())
         .await
         .expect("no subscription");
-        self.book("cancel-subscription", 1, "fence, then tombstone, `SubscriptionCancelled`");
+        self.record_usage(
+            "cancel-subscription",
+            1,
+            "fence, then tombstone, `SubscriptionCancelled`",
+        );
 
         let devices = self.dynamo.table(DEVICES);
         devices::deprovision_sensors::DeprovisionSensors { devices, outbox: outbox.clone() }
             .run(saga, now())
             .await
             .expect("no sensors");
-        self.book("deprovision-sensors", 1, "tombstone, `SensorsDeprovisioned`");
+        self.record_usage("deprovision-sensors", 1, "tombstone, `SensorsDeprovisioned`");
 
         let inventory = self.dynamo.table(INVENTORY);
         inventory::release_kits::ReleaseKits { inventory, outbox: outbox.clone() }
             .run(saga, now())
             .await
             .expect("kits in stock again");
-        self.book("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
+        self.record_usage("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
 
         let failure = Some(OnboardingFailure {
             step: "ActivateSite".to_owned(),
@@ -265,8 +269,8 @@ impl Account {
             .run(TeardownInput::new(saga, failure), now())
             .await
             .expect("the site closed");
-        self.book("close-site", 1, "site, `SiteRejected`");
-        self.book("recover-onboarding", 1, "none: all was undone");
+        self.record_usage("close-site", 1, "site, `SiteRejected`");
+        self.record_usage("recover-onboarding", 1, "none: all was undone");
     }
 
     /// Publishes and projects the events.
@@ -294,7 +298,7 @@ impl Account {
             assert_eq!(unpublished, []);
         }
         let [marks, steps, sensors] = rows;
-        self.book("publish-events", count(stored.len()), marks);
+        self.record_usage("publish-events", count(stored.len()), marks);
 
         let project = sites::project_site::ProjectSite { sites: self.dynamo.table(SITES) };
         let (mut projected, mut changed) = (0, Vec::new());
@@ -305,13 +309,13 @@ impl Account {
                 changed.push(row);
             }
         }
-        self.book("project-site", projected, steps);
+        self.record_usage("project-site", projected, steps);
 
         let project = ProjectSensors { readings: self.dynamo.table(READINGS) };
         for row in &changed {
             project.run(event(&detail(row)), now()).await.expect("projected");
         }
-        self.book("project-sensors", count(changed.len()), sensors);
+        self.record_usage("project-sensors", count(changed.len()), sensors);
     }
 
     /// Returns the table of docs/cost.md.
@@ -351,7 +355,7 @@ fn uuid() -> uuid::Uuid {
 
 #[tokio::test]
 async fn the_docs_show_the_cost_of_an_onboarding() {
-    let mut done = Account::open().await;
+    let mut done = Onboarding::start().await;
     done.onboard().await;
     done.activate().await;
     done.publish([
@@ -361,7 +365,7 @@ async fn the_docs_show_the_cost_of_an_onboarding() {
     ])
     .await;
 
-    let mut undone = Account::open().await;
+    let mut undone = Onboarding::start().await;
     undone.onboard().await;
     undone.undo().await;
     undone

@@ -1,6 +1,6 @@
 //! Lambda function `detect-breaches`.
 
-use alerting::{detect_breaches::DetectBreaches, memory::Memory};
+use alerting::{detect_breaches::DetectBreaches, watermarks::WatermarkCache};
 use lambda::{Aws, Error, serve_stream};
 
 #[tokio::main(flavor = "current_thread")]
@@ -9,7 +9,7 @@ async fn main() -> Result<(), Error> {
     let step = DetectBreaches {
         alerting: aws.table("ALERTING_TABLE")?,
         outbox: aws.outbox()?,
-        memory: Memory::default(),
+        watermarks: WatermarkCache::default(),
     };
     serve_stream(
         async |batch, deadline| step.handle(batch, deadline).await,

@@ -249,7 +249,7 @@ impl Harness {
         tokio::select! {
             call = self.aws.recv() => call.expect(open),
             call = self.stripe.recv() => {
-                let PendingCall { call, answer } = call.expect(open);
+                let PendingCall { call, response: answer } = call.expect(open);
                 let (request, responder) =
                     (ServiceRequest::Stripe(call), Responder::Stripe(answer));
                 WaitingCall { request, responder }

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::subject::{Objections, Subject, items, members, text, texts};
+use crate::subject::{Subject, Violations, items, members, text, texts};
 
 /// Event types that only other systems send.
-const FOREIGN: [&str; 2] = ["KitsDelivered", "SiteRegistrationRequested"];
+const INBOUND_EVENTS: [&str; 2] = ["KitsDelivered", "SiteRegistrationRequested"];
 /// The functions that publish the event log to the bus.
 const PUBLISHERS: [&str; 2] = ["PublishEventsFunction", "SweepEventsFunction"];
 /// The command queues, each with the state machine that sends to it and the function that sends a deferred
 /// command to it again.
-const COMMANDS: [(&str, &str, &str); 2] = [
+const COMMAND_QUEUES: [(&str, &str, &str); 2] = [
     ("CancelSubscriptionQueue", "SiteTeardown", "CancelSubscriptionFunction"),
     ("InitializeSubscriptionQueue", "SiteOnboarding", "InitializeSubscriptionFunction"),
 ];
@@ -38,11 +38,11 @@ fn function_of(route: &Value) -> &str {
         .0
 }
 
-pub fn every_route_knows_its_caller(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn every_route_authenticates_its_caller(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let either = json!(["UseCognito", [{ "Cognito": [] }], [{ "Iam": [] }]]);
     for (name, _, route) in routes(subject) {
-        objections.unless(
+        violations.check(
             route["security"] == either,
             name,
             "can be called without a signature or a token",
@@ -51,16 +51,16 @@ pub fn every_route_knows_its_caller(subject: &Subject) -> Objections {
     let schemes =
         &subject.template.properties("Api")["DefinitionBody"]["components"]["securitySchemes"];
     let signed = schemes["Iam"]["x-amazon-apigateway-authtype"] == "awsSigv4";
-    objections.unless(signed, "Api", "the scheme Iam does not check signatures");
+    violations.check(signed, "Api", "the scheme Iam does not check signatures");
     let pool = &schemes["Cognito"][1];
     let users = pool["x-amazon-apigateway-authtype"] == "cognito_user_pools"
         && pool["x-amazon-apigateway-authorizer"]["providerARNs"] == json!(["UserPoolArn"]);
-    objections.unless(users, "Api", "the scheme Cognito does not check the pool's tokens");
-    objections
+    violations.check(users, "Api", "the scheme Cognito does not check the user pool's tokens");
+    violations
 }
 
-pub fn requests_are_checked(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn requests_are_checked(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (name, of_path, route) in routes(subject) {
         for rest in name.split('{').skip(1) {
             let parameter = rest.split('}').next().unwrap_or_default();
@@ -68,7 +68,7 @@ pub fn requests_are_checked(subject: &Subject) -> Objections {
                 items(&of_path["parameters"]).chain(items(&route["parameters"])).any(|it| {
                     it["name"] == json!(parameter) && it["in"] == "path" && it["required"] == true
                 });
-            objections.unless(
+            violations.check(
                 declared,
                 &name,
                 format!("does not require its parameter {parameter}"),
@@ -81,115 +81,116 @@ pub fn requests_are_checked(subject: &Subject) -> Objections {
             let limited = source.is_some_and(|(_, text)| {
                 ["http::body(", "http::read("].iter().any(|limited| text.contains(limited))
             });
-            objections.unless(
+            violations.check(
                 limited,
                 &name,
-                "takes a body of any length: no http::body or http::read with a limit",
+                "does not limit its body: no call of http::body or http::read",
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn calls_are_throttled(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn calls_are_throttled(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let settings: Vec<_> = items(&subject.template.properties("Api")["MethodSettings"]).collect();
     for setting in &settings {
         let name = format!("{} {}", text(&setting["HttpMethod"]), text(&setting["ResourcePath"]));
         let number = |name: &str| setting[name].as_i64().unwrap_or(i64::MAX);
         let (rate, burst) = (number("ThrottlingRateLimit"), number("ThrottlingBurstLimit"));
-        objections.unless(
+        violations.check(
             (1..=1000).contains(&rate),
             &name,
-            "lets through more than 1,000 calls a second",
+            "allows more than 1,000 calls a second",
         );
-        objections.unless(
+        violations.check(
             burst <= rate.saturating_mul(2),
             &name,
-            "lets bursts through of more than two seconds' calls",
+            "allows bursts above twice the rate",
         );
     }
     let limit = |path: &str, method: &str| {
-        let of =
+        let setting =
             settings.iter().find(|it| it["ResourcePath"] == path && it["HttpMethod"] == method);
-        of.and_then(|setting| setting["ThrottlingRateLimit"].as_i64()).unwrap_or(i64::MAX)
+        setting.and_then(|setting| setting["ThrottlingRateLimit"].as_i64()).unwrap_or(i64::MAX)
     };
-    objections.unless(
+    violations.check(
         limit("/*", "*") <= 1000,
         "* /*",
-        "a route that has no limit of its own has none",
+        "there is no limit for routes without their own limit",
     );
     // Each of these starts a saga, which costs far more than a call.
     for (path, method) in [("/~1sites", "POST"), ("/~1sites~1{siteId}", "DELETE")] {
         let name = format!("{method} {}", path.replace("~1", "/").replacen("//", "/", 1));
-        objections.unless(
+        violations.check(
             limit(path, method) <= 10,
             name,
-            "may start more than ten sagas a second",
+            "allows more than ten calls a second, each of which starts a saga",
         );
     }
-    objections
+    violations
 }
 
-pub fn calls_are_logged(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn calls_are_logged(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let log = &subject.template.properties("Api")["AccessLogSetting"];
     let group = text(&log["DestinationArn"]).trim_end_matches(".Arn");
-    objections.unless(subject.is(group, "AWS::Logs::LogGroup"), "Api", "does not log who calls");
+    violations.check(subject.is(group, "AWS::Logs::LogGroup"), "Api", "has no access log");
     for field in [
         "$context.identity.userArn",
         "$context.authorizer.claims.sub",
         "$context.identity.sourceIp",
     ] {
-        objections.unless(
+        violations.check(
             text(&log["Format"]).contains(field),
             "Api",
             format!("does not log {field}"),
         );
     }
-    objections
+    violations
 }
 
-pub fn invocations_are_of_one_route(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn invocations_are_limited_to_one_route(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let mut allowed = Vec::new();
     for (id, permission) in subject.template.resources("AWS::Lambda::Permission") {
         let permission = &permission["Properties"];
-        let of = text(&permission["SourceArn"]).rsplit_once("${Api}/${StageName}/");
-        let (method, path) = of.and_then(|(_, route)| route.split_once('/')).unwrap_or_default();
+        let route_of_source = text(&permission["SourceArn"]).rsplit_once("${Api}/${StageName}/");
+        let (method, path) =
+            route_of_source.and_then(|(_, route)| route.split_once('/')).unwrap_or_default();
         let one = !method.is_empty() && !method.contains('*') && !path.is_empty() && path != "*";
-        objections.unless(one, id, "lets more than one route of our API call");
+        violations.check(one, id, "allows more than one route of the API to invoke the function");
         allowed.push((text(&permission["FunctionName"]), format!("{method} /{path}")));
     }
     for (name, _, route) in routes(subject) {
         let parts = name.split('/').map(|part| if part.starts_with('{') { "*" } else { part });
         let source = parts.collect::<Vec<_>>().join("/");
         let function = format!("{}.Alias", function_of(route));
-        let may = allowed.iter().any(|(of, from)| *of == function && *from == source);
-        objections.unless(may, name, format!("may not call {function}"));
+        let allowed_call = allowed.iter().any(|(of, from)| *of == function && *from == source);
+        violations.check(allowed_call, name, format!("may not invoke {function}"));
     }
-    objections
+    violations
 }
 
-pub fn roles_are_written_out(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn roles_are_defined_in_the_template(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let own = function["Role"].is_null()
             && items(&function["Policies"]).all(|it| it["Statement"].is_array());
-        let some = function["Policies"].as_array().is_some_and(|all| !all.is_empty());
-        objections.unless(own && some, id, "has a role or a policy that others made");
+        let any = function["Policies"].as_array().is_some_and(|all| !all.is_empty());
+        violations.check(own && any, id, "has a role or policy that is not in the template");
     }
     for (id, machine) in subject.template.resources("AWS::Serverless::StateMachine") {
         let machine = &machine["Properties"];
         let own = machine["Role"].is_null()
             && items(&machine["Policies"]).all(|it| it["Statement"].is_array());
-        objections.unless(own, id, "has a role or a policy that others made");
+        violations.check(own, id, "has a role or policy that is not in the template");
     }
     for (id, role) in subject.template.resources("AWS::IAM::Role") {
         let managed = role["Properties"]["ManagedPolicyArns"].is_null();
-        objections.unless(managed, id, "has a policy that others made");
+        violations.check(managed, id, "has a managed policy");
     }
-    objections
+    violations
 }
 
 /// Returns the statements that allow something, each with its actions and resources.
@@ -198,20 +199,20 @@ fn grants(subject: &Subject) -> Vec<(&str, Vec<&str>, Vec<&str>)> {
     statements.map(|(id, it)| (id, texts(&it["Action"]), texts(&it["Resource"]))).collect()
 }
 
-pub fn actions_by_name(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn policies_name_each_action(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, statement) in subject.statements() {
         if statement["Effect"] == "Allow" {
             let named = !texts(&statement["Action"]).iter().any(|action| action.contains('*'));
-            let some = !texts(&statement["Action"]).is_empty() && statement["NotAction"].is_null();
-            objections.unless(named && some, id, "is granted actions that nobody listed");
+            let any = !texts(&statement["Action"]).is_empty() && statement["NotAction"].is_null();
+            violations.check(named && any, id, "does not name each allowed action");
         }
     }
-    objections
+    violations
 }
 
-pub fn resources_by_name(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn policies_name_each_resource(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, actions, resources) in grants(subject) {
         for resource in resources {
             // A `*` is allowed after the name of a Fieldstation resource: any object of a bucket, any execution
@@ -222,38 +223,34 @@ pub fn resources_by_name(subject: &Subject) -> Objections {
                 !subject.template.0["Resources"][name].is_null()
             });
             for action in &actions {
-                objections.unless(
+                violations.check(
                     ours || !resource.contains('*'),
                     format!("{id} {action}"),
-                    format!("is granted on {resource}"),
+                    format!("is allowed on {resource}"),
                 );
             }
         }
     }
     for (id, statement) in subject.statements() {
-        objections.unless(
-            statement["NotResource"].is_null(),
-            id,
-            "is granted all resources but some",
-        );
+        violations.check(statement["NotResource"].is_null(), id, "uses NotResource");
     }
-    objections
+    violations
 }
 
-pub fn no_table_is_read_whole(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn no_table_is_scanned(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, actions, resources) in grants(subject) {
         let scans =
             actions.contains(&"dynamodb:Scan") || actions.contains(&"dynamodb:PartiQLSelect");
         for resource in resources {
-            objections.unless(!scans, format!("{id} {resource}"), "may be read whole");
+            violations.check(!scans, format!("{id} {resource}"), "may be scanned");
         }
     }
-    objections
+    violations
 }
 
-pub fn queues_take_from_named_senders(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn queue_policies_name_their_senders(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, policy) in subject.template.resources("AWS::SQS::QueuePolicy") {
         let statements = items(&policy["Properties"]["PolicyDocument"]["Statement"]);
         for statement in statements.filter(|statement| statement["Effect"] != "Deny") {
@@ -261,15 +258,19 @@ pub fn queues_take_from_named_senders(subject: &Subject) -> Objections {
             let condition = &statement["Condition"];
             let named = !condition["ArnEquals"]["aws:SourceArn"].is_null()
                 || condition["StringEquals"]["aws:SourceAccount"] == "AWS::AccountId";
-            objections.unless(service && named, id, "lets anybody's rule or bucket send");
+            violations.check(
+                service && named,
+                id,
+                "does not limit the senders to a service and a rule or account",
+            );
         }
     }
-    objections
+    violations
 }
 
-pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    for (queue, machine, function) in COMMANDS {
+pub fn command_queues_deny_other_senders(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    for (queue, machine, function) in COMMAND_QUEUES {
         let name = testkit::template::kebab(machine);
         let roles = format!(
             "arn:${{AWS::Partition}}:iam::${{AWS::AccountId}}:role/${{Environment}}/{name}/*"
@@ -283,29 +284,29 @@ pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
         }]);
         let path = &subject.template.properties(machine)["RolePath"];
         let own = *path == json!(format!("/${{Environment}}/{name}/"));
-        objections.unless(own, machine, "has a role that its queue does not know by its path");
+        violations.check(own, machine, "does not have the role path that its queue policy expects");
         let guarded = subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
             let policy = &policy["Properties"];
             policy["Queues"] == json!([queue]) && policy["PolicyDocument"]["Statement"] == denied
         });
-        objections.unless(guarded, queue, "takes commands from others than its saga");
+        violations.check(guarded, queue, "does not deny commands of other senders");
     }
     // Every queue that a state machine sends to must be guarded.
     for (id, actions, resources) in grants(subject) {
         if subject.is(id, "AWS::Serverless::StateMachine") && actions.contains(&"sqs:SendMessage") {
             for resource in resources {
-                let known = COMMANDS.iter().any(|(queue, machine, _)| {
+                let known = COMMAND_QUEUES.iter().any(|(queue, machine, _)| {
                     *machine == id && resource == format!("{queue}.Arn")
                 });
-                objections.unless(known, id, format!("sends to {resource}, which nothing guards"));
+                violations.check(known, id, format!("sends to {resource}, which has no policy"));
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn events_of_known_sources(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn event_rules_match_known_sources(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let of_functions = subject.functions().into_iter().flat_map(|(id, function)| {
         let rules =
             members(&function["Events"]).filter(|(_, event)| event["Type"] == "EventBridgeRule");
@@ -315,10 +316,10 @@ pub fn events_of_known_sources(subject: &Subject) -> Objections {
     let rules = rules.map(|(id, rule)| (id, &rule["Properties"]["EventPattern"]));
     for (id, pattern) in of_functions.chain(rules) {
         let types = texts(&pattern["detail-type"]);
-        objections.unless(!types.is_empty(), id, "listens to events of any type");
-        let foreign = types.iter().all(|it| FOREIGN.contains(it));
+        violations.check(!types.is_empty(), id, "matches events of any type");
+        let foreign = types.iter().all(|it| INBOUND_EVENTS.contains(it));
         let mut sources = items(&pattern["source"]).peekable();
-        let some = sources.peek().is_some();
+        let any = sources.peek().is_some();
         let known = sources.all(|source| {
             if foreign {
                 *source == json!({ "anything-but": { "prefix": "fieldstation." } })
@@ -328,17 +329,17 @@ pub fn events_of_known_sources(subject: &Subject) -> Objections {
                     || text(source) == "aws.states"
             }
         });
-        objections.unless(
-            some && known,
+        violations.check(
+            any && known,
             id,
-            "takes events for ours that others sent, or the other way round",
+            "does not distinguish events of Fieldstation from events of other systems",
         );
     }
-    objections
+    violations
 }
 
-pub fn secrets_stay_in_their_store(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn secrets_are_in_secrets_manager(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let secret = |name: &str| {
         let name = name.to_lowercase();
         ["secret", "password", "token", "apikey", "api_key", "credential"]
@@ -347,40 +348,49 @@ pub fn secrets_stay_in_their_store(subject: &Subject) -> Objections {
     };
     for (name, parameter) in members(&subject.template.0["Parameters"]) {
         let hidden = !secret(name) && text(&parameter["Default"]).find("sk_").is_none();
-        objections.unless(hidden, name, "is a secret in a parameter");
+        violations.check(hidden, name, "contains a secret");
     }
     for (id, function) in subject.functions() {
         for (name, _) in members(&function["Environment"]["Variables"]) {
             let reference = !secret(name) || name.ends_with("_ARN");
-            objections.unless(reference, id, format!("has a secret in its environment: {name}"));
+            violations.check(
+                reference,
+                id,
+                format!("has a secret in its environment variables: {name}"),
+            );
         }
     }
     for (id, text) in subject.texts() {
-        objections.unless(!text.contains("{{resolve:"), id, "has a secret's value written into it");
+        violations.check(
+            !text.contains("{{resolve:"),
+            id,
+            "resolves a secret's value in the template",
+        );
     }
     for (id, secret) in subject.template.resources("AWS::SecretsManager::Secret") {
         let secret = &secret["Properties"];
-        let made = secret["SecretString"].is_null() && secret["GenerateSecretString"].is_object();
-        objections.unless(made, id, "has its value in the template");
+        let is_generated =
+            secret["SecretString"].is_null() && secret["GenerateSecretString"].is_object();
+        violations.check(is_generated, id, "has its value in the template");
     }
-    objections
+    violations
 }
 
-pub fn only_publishers_speak_for_us(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn only_publishers_put_events(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, actions, _) in grants(subject) {
         let publisher = PUBLISHERS.contains(&id);
-        objections.unless(
+        violations.check(
             publisher || !actions.contains(&"events:PutEvents"),
             id,
-            "may put events on the bus that no row of the event log stands behind",
+            "may put events on the bus without a row in the event log",
         );
     }
-    objections
+    violations
 }
 
-pub fn our_sources_are_ours_alone(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn event_sources_are_reserved_for_publishers(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let publishers = PUBLISHERS.map(|id| format!("{id}Role.Arn"));
     let denied = json!({
         "Effect": "Deny",
@@ -394,17 +404,21 @@ pub fn our_sources_are_ours_alone(subject: &Subject) -> Objections {
     });
     let policies = subject.template.resources("AWS::Events::EventBusPolicy");
     let guarded = policies.values().any(|policy| policy["Properties"]["Statement"] == denied);
-    objections.unless(guarded, "EventBus", "takes events of our sources from others");
+    violations.check(
+        guarded,
+        "EventBus",
+        "does not deny events with Fieldstation's sources from other senders",
+    );
     let on = subject.template.0["Parameters"]["GuardEventSources"]["Default"] == "true";
-    objections.unless(on, "GuardEventSources", "is off unless one asks for it");
+    violations.check(on, "GuardEventSources", "is off by default");
     let settings = subject.file("samconfig.toml");
     let open = settings
         .split("\n[")
         .any(|part| !part.starts_with("local.") && part.contains("GuardEventSources=false"));
-    objections.unless(
+    violations.check(
         !open,
         "samconfig.toml",
-        "turns the guard off elsewhere than on the local stack",
+        "turns the guard off for an environment other than the local stack",
     );
-    objections
+    violations
 }

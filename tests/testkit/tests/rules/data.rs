@@ -1,12 +1,12 @@
-//! Rules: stored data is safe, and other parts find it by its name.
+//! Rules: stored data is safe, and other services find it by its name.
 
 use contracts::names;
 use serde_json::{Value, json};
 
-use crate::subject::{Objections, Subject, items, members, text};
+use crate::subject::{Subject, Violations, items, members, text};
 
-/// The types of resources with fixed names that other parts use.
-const CONTRACTS: [(&str, &str); 15] = [
+/// The resources that other services, fieldctl and the tests find by their fixed names.
+const NAMED_RESOURCES: [(&str, &str); 15] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::BILLING),
     ("AWS::DynamoDB::Table", names::DEVICES),
@@ -24,8 +24,9 @@ const CONTRACTS: [(&str, &str); 15] = [
     ("AWS::Serverless::StateMachine", names::SITE_TEARDOWN),
 ];
 
-/// The types of resources that have fixed names, and the property with the name.
-const FIXED: [(&str, &str); 6] = [
+/// The types of resources whose names are always fixed, and the property with the name. A secret that only its own
+/// service reads has a generated name.
+const FIXED_NAME_PROPERTIES: [(&str, &str); 6] = [
     ("AWS::DynamoDB::Table", "TableName"),
     ("AWS::Events::EventBus", "Name"),
     ("AWS::Kinesis::Stream", "Name"),
@@ -34,35 +35,36 @@ const FIXED: [(&str, &str); 6] = [
     ("AWS::Serverless::StateMachine", "Name"),
 ];
 
-fn kept(resource: &Value) -> bool {
+fn is_retained(resource: &Value) -> bool {
     resource["DeletionPolicy"] == "RetainExceptOnCreate"
         && resource["UpdateReplacePolicy"] == "Retain"
 }
 
-pub fn tables_outlive_mistakes(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn tables_are_retained_and_recoverable(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, table) in subject.template.resources("AWS::DynamoDB::Table") {
-        objections.unless(kept(table), id, "goes with its stack");
+        violations.check(is_retained(table), id, "is deleted with its stack");
         let table = &table["Properties"];
-        let back = table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] == true;
-        objections.unless(back, id, "can't be brought back to a point in time");
+        let recoverable =
+            table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] == true;
+        violations.check(recoverable, id, "has no point-in-time recovery");
         let protected = table["DeletionProtectionEnabled"] == json!(["ProtectTables", true, false]);
-        objections.unless(protected, id, "can be deleted in spite of DeletionProtection");
+        violations.check(protected, id, "is not protected by the parameter DeletionProtection");
     }
-    objections
+    violations
 }
 
-pub fn tables_grow_with_their_load(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn tables_have_on_demand_capacity(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, table) in subject.template.resources("AWS::DynamoDB::Table") {
-        let grows = table["Properties"]["BillingMode"] == "PAY_PER_REQUEST";
-        objections.unless(grows, id, "throttles above a number that somebody guessed");
+        let on_demand = table["Properties"]["BillingMode"] == "PAY_PER_REQUEST";
+        violations.check(on_demand, id, "does not have on-demand capacity");
     }
-    objections
+    violations
 }
 
-pub fn everything_is_encrypted(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn stored_data_is_encrypted(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let resources = subject.template.0["Resources"].as_object().into_iter().flatten();
     for (id, resource) in resources {
         let properties = &resource["Properties"];
@@ -82,29 +84,29 @@ pub fn everything_is_encrypted(subject: &Subject) -> Objections {
             // CloudWatch Logs and Secrets Manager encrypt without a setting.
             _ => true,
         };
-        objections.unless(encrypted, id, "keeps data in plain text");
+        violations.check(encrypted, id, "is not encrypted");
     }
-    objections
+    violations
 }
 
-pub fn buckets_are_private(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn buckets_are_private(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let policies = subject.template.resources("AWS::S3::BucketPolicy");
     for (id, bucket) in subject.template.resources("AWS::S3::Bucket") {
-        objections.unless(kept(bucket), id, "goes with its stack");
+        violations.check(is_retained(bucket), id, "is deleted with its stack");
         let bucket = &bucket["Properties"];
         let blocked = json!({
             "BlockPublicAcls": true, "BlockPublicPolicy": true,
             "IgnorePublicAcls": true, "RestrictPublicBuckets": true,
         });
-        objections.unless(
+        violations.check(
             bucket["PublicAccessBlockConfiguration"] == blocked,
             id,
-            "may be made public",
+            "does not block public access",
         );
         let owned =
             bucket["OwnershipControls"]["Rules"][0]["ObjectOwnership"] == "BucketOwnerEnforced";
-        objections.unless(owned, id, "may hold objects of others");
+        violations.check(owned, id, "may contain objects of other accounts");
         let tls = policies.values().map(|policy| &policy["Properties"]).any(|policy| {
             policy["Bucket"] == json!(id)
                 && items(&policy["PolicyDocument"]["Statement"]).any(|it| {
@@ -116,61 +118,59 @@ pub fn buckets_are_private(subject: &Subject) -> Objections {
                         && it["Condition"] == json!({ "Bool": { "aws:SecureTransport": "false" } })
                 })
         });
-        objections.unless(tls, id, "can be read without TLS");
+        violations.check(tls, id, "does not require TLS");
     }
-    objections
+    violations
 }
 
-pub fn contracts_are_there(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    for (kind, name) in CONTRACTS {
+pub fn fixed_names_and_outputs_exist(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    for (kind, name) in NAMED_RESOURCES {
         let named = subject
             .template
             .resources(kind)
             .into_keys()
             .any(|id| subject.template.fixed_name(id) == Some(name));
-        objections.unless(named, name, format!("is the name of no {kind}"));
+        violations.check(named, name, format!("is not the name of a {kind}"));
     }
-    for (kind, property) in FIXED {
+    for (kind, property) in FIXED_NAME_PROPERTIES {
         for (id, resource) in subject.template.resources(kind) {
             let named = text(&resource["Properties"][property]).starts_with("${Environment}-");
-            let secret = kind == "AWS::SecretsManager::Secret";
-            // A secret that only its own service reads has a generated name.
-            objections.unless(named || secret, id, format!("has no fixed name ({property})"));
+            violations.check(named, id, format!("has no fixed name ({property})"));
         }
     }
     for output in ["ApiId", "ApiUrl"] {
-        let there = subject.template.0["Outputs"][output]["Value"].is_string();
-        objections.unless(there, output, "is not an output");
+        let exists = subject.template.0["Outputs"][output]["Value"].is_string();
+        violations.check(exists, output, "is not an output");
     }
-    objections
+    violations
 }
 
-pub fn parameters_are_grouped(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn parameters_are_grouped(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let interface =
         &subject.template.0["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"];
-    let shown: Vec<_> =
+    let grouped_names: Vec<_> =
         items(interface).flat_map(|group| items(&group["Parameters"])).map(text).collect();
     for (name, _) in members(&subject.template.0["Parameters"]) {
         // The root template passes the name of its stack as the environment's name.
-        let grouped = name == "Environment" || shown.contains(&name);
-        objections.unless(grouped, name, "is in no group of the parameters");
+        let grouped = name == "Environment" || grouped_names.contains(&name);
+        violations.check(grouped, name, "is not in a parameter group");
     }
-    objections
+    violations
 }
 
-pub fn production_is_careful(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn production_settings_are_safe(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let settings = subject.file("samconfig.toml").split("[prod.deploy.parameters]").nth(1);
     let settings = settings.and_then(|rest| rest.split("\n[").next()).unwrap_or_default();
-    for careful in ["DeletionProtection=true", "GradualDeployment=true", "confirm_changeset = true"]
+    for setting in ["DeletionProtection=true", "GradualDeployment=true", "confirm_changeset = true"]
     {
-        objections.unless(
-            settings.contains(careful),
+        violations.check(
+            settings.contains(setting),
             "samconfig.toml",
-            format!("production lacks {careful}"),
+            format!("production does not have {setting}"),
         );
     }
-    objections
+    violations
 }

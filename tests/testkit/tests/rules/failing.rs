@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 use testkit::template::kebab;
 
 use crate::subject::{
-    Objections, Subject, function_of, items, members, of_arn, queue_of, text, texts,
+    Subject, Violations, function_of, items, members, queue_of, resource_of_arn, text, texts,
 };
 
-/// The longest retention of an SQS message, in seconds.
-const FORTNIGHT: i64 = 1_209_600;
+/// The maximum retention of an SQS message, in seconds: 14 days.
+const MAX_RETENTION_SECONDS: i64 = 1_209_600;
 /// The event types of a function's `Events` that invoke it asynchronously.
 const ASYNCHRONOUS: [&str; 6] =
     ["CloudWatchEvent", "EventBridgeRule", "S3", "SNS", "Schedule", "ScheduleV2"];
 
-fn between(value: &Value, least: i64, most: i64) -> bool {
-    value.as_i64().is_some_and(|number| (least..=most).contains(&number))
+fn between(value: &Value, min: i64, max: i64) -> bool {
+    value.as_i64().is_some_and(|number| (min..=max).contains(&number))
 }
 
 /// Returns the asynchronous calls of functions and queues: the resource that declares the call, the logical id
@@ -42,8 +42,8 @@ fn calls(subject: &Subject) -> Vec<(String, String, &Value)> {
     calls
 }
 
-pub fn called_asynchronously_with_a_destination(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn asynchronous_functions_have_a_failure_queue(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let target = format!("{id}.Alias");
         let of_a_rule = calls(subject).into_iter().any(|(_, _, call)| text(&call["Arn"]) == target);
@@ -53,44 +53,44 @@ pub fn called_asynchronously_with_a_destination(subject: &Subject) -> Objections
         if asynchronous {
             let config = &function["EventInvokeConfig"];
             let destination = &config["DestinationConfig"]["OnFailure"];
-            let queue = of_arn(&destination["Destination"]);
-            objections.unless(
+            let queue = resource_of_arn(&destination["Destination"]);
+            violations.check(
                 destination["Type"] == "SQS" && subject.is(queue, "AWS::SQS::Queue"),
                 id,
                 "has no failure queue (EventInvokeConfig.DestinationConfig.OnFailure)",
             );
-            objections.unless(
+            violations.check(
                 between(&config["MaximumRetryAttempts"], 1, 2)
                     && between(&config["MaximumEventAgeInSeconds"], 60, 21_600),
                 id,
-                "does not say how often, and for how long, a call is tried again",
+                "does not limit the retries and the age of an event",
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn targets_with_dead_letters(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn targets_have_dead_letter_queues(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, rule, call) in calls(subject) {
-        let queue = of_arn(&call["DeadLetterConfig"]["Arn"]);
-        let there = subject.is(queue, "AWS::SQS::Queue");
-        objections.unless(there, &id, format!("{rule} has no queue for what it can't deliver"));
+        let queue = resource_of_arn(&call["DeadLetterConfig"]["Arn"]);
+        let exists = subject.is(queue, "AWS::SQS::Queue");
+        violations.check(exists, &id, format!("{rule} has no dead-letter queue"));
         let retries = &call["RetryPolicy"];
-        objections.unless(
+        violations.check(
             between(&retries["MaximumRetryAttempts"], 1, 185)
                 && between(&retries["MaximumEventAgeInSeconds"], 60, 86_400),
             &id,
-            format!("{rule} does not say how long it tries"),
+            format!("{rule} has no retry policy"),
         );
     }
-    objections
+    violations
 }
 
-pub fn dead_letters_that_can_be_sent(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn dead_letters_may_be_sent(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, rule, call) in calls(subject) {
-        let queue = of_arn(&call["DeadLetterConfig"]["Arn"]);
+        let queue = resource_of_arn(&call["DeadLetterConfig"]["Arn"]);
         let sender = format!("{rule}.Arn");
         let allowed = subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
             let of_queue = texts(&policy["Properties"]["Queues"]).contains(&queue);
@@ -100,141 +100,147 @@ pub fn dead_letters_that_can_be_sent(subject: &Subject) -> Objections {
                     it["Effect"] == "Allow"
                         && it["Action"] == "sqs:SendMessage"
                         && it["Principal"]["Service"] == "events.amazonaws.com"
-                        && of_arn(&it["Resource"]) == queue
+                        && resource_of_arn(&it["Resource"]) == queue
                         && texts(&it["Condition"]["ArnEquals"]["aws:SourceArn"])
                             .contains(&sender.as_str())
                 })
         });
-        objections.unless(allowed, &id, format!("{rule} may not send to its dead letters {queue}"));
+        violations.check(
+            allowed,
+            &id,
+            format!("{rule} may not send to its dead-letter queue {queue}"),
+        );
     }
-    objections
+    violations
 }
 
-pub fn work_queues_with_dead_letters(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn work_queues_have_dead_letter_queues(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for mapping in subject.mappings().values() {
         let (queue, function) = (queue_of(mapping), function_of(mapping));
         if subject.is(queue, "AWS::SQS::Queue") && function != "RecordFailureFunction" {
             let redrive = &subject.template.properties(queue)["RedrivePolicy"];
-            let dead_letters = of_arn(&redrive["deadLetterTargetArn"]);
-            objections.unless(
+            let dead_letters = resource_of_arn(&redrive["deadLetterTargetArn"]);
+            violations.check(
                 subject.is(dead_letters, "AWS::SQS::Queue")
                     && between(&redrive["maxReceiveCount"], 3, 10),
                 queue,
-                "has no dead letters after 3 to 10 receives",
+                "has no dead-letter queue after 3 to 10 receives",
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn queues_that_keep(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn queues_retain_messages(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, queue) in subject.template.resources("AWS::SQS::Queue") {
-        let kept = &queue["Properties"]["MessageRetentionPeriod"];
-        objections.unless(*kept == json!(FORTNIGHT), id, "keeps messages for less than 14 days");
+        let retention = &queue["Properties"]["MessageRetentionPeriod"];
+        violations.check(
+            *retention == json!(MAX_RETENTION_SECONDS),
+            id,
+            "keeps messages for less than 14 days",
+        );
     }
-    objections
+    violations
 }
 
-pub fn queues_that_hide_long_enough(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn visibility_timeouts_are_long_enough(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for mapping in subject.mappings().values() {
         let (queue, function) = (queue_of(mapping), function_of(mapping));
         if subject.is(queue, "AWS::SQS::Queue") {
-            let hidden = subject.template.properties(queue)["VisibilityTimeout"].as_i64();
-            let least = 6 * subject.timeout(function);
-            objections.unless(
-                hidden.is_some_and(|seconds| seconds >= least),
+            let visibility = subject.template.properties(queue)["VisibilityTimeout"].as_i64();
+            let min = 6 * subject.timeout(function);
+            violations.check(
+                visibility.is_some_and(|seconds| seconds >= min),
                 queue,
-                format!("hides a message for less than {least} s, six times {function}'s time-out"),
+                format!(
+                    "has a visibility timeout below {min} s, six times the timeout of {function}"
+                ),
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn partial_answers(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn mappings_use_partial_batch_responses(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, mapping) in subject.mappings() {
         let partial = mapping["FunctionResponseTypes"] == json!(["ReportBatchItemFailures"]);
-        objections.unless(partial, id, "one bad record fails its whole batch");
+        violations.check(partial, id, "does not use partial batch responses");
     }
-    objections
+    violations
 }
 
-pub fn streams_that_give_up(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn streams_have_retry_limits(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, mapping) in subject.stream_mappings() {
-        objections.unless(
+        violations.check(
             between(&mapping["MaximumRetryAttempts"], 1, 10_000),
             id,
-            "tries without end: a record that can't be worked on stops its shard",
+            "has no retry limit: a record that can't be processed blocks its shard",
         );
         // Half of the shortest retention of a stream's records.
-        objections.unless(
+        violations.check(
             between(&mapping["MaximumRecordAgeInSeconds"], 60, 43_200),
             id,
-            "gives up so late that the stream may have dropped the record before",
+            "has no maximum record age of at most half a day: the stream may drop the record first",
         );
         let bisects = mapping["BisectBatchOnFunctionError"] == true;
-        objections.unless(bisects, id, "gives a whole batch up for one record of it");
+        violations.check(bisects, id, "does not bisect a failed batch");
     }
-    objections
+    violations
 }
 
-pub fn streams_that_set_aside(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn streams_have_a_failure_bucket(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, mapping) in subject.stream_mappings() {
-        let bucket = of_arn(&mapping["DestinationConfig"]["OnFailure"]["Destination"]);
-        let there = subject.is(bucket, "AWS::S3::Bucket");
-        objections.unless(
-            there,
-            id,
-            "drops what it gives up on: no bucket takes it, with its payload",
-        );
-        let told = &subject.template.properties(bucket)["NotificationConfiguration"];
-        let queue = of_arn(&told["QueueConfigurations"][0]["Queue"]);
-        objections.unless(
-            !there || queue == "FailureFiles",
+        let bucket = resource_of_arn(&mapping["DestinationConfig"]["OnFailure"]["Destination"]);
+        let exists = subject.is(bucket, "AWS::S3::Bucket");
+        violations.check(exists, id, "has no bucket for records that it gives up on");
+        let notifications = &subject.template.properties(bucket)["NotificationConfiguration"];
+        let queue = resource_of_arn(&notifications["QueueConfigurations"][0]["Queue"]);
+        violations.check(
+            !exists || queue == "FailureFiles",
             bucket,
-            "tells nobody of its files: no notification to FailureFiles",
+            "does not notify the queue FailureFiles of new files",
         );
-        let filter = &told["QueueConfigurations"][0]["Filter"]["S3Key"]["Rules"][0];
-        objections.unless(
-            !there || text(&filter["Name"]) == "prefix" && text(&filter["Value"]) == "aws/lambda/",
+        let filter = &notifications["QueueConfigurations"][0]["Filter"]["S3Key"]["Rules"][0];
+        violations.check(
+            !exists || text(&filter["Name"]) == "prefix" && text(&filter["Value"]) == "aws/lambda/",
             bucket,
-            "tells of files that record-failure may not read: no filter by the prefix aws/lambda/",
+            "does not limit its notifications to the prefix aws/lambda/, the only files that record-failure may read",
         );
         let function = function_of(mapping);
         let mut statements = items(&subject.template.properties(function)["Policies"])
             .flat_map(|policy| items(&policy["Statement"]));
-        let place = format!("${{{bucket}.Arn}}/aws/lambda/*");
-        let may = statements.any(|it| {
+        let files = format!("${{{bucket}.Arn}}/aws/lambda/*");
+        let allowed = statements.any(|it| {
             texts(&it["Action"]).contains(&"s3:PutObject")
-                && texts(&it["Resource"]).contains(&place.as_str())
+                && texts(&it["Resource"]).contains(&files.as_str())
         });
-        objections.unless(
-            !there || may,
-            function,
-            format!("may not put what it gives up on into {bucket}"),
-        );
+        violations.check(!exists || allowed, function, format!("may not write to {bucket}"));
     }
-    objections
+    violations
 }
 
-pub fn streams_from_their_beginning(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn streams_are_read_from_the_oldest_record(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, mapping) in subject.stream_mappings() {
         let oldest = mapping["StartingPosition"] == "TRIM_HORIZON";
-        objections.unless(oldest, id, "skips what was written before the mapping was made");
+        violations.check(
+            oldest,
+            id,
+            "skips records that were written before the mapping was created",
+        );
     }
-    objections
+    violations
 }
 
 /// Checks that check-consumers expects exactly the mappings of the templates.
-pub fn mappings_that_are_checked(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn mappings_are_checked(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let mut expected: BTreeMap<String, &str> = CONSUMERS
         .iter()
         .map(|consumer| {
@@ -251,25 +257,25 @@ pub fn mappings_that_are_checked(subject: &Subject) -> Objections {
         let kind = text(&subject.template.0["Resources"][source]["Type"]);
         let name = subject.template.fixed_name(source).unwrap_or_default();
         let function = kebab(function_of(mapping).trim_end_matches("Function"));
-        objections.unless(
+        violations.check(
             expected.remove(&format!("{function} {kind} {name}")).is_some(),
             id,
             "is not expected by check-consumers: it is missing in contracts::names::CONSUMERS",
         );
     }
     for (consumer, function) in expected {
-        objections.unless(false, function, format!("{consumer}: no template has this mapping"));
+        violations.check(false, function, format!("{consumer}: no template has this mapping"));
     }
-    objections
+    violations
 }
 
-pub fn events_in_order(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn events_in_order(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, mapping) in subject.stream_mappings() {
         if text(&mapping["EventSourceArn"]) == "EventsTable.StreamArn" {
             let one = mapping["ParallelizationFactor"] == 1;
-            objections.unless(one, id, "works on one entity's events side by side");
+            violations.check(one, id, "works on one entity's events side by side");
         }
     }
-    objections
+    violations
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use testkit::template::kebab;
 
-use crate::subject::{Objections, Subject, function_of, members, text};
+use crate::subject::{Subject, Violations, function_of, members, text};
 
 /// Calls that read environment variables for a binary, and these variables.
 const READERS: [(&str, &[&str]); 5] = [
     ("aws.outbox()", &["EVENTS_TABLE"]),
     ("Quarantine::from_env(", &["QUARANTINE_QUEUE_URL"]),
     ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
-    ("Rules::of_environment(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
+    ("Rules::from_env(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
     ("Paging::from_env(", &["PAGING_SECRET_ARN"]),
 ];
 
@@ -27,44 +27,40 @@ fn binary<'a>(subject: &'a Subject, name: &str) -> Option<(&'a str, &'a str)> {
     subject.under("functions/").find(|(path, _)| path.ends_with(&file))
 }
 
-pub fn one_binary_each(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_match_their_binaries(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let template = &subject.template;
     for id in subject.functions().into_keys() {
         let name = name_of(id);
         let metadata = &template.0["Resources"][id]["Metadata"];
         let built = metadata["BuildMethod"] == "rust-cargolambda"
             && metadata["BuildProperties"]["Binary"] == json!(name);
-        objections.unless(built, id, format!("is not built from the binary {name}"));
-        objections.unless(
-            binary(subject, &name).is_some(),
-            id,
-            format!("has no src/bin/{name}.rs"),
-        );
+        violations.check(built, id, format!("is not built from the binary {name}"));
+        violations.check(binary(subject, &name).is_some(), id, format!("has no src/bin/{name}.rs"));
     }
     let names: BTreeSet<_> = subject.functions().into_keys().map(name_of).collect();
     for (path, _) in subject.under("functions/").filter(|(path, _)| path.contains("/src/bin/")) {
         let name = path.rsplit('/').next().unwrap_or_default().trim_end_matches(".rs");
-        objections.unless(names.contains(name), path, "is in no function");
+        violations.check(names.contains(name), path, "belongs to no function");
     }
-    objections
+    violations
 }
 
-pub fn one_runtime(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_share_one_runtime(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
         let runtime = subject.setting(id, "Runtime") == "provided.al2023"
             && *subject.setting(id, "Architectures") == json!(["Architecture"]);
-        objections.unless(runtime, id, "runs on another runtime or processor than the others");
+        violations.check(runtime, id, "has another runtime or architecture than the others");
         let memory = subject.setting(id, "MemorySize").as_i64().unwrap_or_default();
-        let modest = (128..=512).contains(&memory);
-        objections.unless(modest, id, format!("has {memory} MB, not 128 to 512"));
+        let in_range = (128..=512).contains(&memory);
+        violations.check(in_range, id, format!("has {memory} MB, not 128 to 512"));
     }
-    objections
+    violations
 }
 
-pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn variables_equal_those_that_are_read(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let source = binary(subject, &name_of(id)).map(|(_, source)| source).unwrap_or_default();
         let mut read: BTreeSet<&str> = literals(source).collect();
@@ -76,10 +72,10 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
         let set: BTreeSet<_> =
             members(&function["Environment"]["Variables"]).map(|(name, _)| name).collect();
         for name in &read - &set {
-            objections.unless(false, format!("{id} {name}"), "is read and not set");
+            violations.check(false, format!("{id} {name}"), "is read but not set");
         }
         for name in &set - &read {
-            objections.unless(false, format!("{id} {name}"), "is set and not read");
+            violations.check(false, format!("{id} {name}"), "is set but not read");
         }
     }
     // Every variable that a library reads must be in READERS.
@@ -94,15 +90,15 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
                 let name = rest.split('"').next().unwrap_or_default();
                 // Lambda sets these itself.
                 let lambdas = name.starts_with("AWS_");
-                objections.unless(
+                violations.check(
                     lambdas || known.contains(name),
                     path,
-                    format!("reads {name}, which no entry of READERS tells"),
+                    format!("reads {name}, which is not in READERS"),
                 );
             }
         }
     }
-    objections
+    violations
 }
 
 /// Returns the names of environment variables in a binary's source: its string literals in capitals.
@@ -113,62 +109,62 @@ fn literals(source: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-pub fn called_by_alias(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_are_called_by_alias(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
         let alias = subject.setting(id, "AutoPublishAlias") == "live"
             && subject.setting(id, "AutoPublishAliasAllProperties") == true;
-        objections.unless(alias, id, "publishes no version under the alias live");
+        violations.check(alias, id, "does not publish its versions under the alias live");
     }
     for (id, text) in subject.texts() {
         // The name without the ARN is used for metrics and logs.
-        let around = text.contains("Function.Arn");
-        objections.unless(!around, id, format!("goes around the alias: {text}"));
+        let bypasses = text.contains("Function.Arn");
+        violations.check(!bypasses, id, format!("bypasses the alias: {text}"));
     }
     let permissions = subject.template.resources("AWS::Lambda::Permission").into_iter();
     let permissions = permissions.map(|(id, permission)| (id, &permission["Properties"]));
     for (id, caller) in permissions.chain(subject.mappings()) {
         let alias = text(&caller["FunctionName"]).ends_with("Function.Alias");
-        objections.unless(alias, id, "goes around the alias");
+        violations.check(alias, id, "bypasses the alias");
     }
-    objections
+    violations
 }
 
-pub fn logs_with_an_end(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn log_groups_have_a_retention(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let config = &function["LoggingConfig"];
         let group = text(&config["LogGroup"]);
         let name = &subject.template.properties(group)["LogGroupName"];
-        let its_own = *name == json!(format!("/aws/lambda/${{Environment}}/{}", name_of(id)));
-        objections.unless(its_own, id, "does not log into a group of its own");
+        let own_group = *name == json!(format!("/aws/lambda/${{Environment}}/{}", name_of(id)));
+        violations.check(own_group, id, "does not log to its own log group");
     }
     let shared = &subject.template.0["Globals"]["Function"]["LoggingConfig"];
-    objections.unless(shared["LogFormat"] == "JSON", "Globals", "functions do not log JSON");
+    violations.check(shared["LogFormat"] == "JSON", "Globals", "functions do not log JSON");
     for (id, group) in subject.template.resources("AWS::Logs::LogGroup") {
         let days = &group["Properties"]["RetentionInDays"];
-        objections.unless(
+        violations.check(
             *days == json!("LogRetentionDays"),
             id,
-            "keeps logs for ever, or by a number of its own",
+            "does not have the retention LogRetentionDays",
         );
     }
-    objections
+    violations
 }
 
-pub fn traced(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_and_the_api_are_traced(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
-        objections.unless(subject.setting(id, "Tracing") == "Active", id, "is not traced");
+        violations.check(subject.setting(id, "Tracing") == "Active", id, "is not traced");
     }
     let api = &subject.template.properties("Api")["TracingEnabled"];
-    objections.unless(*api == json!(true), "Api", "is not traced");
-    objections
+    violations.check(*api == json!(true), "Api", "is not traced");
+    violations
 }
 
-pub fn described(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let told = |value: &Value| text(value).len() > 10;
+pub fn resources_have_descriptions(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let is_described = |value: &Value| text(value).len() > 10;
     let kinds = [
         ("AWS::Serverless::Function", "Description"),
         ("AWS::Serverless::Api", "Description"),
@@ -179,8 +175,8 @@ pub fn described(subject: &Subject) -> Objections {
     ];
     for (kind, property) in kinds {
         for (id, resource) in subject.template.resources(kind) {
-            objections.unless(
-                told(&resource["Properties"][property]),
+            violations.check(
+                is_described(&resource["Properties"][property]),
                 id,
                 format!("has no {property}"),
             );
@@ -189,37 +185,41 @@ pub fn described(subject: &Subject) -> Objections {
     for (id, function) in subject.functions() {
         for (name, event) in members(&function["Events"]).filter(|(_, it)| it["Type"] == "Schedule")
         {
-            let told = told(&event["Properties"]["Description"]);
-            objections.unless(told, id, format!("does not say what the schedule {name} is for"));
+            let is_described = is_described(&event["Properties"]["Description"]);
+            violations.check(
+                is_described,
+                id,
+                format!("has no description of the schedule {name}"),
+            );
         }
     }
     for section in ["Parameters", "Outputs"] {
         for (name, value) in members(&subject.template.0[section]) {
-            objections.unless(told(&value["Description"]), name, "has no Description");
+            violations.check(is_described(&value["Description"]), name, "has no Description");
         }
     }
-    objections
+    violations
 }
 
-pub fn answers_in_time(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn api_timeouts_are_below_29_seconds(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, permission) in subject.template.resources("AWS::Lambda::Permission") {
         let permission = &permission["Properties"];
         if permission["Principal"] == "apigateway.amazonaws.com" {
             let function = function_of(permission);
             let in_time = (1..29).contains(&subject.timeout(function));
-            objections.unless(
+            violations.check(
                 in_time,
                 function,
-                format!("works on after API Gateway gave up on it ({id})"),
+                format!("has a timeout above that of API Gateway ({id})"),
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn provider_is_not_overrun(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn provider_calls_are_limited(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         if !function["Environment"]["Variables"]["STRIPE_API_BASE"].is_null() {
             let mut mappings =
@@ -227,33 +227,33 @@ pub fn provider_is_not_overrun(subject: &Subject) -> Objections {
             let limit = json!(["LimitBilling", { "MaximumConcurrency": "BillingConcurrency" }, "AWS::NoValue"]);
             let queued = mappings.peek().is_some();
             let limited = mappings.all(|mapping| mapping["ScalingConfig"] == limit);
-            objections.unless(
+            violations.check(
                 queued && limited,
                 id,
-                "calls the provider from any number of functions at once",
+                "does not limit the concurrent calls to the payment provider",
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn sample_events(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_have_sample_events(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
         let event = subject.file(&format!("tests/events/{}.json", name_of(id)));
-        let reads = serde_json::from_str::<Value>(event).is_ok();
-        objections.unless(reads, id, "has no sample event in tests/events");
+        let is_json = serde_json::from_str::<Value>(event).is_ok();
+        violations.check(is_json, id, "has no sample event in tests/events");
     }
     let names: BTreeSet<_> = subject.functions().into_keys().map(name_of).collect();
     for (path, _) in subject.under("tests/events/") {
         let name = path.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
-        objections.unless(names.contains(name), path, "is the sample of no function");
+        violations.check(names.contains(name), path, "is not the sample event of a function");
     }
-    objections
+    violations
 }
 
-pub fn listed_in_the_readme(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn listed_in_the_readme(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
         let name = name_of(id);
         let service =
@@ -262,62 +262,58 @@ pub fn listed_in_the_readme(subject: &Subject) -> Objections {
         let row =
             subject.file("README.md").split(&row).nth(1).and_then(|rest| rest.split(" |").next());
         let listed = row.is_some_and(|row| row.split(", ").any(|listed| listed == name));
-        objections.unless(listed, id, format!("is not in the README's row of {service}"));
+        violations.check(listed, id, format!("is not in the README's row of {service}"));
     }
     let count = format!("{} functions", subject.functions().len());
     let counted = subject.file("README.md").matches(&count).count();
-    objections.unless(
-        counted == 2,
-        "README.md",
-        format!("does not say twice that there are {count}"),
-    );
-    objections
+    violations.check(counted == 2, "README.md", format!("does not contain \"{count}\" twice"));
+    violations
 }
 
-pub fn seen_on_the_dashboard(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn listed_on_the_dashboard(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let body = text(&subject.template.properties("Dashboard")["DashboardBody"]);
-    let reads = serde_json::from_str::<Value>(body).is_ok();
-    objections.unless(reads, "Dashboard", "is no JSON");
+    let is_json = serde_json::from_str::<Value>(body).is_ok();
+    violations.check(is_json, "Dashboard", "is not JSON");
     // The dashboard searches by the environment's name, which every function's name begins with. With quotes, the
     // search would match only a function of exactly that name.
     for metric in ["Errors", "Invocations", "Duration"] {
         let search = format!(r#"MetricName=\"{metric}\" FunctionName=${{Environment}}'"#);
-        objections.unless(
+        violations.check(
             body.contains(&search),
             "Dashboard",
-            format!("lacks the functions' {metric}"),
+            format!("does not show the functions' {metric}"),
         );
     }
     for (id, function) in subject.functions() {
-        objections.unless(
+        violations.check(
             function["FunctionName"] == json!(format!("${{Environment}}-{}", name_of(id))),
             id,
-            "has another name than the dashboard searches and callers use",
+            "does not have the name that the dashboard and callers use",
         );
     }
-    let mut shown = |id: &str, reference: String| {
-        objections.unless(body.contains(&reference), id, "is not on the dashboard");
+    let mut check_shown = |id: &str, reference: String| {
+        violations.check(body.contains(&reference), id, "is not on the dashboard");
     };
     for id in subject.template.resources("AWS::DynamoDB::Table").into_keys() {
         let name = subject.template.fixed_name(id).unwrap_or_default();
-        shown(id, format!("\"TableName\",\"${{Environment}}-{name}\""));
+        check_shown(id, format!("\"TableName\",\"${{Environment}}-{name}\""));
     }
     for id in subject.template.resources("AWS::Serverless::StateMachine").into_keys() {
-        shown(id, format!("\"${{{id}}}\""));
+        check_shown(id, format!("\"${{{id}}}\""));
     }
     for mapping in
         subject.mappings().values().filter(|it| function_of(it) == "RecordFailureFunction")
     {
         let queue = text(&mapping["EventSourceArn"]).trim_end_matches(".Arn");
         let name = subject.template.fixed_name(queue).unwrap_or_default();
-        shown(queue, format!("\"${{Environment}}-{name}\""));
+        check_shown(queue, format!("\"${{Environment}}-{name}\""));
     }
-    objections
+    violations
 }
 
-pub fn tested(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_are_tested(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for id in subject.functions().into_keys() {
         let name = name_of(id);
         let (module, step) = (name.replace('-', "_"), id.trim_end_matches("Function"));
@@ -327,7 +323,11 @@ pub fn tested(subject: &Subject) -> Objections {
         let by_name = tests.iter().any(|(_, text)| {
             [module.as_str(), step, name.as_str()].iter().any(|it| text.contains(it))
         });
-        objections.unless(by_name, id, "is in no test of its service, nor of the deployed stack");
+        violations.check(
+            by_name,
+            id,
+            "is not named in a test of its service or of the deployed stack",
+        );
     }
-    objections
+    violations
 }

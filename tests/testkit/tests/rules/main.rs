@@ -1,7 +1,8 @@
 //! Checks the rules in `table.rs` against every resource of the templates, every state of the sagas, the
 //! dependencies and the workflows. `docs/rules.md` is generated from the table.
 //!
-//! Each rule lists edits that break it and must object to each of them, which proves that the rule can fail.
+//! Each rule lists edits that break it. A test applies each edit and checks that the rule reports a violation, which
+//! proves that the rule can fail.
 
 mod access;
 mod data;
@@ -22,8 +23,8 @@ use subject::Subject;
 use table::{RULES, Rule};
 use testkit::template::root;
 
-/// Returns the objections of a rule to the subject, without its exceptions.
-fn objections(rule: &Rule, subject: &Subject) -> Vec<(String, String)> {
+/// Returns the violations of a rule by the subject, without its exceptions.
+fn violations(rule: &Rule, subject: &Subject) -> Vec<(String, String)> {
     let mut all = (rule.check)(subject).0;
     all.retain(|(about, _)| !rule.except.iter().any(|(name, _)| excepts(name, about)));
     all
@@ -37,28 +38,28 @@ fn excepts(name: &str, about: &str) -> bool {
 #[test]
 fn every_rule_holds() {
     let subject = Subject::read();
-    let mut told = String::new();
+    let mut report = String::new();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
-        for (about, what) in objections(rule, &subject) {
-            writeln!(told, "{about}: {what}\n  against {}: {}", rule.name, rule.why)
-                .expect("a string takes it");
+        for (about, what) in violations(rule, &subject) {
+            writeln!(report, "{about}: {what}\n  rule: {}: {}", rule.name, rule.why)
+                .expect("a string");
         }
     }
-    assert!(told.is_empty(), "\n{told}");
+    assert!(report.is_empty(), "\n{report}");
 }
 
 #[test]
-fn every_rule_objects_to_the_edits_that_break_it() {
+fn every_rule_reports_the_edits_that_break_it() {
     let subject = Subject::read();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
-        assert!(!rule.breaks.is_empty(), "nothing breaks {}", rule.name);
+        assert!(!rule.breaks.is_empty(), "no edit breaks the rule {:?}", rule.name);
         for (edit, about) in rule.breaks {
             let mut broken = subject.clone();
             edit.apply(&mut broken);
-            let objections = objections(rule, &broken);
+            let violations = violations(rule, &broken);
             assert!(
-                objections.iter().any(|(named, _)| named == about),
-                "{} does not object to {about} after {edit:?}, but to {objections:?}",
+                violations.iter().any(|(named, _)| named == about),
+                "the rule {:?} does not report {about} after {edit:?}, but {violations:?}",
                 rule.name
             );
         }
@@ -72,7 +73,7 @@ fn every_exception_is_needed() {
         let all = (rule.check)(&subject).0;
         for (name, _) in rule.except {
             let used = all.iter().any(|(about, _)| excepts(name, about));
-            assert!(used, "{} has no need of its exception {name}", rule.name);
+            assert!(used, "the rule {:?} does not need its exception {name}", rule.name);
         }
     }
 }
@@ -81,18 +82,17 @@ fn every_exception_is_needed() {
 fn rule_names_are_unique() {
     let mut names = BTreeSet::new();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
-        assert!(names.insert(rule.name), "two rules are called {}", rule.name);
+        assert!(names.insert(rule.name), "two rules are named {:?}", rule.name);
     }
 }
 
 #[test]
 fn the_docs_list_the_rules() {
     let mut text = String::from(
-        "# Rules\n\nHeld against the templates, `statemachines/` and what comes in from outside by \
-         `cargo test -p testkit --test rules`;\neach rule is also shown to object to an edit that breaks \
-         it. Alarms have a table of their own, `tests/testkit/tests/alarms.rs`.\nThis page is made from \
-         `tests/testkit/tests/rules/table.rs`: `UPDATE_DOCS=1 cargo test -p testkit --test rules` \
-         rewrites it.\n",
+        "# Rules\n\n`cargo test -p testkit --test rules` checks these rules against the templates, the state \
+         machines, the dependencies and the workflows.\nFor each rule it also checks that edits which break the \
+         rule are reported. The rules for alarms are in `tests/testkit/tests/alarms.rs`.\nThis page is generated \
+         from `tests/testkit/tests/rules/table.rs` by `UPDATE_DOCS=1 cargo test -p testkit --test rules`.\n",
     );
     for (heading, rules) in RULES {
         write!(text, "\n## {heading}\n\n| rule | why |\n|---|---|\n").expect("a string");
@@ -133,14 +133,14 @@ fn each_threat_names_tests_and_rules_that_exist() {
             let (file, function) =
                 proof.split_once(": ").unwrap_or_else(|| panic!("{name}: {proof}"));
             let source = fs::read_to_string(root().join(file)).unwrap_or_default();
-            assert!(source.contains(&format!("fn {function}(")), "{name}: there is no {proof}");
+            assert!(source.contains(&format!("fn {function}(")), "{name}: {proof} does not exist");
             proofs += 1;
         }
         for rest in part("\nProof: ", "\nRemains: ").split("rule \"").skip(1) {
             let rule = rest.split('"').next().unwrap_or_default();
-            assert!(rules.contains(&rule), "{name}: there is no rule {rule:?}");
+            assert!(rules.contains(&rule), "{name}: the rule {rule:?} does not exist");
             proofs += 1;
         }
-        assert!(proofs > 0, "nothing proves {name}");
+        assert!(proofs > 0, "{name}: no proof");
     }
 }

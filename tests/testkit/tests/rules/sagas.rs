@@ -6,27 +6,31 @@ use contracts::{
 };
 use serde_json::Value;
 
-use crate::subject::{Objections, Subject, items, members, text, texts};
+use crate::subject::{Subject, Violations, items, members, text, texts};
 
-pub const FORWARD: &str = names::SITE_ONBOARDING;
-pub const BACK: &str = names::SITE_TEARDOWN;
+pub const ONBOARDING: &str = names::SITE_ONBOARDING;
+pub const TEARDOWN: &str = names::SITE_TEARDOWN;
 
 /// Returns all Task states, including those in branches and iterations, as machine, name and state.
 fn tasks(subject: &Subject) -> Vec<(&str, &str, &Value)> {
     let mut tasks = Vec::new();
     for (machine, definition) in &subject.machines {
-        gather(machine, definition, &mut tasks);
+        collect_tasks(machine, definition, &mut tasks);
     }
     tasks
 }
 
-fn gather<'a>(machine: &'a str, value: &'a Value, tasks: &mut Vec<(&'a str, &'a str, &'a Value)>) {
+fn collect_tasks<'a>(
+    machine: &'a str,
+    value: &'a Value,
+    tasks: &mut Vec<(&'a str, &'a str, &'a Value)>,
+) {
     for (name, state) in members(&value["States"]) {
         if state["Type"] == "Task" {
             tasks.push((machine, name, state));
         }
-        items(&state["Branches"]).for_each(|branch| gather(machine, branch, tasks));
-        gather(machine, &state["ItemProcessor"], tasks);
+        items(&state["Branches"]).for_each(|branch| collect_tasks(machine, branch, tasks));
+        collect_tasks(machine, &state["ItemProcessor"], tasks);
     }
 }
 
@@ -36,78 +40,86 @@ fn resource(machine: &str) -> String {
     words.collect()
 }
 
-pub fn every_task_catches_everything(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn every_task_catches_all_errors(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (machine, name, state) in tasks(subject) {
         let last = items(&state["Catch"]).last();
         let all = last.is_some_and(|catch| texts(&catch["ErrorEquals"]) == ["States.ALL"]);
-        objections.unless(
-            all,
-            name,
-            format!("{machine} breaks off when it fails: no Catch of States.ALL"),
-        );
+        violations.check(all, name, format!("does not catch States.ALL in {machine}"));
     }
-    objections
+    violations
 }
 
-pub fn what_fails_forward_is_undone(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn failed_steps_are_undone(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (machine, name, state) in tasks(subject) {
-        if machine == FORWARD && name != COMPENSATE {
+        if machine == ONBOARDING && name != COMPENSATE {
             for catch in items(&state["Catch"]) {
-                objections.unless(
+                violations.check(
                     catch["Next"] == "Compensate",
                     name,
-                    "fails without being undone",
+                    "does not continue with Compensate after an error",
                 );
-                let said = text(&catch["Assign"]["failure"]["step"]) == name;
-                objections.unless(said, name, "is not named in the failure that the undo is told");
+                let passed = text(&catch["Assign"]["failure"]["step"]) == name;
+                violations.check(
+                    passed,
+                    name,
+                    "does not pass its name to the teardown as the failed step",
+                );
             }
         }
     }
-    let nested = &subject.machines[FORWARD]["States"][COMPENSATE];
+    let nested = &subject.machines[ONBOARDING]["States"][COMPENSATE];
     let waits = text(&nested["Resource"]) == "arn:aws:states:::states:startExecution.sync:2";
-    objections.unless(waits, "Compensate", "does not wait for the teardown's end");
-    objections
+    violations.check(waits, "Compensate", "does not wait for the end of the teardown");
+    violations
 }
 
-pub fn an_undo_that_fails_stops_no_other(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn failed_undos_do_not_stop_others(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (machine, name, state) in tasks(subject) {
-        if machine == BACK {
+        if machine == TEARDOWN {
             for catch in items(&state["Catch"]) {
-                let on = catch["Next"] == state["Next"];
-                objections.unless(on, name, "skips other undos when it fails");
-                let noted = catch["Assign"]["undoFailures"].is_string();
-                objections.unless(noted, name, "fails unnoticed: undoFailures is not assigned");
+                let continues = catch["Next"] == state["Next"];
+                violations.check(
+                    continues,
+                    name,
+                    "does not continue with the next undo after an error",
+                );
+                let recorded = catch["Assign"]["undoFailures"].is_string();
+                violations.check(recorded, name, "does not record its error in undoFailures");
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn every_step_has_its_undo(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let forward = path(&subject.machines[FORWARD]);
-    let back = path(&subject.machines[BACK]);
+pub fn every_step_has_its_undo(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let forward = path(&subject.machines[ONBOARDING]);
+    let back = path(&subject.machines[TEARDOWN]);
     for name in &forward {
         let is_known = STEPS.iter().any(|step| step.name == *name);
-        objections.unless(is_known, *name, "is not a step in contracts::saga::STEPS");
+        violations.check(is_known, *name, "is not a step in contracts::saga::STEPS");
     }
     for name in &back {
         let is_known = STEPS.iter().any(|step| step.undo == *name);
-        objections.unless(is_known, *name, "is not an undo in contracts::saga::STEPS");
+        violations.check(is_known, *name, "is not an undo in contracts::saga::STEPS");
     }
     for (index, step) in STEPS.iter().enumerate() {
         let is_there = forward.get(index) == Some(&step.name);
-        objections.unless(is_there, step.name, format!("is not state {} of {FORWARD}", index + 1));
+        violations.check(
+            is_there,
+            step.name,
+            format!("is not state {} of {ONBOARDING}", index + 1),
+        );
     }
     for (index, step) in undo_order().iter().enumerate() {
         let is_there = back.get(index) == Some(&step.undo);
-        let what = format!("is not undone by state {} of {BACK}, {}", index + 1, step.undo);
-        objections.unless(is_there, step.name, what);
+        let what = format!("is not undone by state {} of {TEARDOWN}, {}", index + 1, step.undo);
+        violations.check(is_there, step.name, what);
     }
-    objections
+    violations
 }
 
 /// Returns the Task states on the success path of a machine.
@@ -128,7 +140,7 @@ fn path(machine: &Value) -> Vec<&str> {
 /// Returns the longest possible duration of a task, in seconds: every try lasts until its timeout, and every
 /// wait has its longest duration. Errors that only the call itself can return (`SQS.` and `StepFunctions.`)
 /// take no time.
-fn worst(state: &Value) -> i64 {
+fn longest_duration(state: &Value) -> i64 {
     let timeout = state["TimeoutSeconds"].as_i64().unwrap_or_default();
     let mut seconds = timeout;
     for retrier in items(&state["Retry"]) {
@@ -137,9 +149,9 @@ fn worst(state: &Value) -> i64 {
             retrier["IntervalSeconds"].as_i64().unwrap_or_default(),
             retrier["BackoffRate"].as_i64().unwrap_or(1),
         );
-        let most = retrier["MaxDelaySeconds"].as_i64().unwrap_or(i64::MAX);
+        let max = retrier["MaxDelaySeconds"].as_i64().unwrap_or(i64::MAX);
         for _ in 0..attempts {
-            seconds = seconds.saturating_add(wait.min(most));
+            seconds = seconds.saturating_add(wait.min(max));
             wait = wait.saturating_mul(rate);
         }
         let late = texts(&retrier["ErrorEquals"])
@@ -152,120 +164,120 @@ fn worst(state: &Value) -> i64 {
     seconds
 }
 
-pub fn retries_are_bounded(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn retries_are_bounded(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (_, name, state) in tasks(subject) {
         let retriers: Vec<_> = items(&state["Retry"]).collect();
-        objections.unless(!retriers.is_empty(), name, "is not tried again");
+        violations.check(!retriers.is_empty(), name, "has no retries");
         for retrier in retriers {
             let attempts = retrier["MaxAttempts"].as_i64();
             let bounded = attempts.is_some_and(|attempts| (0..=8).contains(&attempts));
-            objections.unless(
-                bounded,
-                name,
-                "does not say how often it is tried again, or above 8 times",
-            );
+            violations.check(bounded, name, "does not limit its retries to at most 8");
             if attempts != Some(0) {
                 let grows = retrier["BackoffRate"].as_f64().is_some_and(|rate| rate >= 1.5)
                     && retrier["IntervalSeconds"].as_i64().is_some()
-                    && retrier["MaxDelaySeconds"].as_i64().is_some_and(|most| most <= 60);
-                objections.unless(grows, name, "waits that do not grow, or above a minute");
+                    && retrier["MaxDelaySeconds"].as_i64().is_some_and(|max| max <= 60);
+                violations.check(grows, name, "has no exponential backoff of at most a minute");
                 let jitter = retrier["JitterStrategy"] == "FULL";
-                objections.unless(jitter, name, "tries again in step with all others: no jitter");
+                violations.check(jitter, name, "retries without jitter");
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn tasks_time_out(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn tasks_time_out(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (_, name, state) in tasks(subject) {
         let seconds = state["TimeoutSeconds"].as_i64();
-        objections.unless(seconds.is_some(), name, "waits without end: no TimeoutSeconds");
+        violations.check(seconds.is_some(), name, "has no TimeoutSeconds");
         let function = text(&state["Arguments"]["FunctionName"]);
         if let Some(function) = function.strip_prefix("${").and_then(|it| it.strip_suffix("Arn}")) {
-            objections.unless(
+            violations.check(
                 seconds.is_none_or(|seconds| seconds > subject.timeout(function)),
                 name,
-                format!("gives up before {function} does"),
+                format!("times out before {function} does"),
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn executions_time_out(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn executions_time_out(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (machine, definition) in &subject.machines {
-        let there = definition["TimeoutSeconds"].as_i64().is_some();
-        objections.unless(there, machine, "may run without end: no TimeoutSeconds");
+        let exists = definition["TimeoutSeconds"].as_i64().is_some();
+        violations.check(exists, machine, "has no TimeoutSeconds");
     }
-    objections
+    violations
 }
 
-pub fn no_time_out_cuts_an_undo_short(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let total = |machine: &str, but: &str| -> i64 {
+pub fn timeouts_cover_the_longest_duration(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let total = |machine: &str, except: &str| -> i64 {
         let tasks = tasks(subject).into_iter();
-        let of = tasks.filter(|(of, name, _)| *of == machine && *name != but);
-        of.map(|(_, _, state)| worst(state)).sum()
+        let of_machine = tasks.filter(|(of, name, _)| *of == machine && *name != except);
+        of_machine.map(|(_, _, state)| longest_duration(state)).sum()
     };
-    let compensate = &subject.machines[FORWARD]["States"][COMPENSATE];
-    let (given, needed) = (compensate["TimeoutSeconds"].as_i64(), total(BACK, ""));
-    objections.unless(
+    let compensate = &subject.machines[ONBOARDING]["States"][COMPENSATE];
+    let (given, needed) = (compensate["TimeoutSeconds"].as_i64(), total(TEARDOWN, ""));
+    violations.check(
         given.is_some_and(|given| given >= needed),
         "Compensate",
-        format!("stops a teardown that may take {needed} s"),
+        format!("has a timeout below the {needed} s that a teardown may take"),
     );
     let (given, needed) =
-        (subject.machines[FORWARD]["TimeoutSeconds"].as_i64(), total(FORWARD, ""));
-    objections.unless(
+        (subject.machines[ONBOARDING]["TimeoutSeconds"].as_i64(), total(ONBOARDING, ""));
+    violations.check(
         given.is_some_and(|given| given >= needed),
-        FORWARD,
-        format!("is stopped before its {needed} s are over, and an undo with it"),
+        ONBOARDING,
+        format!("has a timeout below the {needed} s that it may take"),
     );
-    objections
+    violations
 }
 
-pub fn placeholders_are_filled(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn placeholders_are_substituted(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (machine, definition) in &subject.machines {
         let id = resource(machine);
         let text = definition.to_string();
         let given = &subject.template.properties(&id)["DefinitionSubstitutions"];
         for (name, _) in members(given) {
             let used = text.contains(&format!("${{{name}}}"));
-            objections.unless(used, &id, format!("{name} is given and not used"));
+            violations.check(used, &id, format!("{name} is substituted but not used"));
         }
         for rest in text.split("${").skip(1) {
             let name = rest.split('}').next().unwrap_or_default();
-            objections.unless(!given[name].is_null(), &id, format!("{name} is used and not given"));
+            violations.check(
+                !given[name].is_null(),
+                &id,
+                format!("{name} is used but not substituted"),
+            );
         }
     }
-    objections
+    violations
 }
 
-pub fn machines_are_recorded(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn state_machines_are_logged_and_traced(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, machine) in subject.template.resources("AWS::Serverless::StateMachine") {
         let machine = &machine["Properties"];
-        objections.unless(machine["Type"] == "STANDARD", id, "keeps no history, and may run twice");
-        objections.unless(machine["Tracing"]["Enabled"] == true, id, "is not traced");
+        violations.check(machine["Type"] == "STANDARD", id, "is not of the type STANDARD");
+        violations.check(machine["Tracing"]["Enabled"] == true, id, "is not traced");
         let logging = &machine["Logging"];
         let destination = &logging["Destinations"][0]["CloudWatchLogsLogGroup"]["LogGroupArn"];
         let group = text(destination).trim_end_matches(".Arn");
-        objections.unless(
+        violations.check(
             subject.is(group, "AWS::Logs::LogGroup")
                 && ["ERROR", "ALL"].contains(&text(&logging["Level"])),
             id,
             "does not log its errors",
         );
-        objections.unless(
+        violations.check(
             logging["IncludeExecutionData"] == false,
             id,
-            "logs inputs, which carry payment method ids",
+            "logs inputs, which contain payment method ids",
         );
     }
-    objections
+    violations
 }

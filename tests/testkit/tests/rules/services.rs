@@ -6,9 +6,9 @@ use contracts::names::SERVICES;
 use serde_json::{Map, Value, json};
 use testkit::template::{Template, kebab};
 
-use crate::subject::{Objections, Subject, members, text, texts};
+use crate::subject::{Subject, Violations, members, text, texts};
 
-/// Calls of a service that is deployed later: sites starts teardowns, and billing answers the sagas' tasks. The
+/// Calls of a service that is deployed later: sites starts teardowns, and billing completes the sagas' tasks. The
 /// calls happen only while a saga runs, so the callee need not exist when the caller is deployed.
 const CALLBACKS: [(&str, &str); 2] = [("billing", "onboarding"), ("sites", "onboarding")];
 
@@ -17,41 +17,41 @@ fn nested(service: &str) -> String {
     service[..1].to_uppercase() + &service[1..]
 }
 
-pub fn nested_with_all_parameters(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn services_are_nested_with_all_parameters(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (service, template) in &subject.services {
-        let application = &subject.nesting.0["Resources"][nested(service)];
-        let there = application["Type"] == "AWS::Serverless::Application"
+        let application = &subject.root_template.0["Resources"][nested(service)];
+        let exists = application["Type"] == "AWS::Serverless::Application"
             && application["Properties"]["Location"]
                 == json!(format!("functions/{service}/template.yaml"));
-        objections.unless(there, service, "is not nested by the root");
+        violations.check(exists, service, "is not nested by the root template");
         let mut expected: Map<_, _> = members(&template.0["Parameters"])
             .map(|(name, _)| (name.into(), name.into()))
             .collect();
         expected.insert("Environment".into(), "AWS::StackName".into());
-        objections.unless(
+        violations.check(
             application["Properties"]["Parameters"] == Value::Object(expected),
             service,
-            "does not get the parameters that its template has from the root",
+            "does not get all its parameters from the root template",
         );
     }
     let known: BTreeSet<_> = subject.services.keys().map(String::as_str).collect();
     let ordered = SERVICES.into_iter().collect::<BTreeSet<_>>();
     for service in known.symmetric_difference(&ordered) {
-        objections.unless(
+        violations.check(
             false,
             *service,
-            "is not in both, contracts::names::SERVICES and functions/",
+            "must be in both contracts::names::SERVICES and functions/",
         );
     }
-    let count = subject.nesting.0["Resources"].as_object().map_or(0, Map::len);
-    objections.unless(count == known.len(), "root", "has resources of its own");
-    objections
+    let count = subject.root_template.0["Resources"].as_object().map_or(0, Map::len);
+    violations.check(count == known.len(), "root", "has resources besides the nested stacks");
+    violations
 }
 
-pub fn deployed_after_what_they_name(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let merged = Template::merge(&subject.nesting, &subject.services);
+pub fn deployed_after_their_dependencies(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let merged = Template::merge(&subject.root_template, &subject.services);
     let owner: BTreeMap<&str, &str> = subject
         .services
         .iter()
@@ -59,46 +59,42 @@ pub fn deployed_after_what_they_name(subject: &Subject) -> Objections {
             members(&template.0["Resources"]).map(move |(id, _)| (id, service.as_str()))
         })
         .collect();
-    let place = |service: &str| SERVICES.iter().position(|it| *it == service);
+    let position = |service: &str| SERVICES.iter().position(|it| *it == service);
     for (service, ids) in Template::foreign_names(&merged, &subject.services) {
-        let named: BTreeSet<_> =
+        let owners: BTreeSet<_> =
             ids.iter().filter_map(|id| owner.get(id.as_str())).copied().collect();
         let (before, after): (BTreeSet<_>, BTreeSet<_>) =
-            named.into_iter().partition(|other| place(other) < place(&service));
+            owners.into_iter().partition(|other| position(other) < position(&service));
         for other in after {
-            objections.unless(
+            violations.check(
                 CALLBACKS.contains(&(service.as_str(), other)),
                 &service,
-                format!("names a resource of {other}, which is deployed later"),
+                format!("refers to a resource of {other}, which is deployed later"),
             );
         }
-        let depends = texts(&subject.nesting.0["Resources"][nested(&service)]["DependsOn"]);
+        let depends = texts(&subject.root_template.0["Resources"][nested(&service)]["DependsOn"]);
         let depends: BTreeSet<_> = depends.into_iter().map(str::to_lowercase).collect();
         let before: BTreeSet<_> = before.into_iter().map(str::to_owned).collect();
-        objections.unless(
+        violations.check(
             depends == before,
             &service,
-            format!("names resources of {before:?}, and its DependsOn has {depends:?}"),
+            format!("refers to resources of {before:?}, but DependsOn has {depends:?}"),
         );
     }
-    objections
+    violations
 }
 
-pub fn alike(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn shared_sections_are_identical(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let mut first: BTreeMap<(&str, &str), &Value> = BTreeMap::new();
-    for (name, parameter) in members(&subject.nesting.0["Parameters"]) {
+    for (name, parameter) in members(&subject.root_template.0["Parameters"]) {
         first.insert(("Parameters", name), parameter);
     }
     for (service, template) in &subject.services {
         for section in ["Parameters", "Conditions", "Globals"] {
             for (name, value) in members(&template.0[section]) {
                 let same = *first.entry((section, name)).or_insert(value) == value;
-                objections.unless(
-                    same,
-                    service,
-                    format!("declares {section} {name} in its own way"),
-                );
+                violations.check(same, service, format!("declares {section} {name} differently"));
             }
         }
         let deployment = &template.0["Resources"]["CanaryDeployment"];
@@ -109,41 +105,41 @@ pub fn alike(subject: &Subject) -> Objections {
         if functions.iter().any(|it| !it["DeploymentPreference"].is_null()) {
             let same =
                 *first.entry(("Resources", "CanaryDeployment")).or_insert(deployment) == deployment;
-            objections.unless(same, service, "deploys gradually in its own way");
+            violations.check(same, service, "declares CanaryDeployment differently");
         }
         let globals = functions.is_empty() || template.0["Globals"].is_object();
-        objections.unless(globals, service, "lacks the Globals");
+        violations.check(globals, service, "has no Globals");
     }
-    objections
+    violations
 }
 
-pub fn functions_of_their_service(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn functions_are_in_their_services_template(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (service, template) in &subject.services {
         for (id, resource) in members(&template.0["Resources"]) {
             if text(&resource["Type"]) == "AWS::Serverless::Function" {
                 let binary = kebab(id.trim_end_matches("Function"));
                 let file = format!("functions/{service}/src/bin/{binary}.rs");
-                let there = !subject.file(&file).is_empty();
-                objections.unless(
-                    there,
+                let exists = !subject.file(&file).is_empty();
+                violations.check(
+                    exists,
                     id,
-                    format!("is in the template of {service}; there is no {file}"),
+                    format!("is in the template of {service}, but there is no {file}"),
                 );
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn each_has_its_entry_in_samconfig(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn services_have_samconfig_entries(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for service in subject.services.keys() {
         for command in ["build", "deploy"] {
             let entry = format!("[{service}.{command}.parameters]");
-            let there = subject.file("samconfig.toml").contains(&entry);
-            objections.unless(there, service, format!("has no {entry} in samconfig.toml"));
+            let exists = subject.file("samconfig.toml").contains(&entry);
+            violations.check(exists, service, format!("has no {entry} in samconfig.toml"));
         }
     }
-    objections
+    violations
 }

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    sagas::{BACK, FORWARD},
-    subject::{Objections, Subject, members, text, texts},
+    sagas::{ONBOARDING, TEARDOWN},
+    subject::{Subject, Violations, members, text, texts},
 };
 
 /// Returns the argument of a Task state that the function gets: the payload of a call, or the command in a
@@ -34,45 +34,49 @@ fn full_input() -> Value {
     json!(TeardownInput { started_by: Some(part()), ..TeardownInput::new(saga, Some(failure)) })
 }
 
-pub fn states_call_their_functions(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let steps = STEPS.map(|step| (FORWARD, step.name, step.function()));
-    let undos = STEPS.map(|step| (BACK, step.undo, step.undo_function()));
+pub fn states_call_their_functions(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let steps = STEPS.map(|step| (ONBOARDING, step.name, step.function()));
+    let undos = STEPS.map(|step| (TEARDOWN, step.undo, step.undo_function()));
     for (machine, name, function) in steps.into_iter().chain(undos) {
         let arguments = &subject.machines[machine]["States"][name]["Arguments"];
         let called = format!("{}{}", arguments["FunctionName"], arguments["QueueUrl"]);
         let is_called = called.contains(name) || called.contains(&function);
-        objections.unless(is_called, name, format!("calls {called}"));
+        violations.check(is_called, name, format!("calls {called}"));
         let id = format!("{name}Function");
-        objections.unless(
+        violations.check(
             subject.is(&id, "AWS::Serverless::Function"),
             name,
             format!("has no resource {id}"),
         );
     }
-    objections
+    violations
 }
 
-pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn teardowns_get_the_declared_input(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let full = full_input();
     let all = keys(&full);
-    let compensate = &subject.machines[FORWARD]["States"][COMPENSATE];
+    let compensate = &subject.machines[ONBOARDING]["States"][COMPENSATE];
     let written = keys(&compensate["Arguments"]["Input"]);
-    objections.unless(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
+    violations.check(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
 
     // The ids of the saga are enough for an undo, unless it needs the failure.
     let saga =
         json!(SagaContext::for_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
     let saga = keys(&saga);
     for SagaStep { undo, .. } in undo_order() {
-        let read = keys(input(&subject.machines[BACK]["States"][undo]));
-        let fits = read.is_superset(&saga) && read.is_subset(&all);
-        objections.unless(fits, undo, format!("gets {read:?}: not a part of {all:?}"));
+        let read = keys(input(&subject.machines[TEARDOWN]["States"][undo]));
+        let is_valid = read.is_superset(&saga) && read.is_subset(&all);
+        violations.check(
+            is_valid,
+            undo,
+            format!("gets {read:?}, expected the saga and fields of {all:?}"),
+        );
     }
 
     // Both machines write the input with which an operator starts the teardown again into their causes.
-    for machine in [FORWARD, BACK] {
+    for machine in [ONBOARDING, TEARDOWN] {
         let cause = text(&subject.machines[machine]["States"]["CompensationIncomplete"]["Cause"]);
         let written = cause.split("'teardownInput': {").nth(1).and_then(|it| it.split('}').next());
         let written: BTreeSet<_> = written
@@ -80,20 +84,20 @@ pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
             .flat_map(|fields| fields.split(", "))
             .map(|field| field.split(':').next().unwrap_or_default().trim_matches('\''))
             .collect();
-        let mut wanted = all.clone();
-        wanted.retain(|name| !name.starts_with("AWS_"));
-        objections.unless(
-            written == wanted,
+        let mut expected = all.clone();
+        expected.retain(|name| !name.starts_with("AWS_"));
+        violations.check(
+            written == expected,
             machine,
-            format!("puts {written:?} into its cause, not {wanted:?}"),
+            format!("writes {written:?} to its cause, not {expected:?}"),
         );
     }
-    objections
+    violations
 }
 
-pub fn project_site_gets_the_events(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
-    let wanted: BTreeSet<_> = STEPS
+pub fn project_site_gets_the_events(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let expected: BTreeSet<_> = STEPS
         .iter()
         .filter(|step| !step.is_of_site())
         .flat_map(|step| step.events().map(|(event, _)| event))
@@ -102,12 +106,12 @@ pub fn project_site_gets_the_events(subject: &Subject) -> Objections {
     let events = &subject.template.properties(function)["Events"];
     let types =
         members(events).flat_map(|(_, it)| texts(&it["Properties"]["Pattern"]["detail-type"]));
-    let heard: BTreeSet<_> = types.collect();
-    for event in wanted.difference(&heard) {
-        objections.unless(false, function, format!("does not get {event}"));
+    let received: BTreeSet<_> = types.collect();
+    for event in expected.difference(&received) {
+        violations.check(false, function, format!("does not get {event}"));
     }
-    for event in heard.difference(&wanted) {
-        objections.unless(false, function, format!("gets {event}, which is no step's event"));
+    for event in received.difference(&expected) {
+        violations.check(false, function, format!("gets {event}, which is not an event of a step"));
     }
-    objections
+    violations
 }

@@ -11,7 +11,7 @@ pub struct Subject {
     /// The templates of all services, merged.
     pub template: Template,
     /// The template that nests the services.
-    pub nesting: Template,
+    pub root_template: Template,
     /// The template of each service, by its name.
     pub services: BTreeMap<String, Template>,
     /// The state machines, by name, such as `site-onboarding`.
@@ -46,15 +46,15 @@ impl Subject {
     pub fn read() -> Self {
         let mut files = BTreeMap::new();
         for (folder, endings) in FOLDERS {
-            gather(folder, endings, &mut files);
+            read_files(folder, endings, &mut files);
         }
         for file in FILES {
             let text = fs::read_to_string(root().join(file)).expect("a file of the repository");
             files.insert(file.to_owned(), text);
         }
-        let (nesting, services) = (Template::root(), Template::services());
-        let template = Template::merge(&nesting, &services);
-        Self { template, nesting, services, machines: machines(), files }
+        let (root_template, services) = (Template::root(), Template::services());
+        let template = Template::merge(&root_template, &services);
+        Self { template, root_template, services, machines: machines(), files }
     }
 
     /// Returns the functions by their logical ids.
@@ -106,7 +106,7 @@ impl Subject {
     pub fn statements(&self) -> Vec<(&str, &Value)> {
         let mut found = Vec::new();
         for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
-            gather_statements(id, &resource["Properties"], &mut found);
+            collect_statements(id, &resource["Properties"], &mut found);
         }
         found
     }
@@ -115,23 +115,23 @@ impl Subject {
     pub fn texts(&self) -> Vec<(&str, &str)> {
         let mut found = Vec::new();
         for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
-            gather_texts(id, resource, &mut found);
+            collect_texts(id, resource, &mut found);
         }
         found
     }
 }
 
-fn gather(folder: &str, endings: &[&str], files: &mut BTreeMap<String, String>) {
+fn read_files(folder: &str, endings: &[&str], files: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(root().join(folder)).expect("a folder of the repository") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
-        let inside = format!("{folder}/{name}");
+        let path_in_repository = format!("{folder}/{name}");
         if path.is_dir() {
             if name != "node_modules" && name != "target" {
-                gather(&inside, endings, files);
+                read_files(&path_in_repository, endings, files);
             }
         } else if endings.iter().any(|ending| name.ends_with(ending)) {
-            files.insert(inside, read(&path));
+            files.insert(path_in_repository, read(&path));
         }
     }
 }
@@ -140,7 +140,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn gather_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a Value)>) {
+fn collect_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a Value)>) {
     match value {
         Value::Object(members) => {
             match members.get("Statement") {
@@ -151,30 +151,32 @@ fn gather_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str
                 Some(statement) => found.push((id, statement)),
                 None => {}
             }
-            members.values().for_each(|value| gather_statements(id, value, found));
+            members.values().for_each(|value| collect_statements(id, value, found));
         }
-        Value::Array(items) => items.iter().for_each(|value| gather_statements(id, value, found)),
+        Value::Array(items) => items.iter().for_each(|value| collect_statements(id, value, found)),
         _ => {}
     }
 }
 
-fn gather_texts<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a str)>) {
+fn collect_texts<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a str)>) {
     match value {
-        Value::Object(members) => members.values().for_each(|value| gather_texts(id, value, found)),
-        Value::Array(items) => items.iter().for_each(|value| gather_texts(id, value, found)),
+        Value::Object(members) => {
+            members.values().for_each(|value| collect_texts(id, value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| collect_texts(id, value, found)),
         Value::String(text) => found.push((id, text)),
         _ => {}
     }
 }
 
 /// Returns the logical id in `!GetAtt X.Arn`.
-pub fn of_arn(value: &Value) -> &str {
+pub fn resource_of_arn(value: &Value) -> &str {
     value.as_str().and_then(|text| text.strip_suffix(".Arn")).unwrap_or_default()
 }
 
 /// Returns the logical id of the queue that a mapping reads.
 pub fn queue_of(mapping: &Value) -> &str {
-    of_arn(&mapping["EventSourceArn"])
+    resource_of_arn(&mapping["EventSourceArn"])
 }
 
 /// Returns the logical id of the function whose alias a mapping calls.
@@ -206,45 +208,46 @@ pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// The objections of a rule: the resource or file, and what is wrong with it.
+/// The violations of a rule: the resource or file, and what is wrong with it.
 #[derive(Default)]
-pub struct Objections(pub Vec<(String, String)>);
+pub struct Violations(pub Vec<(String, String)>);
 
-impl Objections {
-    pub fn unless(&mut self, holds: bool, about: impl Into<String>, what: impl Into<String>) {
+impl Violations {
+    /// Adds a violation unless the condition holds.
+    pub fn check(&mut self, holds: bool, about: impl Into<String>, what: impl Into<String>) {
         if !holds {
             self.0.push((about.into(), what.into()));
         }
     }
 }
 
-/// A change that breaks a rule. A place is `template`, `root`, the name of a service or of a state machine,
+/// An edit that breaks a rule. A place is `template`, `root`, the name of a service or of a state machine,
 /// followed by a JSON pointer. `template` is the merged templates of all services.
 #[derive(Debug)]
 pub enum Edit {
     /// Removes the value at that place.
-    Without(&'static str),
+    Remove(&'static str),
     /// Sets a value (JSON) at that place.
-    With(&'static str, &'static str),
+    Set(&'static str, &'static str),
     /// Replaces the first occurrence of a text in a file.
-    Text(&'static str, &'static str, &'static str),
+    Replace(&'static str, &'static str, &'static str),
     /// Removes a file.
-    NoFile(&'static str),
+    DeleteFile(&'static str),
 }
 
 impl Edit {
     pub fn apply(&self, subject: &mut Subject) {
         match self {
-            Self::Without(place) => {
+            Self::Remove(place) => {
                 let (parent, name) = parent(subject, place);
-                let gone = match parent {
+                let removed = match parent {
                     Value::Object(members) => members.remove(&name),
                     Value::Array(items) => Some(items.remove(name.parse().expect("an index"))),
                     _ => None,
                 };
-                assert!(gone.is_some(), "there is no {place}");
+                assert!(removed.is_some(), "there is no {place}");
             }
-            Self::With(place, value) => {
+            Self::Set(place, value) => {
                 let value: Value = serde_json::from_str(value).expect("JSON");
                 let (parent, name) = parent(subject, place);
                 match parent {
@@ -255,12 +258,12 @@ impl Edit {
                     _ => panic!("{place} can't be set"),
                 }
             }
-            Self::Text(file, from, to) => {
+            Self::Replace(file, from, to) => {
                 let text = subject.files.entry((*file).to_owned()).or_default();
                 assert!(text.contains(from), "{file} has no {from:?}");
                 *text = text.replacen(from, to, 1);
             }
-            Self::NoFile(file) => {
+            Self::DeleteFile(file) => {
                 assert!(subject.files.remove(*file).is_some(), "there is no {file}");
             }
         }
@@ -272,7 +275,7 @@ fn parent<'a>(subject: &'a mut Subject, place: &str) -> (&'a mut Value, String) 
     let (document, pointer) = place.split_once('/').expect("a place in a document");
     let value = match document {
         "template" => &mut subject.template.0,
-        "root" => &mut subject.nesting.0,
+        "root" => &mut subject.root_template.0,
         name => match subject.services.get_mut(name) {
             Some(service) => &mut service.0,
             None => subject.machines.get_mut(name).expect("a state machine"),

@@ -3,10 +3,10 @@
 use serde_json::Value;
 use testkit::template::yaml;
 
-use crate::subject::{Objections, Subject, members, text};
+use crate::subject::{Subject, Violations, members, text};
 
-pub fn python_by_hash(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn python_packages_are_pinned(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let requirements = subject.files.iter().filter(|(path, _)| path.contains("/requirements"));
     for (path, text) in requirements {
         for requirement in text.split("\\\n").collect::<String>().lines() {
@@ -14,11 +14,7 @@ pub fn python_by_hash(subject: &Subject) -> Objections {
             if !requirement.is_empty() && !requirement.starts_with('#') {
                 let name = requirement.split(" --hash").next().unwrap_or_default().trim();
                 let pinned = name.contains("==") && requirement.contains("--hash=sha256:");
-                objections.unless(
-                    pinned,
-                    path,
-                    format!("{name} is not pinned by version and hash"),
-                );
+                violations.check(pinned, path, format!("{name} is not pinned by version and hash"));
             }
         }
     }
@@ -26,47 +22,51 @@ pub fn python_by_hash(subject: &Subject) -> Objections {
         if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
             for line in text.lines().filter(|line| line.contains("pip install")) {
                 let hashed = line.contains("--require-hashes") && line.contains("--no-deps");
-                objections.unless(hashed, path, format!("installs unseen: {}", line.trim()));
+                violations.check(
+                    hashed,
+                    path,
+                    format!("installs packages without checking hashes: {}", line.trim()),
+                );
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn node_by_hash(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn node_packages_are_pinned(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let path = "tools/local/package-lock.json";
     let lock: Value = serde_json::from_str(subject.file(path)).unwrap_or_default();
     let packages: Vec<_> =
         members(&lock["packages"]).filter(|(name, _)| !name.is_empty()).collect();
-    objections.unless(!packages.is_empty(), path, "pins nothing");
+    violations.check(!packages.is_empty(), path, "pins no packages");
     for (name, package) in packages {
         let pinned = text(&package["integrity"]).starts_with("sha512-")
             && (package["resolved"].is_null()
                 || text(&package["resolved"]).starts_with("https://registry.npmjs.org/"));
-        objections.unless(pinned, path, format!("{name} is not pinned by hash"));
+        violations.check(pinned, path, format!("{name} is not pinned by hash"));
     }
     for (path, text) in &subject.files {
         if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
             let by_lock = !text.contains("npm install") && !text.contains("npx ");
-            objections.unless(by_lock, path, "installs what no lock file pins");
+            violations.check(by_lock, path, "installs packages that are not pinned by a lock file");
         }
     }
-    objections
+    violations
 }
 
-pub fn crates_by_lock(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn crates_are_built_from_the_lock_file(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (path, text) in &subject.files {
         if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
             for line in text.lines().map(str::trim) {
-                let told = line.starts_with('#') || line.starts_with("step ");
+                let is_text = line.starts_with('#') || line.starts_with("step ");
                 let commands =
                     ["bench", "build", "check", "clippy", "doc", "install", "run", "test"];
                 let compiles =
-                    !told && commands.iter().any(|it| line.contains(&format!("cargo {it} ")));
+                    !is_text && commands.iter().any(|it| line.contains(&format!("cargo {it} ")));
                 let locked = line.contains("--locked") || line.contains("$(CARGO_FLAGS)");
-                objections.unless(!compiles || locked, path, format!("ignores Cargo.lock: {line}"));
+                violations.check(!compiles || locked, path, format!("ignores Cargo.lock: {line}"));
             }
         }
     }
@@ -78,13 +78,13 @@ pub fn crates_by_lock(subject: &Subject) -> Objections {
     ];
     for (path, check) in checks {
         let runs = subject.file(path).contains(check);
-        objections.unless(runs, path, format!("does not run {}", check.trim()));
+        violations.check(runs, path, format!("does not run {}", check.trim()));
     }
-    objections
+    violations
 }
 
-pub fn actions_by_commit(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn actions_are_pinned_to_commits(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (path, text) in subject.under(".github/workflows/") {
         for line in text.lines() {
             if let Some((_, action)) = line.split_once("uses: ") {
@@ -94,65 +94,69 @@ pub fn actions_by_commit(subject: &Subject) -> Objections {
                     && commit.chars().all(|it| it.is_ascii_hexdigit())
                     && version.starts_with(|it: char| it.is_ascii_digit());
                 let pinned = pinned || action.starts_with("./");
-                objections.unless(pinned, path, format!("runs whatever {action} is today"));
+                violations.check(pinned, path, format!("does not pin {action} to a commit"));
             }
         }
     }
-    objections
+    violations
 }
 
-pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn workflows_have_minimal_permissions(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (path, source) in subject.under(".github/workflows/") {
         let workflow = yaml(source);
         let permissions = &workflow["permissions"];
-        objections.unless(permissions.is_object(), path, "has all rights: no permissions");
+        violations.check(permissions.is_object(), path, "does not restrict its permissions");
         for (name, right) in members(permissions) {
             let needed = matches!(
                 (name, text(right)),
                 ("contents" | "actions", "read") | ("id-token", "write")
             );
-            objections.unless(needed, path, format!("may {name}: {right}"));
+            violations.check(needed, path, format!("has the permission {name}: {right}"));
         }
         // A key of the provider's test mode can't move money.
         let secrets = source.replace("secrets.STRIPE_TEST_KEY", "");
         let key = source.contains("access-key") || secrets.contains("secrets.");
-        objections.unless(!key, path, "keeps a long-lived key");
-        objections.unless(!source.contains("secrets: inherit"), path, "hands on secrets");
+        violations.check(!key, path, "uses a long-lived key");
+        violations.check(!source.contains("secrets: inherit"), path, "passes on secrets");
         // These triggers run a change from a fork with the repository's permissions.
-        let strangers = source.contains("pull_request_target") || source.contains("workflow_run");
-        objections.unless(!strangers, path, "runs what strangers send with our rights");
+        let runs_forks = source.contains("pull_request_target") || source.contains("workflow_run");
+        violations.check(
+            !runs_forks,
+            path,
+            "runs changes from forks with the repository's permissions",
+        );
         for (name, job) in members(&workflow["jobs"]) {
-            let ends = job["timeout-minutes"].as_i64().is_some() || job["uses"].is_string();
-            objections.unless(ends, path, format!("{name} may run for hours"));
-            objections.unless(
+            let has_timeout = job["timeout-minutes"].as_i64().is_some() || job["uses"].is_string();
+            violations.check(has_timeout, path, format!("the job {name} has no timeout"));
+            violations.check(
                 job["permissions"].is_null(),
                 path,
-                format!("{name} gives itself other rights"),
+                format!("the job {name} has its own permissions"),
             );
         }
     }
-    objections
+    violations
 }
 
-pub fn no_cache_where_it_counts(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn releases_and_deployments_use_no_cache(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (path, source) in subject.under(".github/workflows/") {
         let releases = source.contains("make release") || source.contains("--release");
         let deploys = source.contains("id-token: write");
         let code = source.lines().filter(|line| !line.trim_start().starts_with('#'));
         let caches = code.filter(|line| line.contains("cache")).count() > 0;
-        objections.unless(!caches || !(releases || deploys), path, "restores a cache");
+        violations.check(!caches || !(releases || deploys), path, "restores a cache");
     }
-    objections
+    violations
 }
 
-pub fn production_comes_from_main(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn production_deploys_only_main(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let path = ".github/workflows/prod.yml";
     let workflow = yaml(subject.file(path));
     let steps = workflow["jobs"]["canary"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
-    let place = |what: &str| steps.iter().position(|step| text(&step["run"]).contains(what));
+    let position = |what: &str| steps.iter().position(|step| text(&step["run"]).contains(what));
     let first = steps.first().map(|step| text(&step["run"])).unwrap_or_default();
     for (member, value) in [
         (".path", ".github/workflows/staging.yml"),
@@ -162,57 +166,57 @@ pub fn production_comes_from_main(subject: &Subject) -> Objections {
         (".conclusion", "success"),
     ] {
         let check = format!("test \"$(jq -r {member} <<< \"$run\")\" = {value} || {{");
-        objections.unless(first.contains(&check), path, format!("does not check {member}"));
+        violations.check(first.contains(&check), path, format!("does not check {member}"));
     }
-    let ancestor = place("git merge-base --is-ancestor HEAD refs/remotes/origin/main || {");
-    let work = place("make ").or_else(|| place("sam deploy"));
+    let ancestor = position("git merge-base --is-ancestor HEAD refs/remotes/origin/main || {");
+    let work = position("make ").or_else(|| position("sam deploy"));
     let checked = ancestor.is_some_and(|ancestor| work.is_some_and(|work| ancestor < work));
-    objections.unless(checked, path, "does not check that the commit is on main");
+    violations.check(checked, path, "does not check that the commit is on main");
     let staging = yaml(subject.file(".github/workflows/staging.yml"));
     // The key `on` is text because the reader follows YAML 1.2. YAML 1.1 reads it as true.
     let pushes = &staging["on"]["push"];
-    objections.unless(
+    violations.check(
         pushes["branches"] == serde_json::json!(["main"]) && pushes["tags"].is_null(),
         ".github/workflows/staging.yml",
-        "is run by a push to something else than main",
+        "runs on pushes to other branches than main",
     );
-    objections
+    violations
 }
 
 /// The modules that may print, because they escape everything.
 const WRITERS: [&str; 1] = ["fieldctl/src/output.rs"];
 
-pub fn output_is_escaped(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn output_is_escaped(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let printing = ["println!(", "print!(", "stdout()", "stderr()", "ProgressBar::", "Term::"];
     for (path, source) in subject.under("fieldctl/src/") {
         for what in printing {
             let prints = !WRITERS.contains(&path) && source.contains(what);
-            objections.unless(!prints, path, format!("{what} prints what is not escaped"));
+            violations.check(!prints, path, format!("{what} prints without escaping"));
         }
     }
     for (path, source) in subject.under("tests/src/").chain(subject.under("tools/demo/src/")) {
         let prints = source.contains("println!(") || source.contains("print!(");
-        objections.unless(!prints, path, "prints what is not escaped: use terminal::print");
+        violations.check(!prints, path, "prints without escaping; use terminal::print");
         for bar in ["set_message(", "set_prefix("] {
             let texts = source.split(bar).skip(1);
             let escaped = texts.into_iter().all(|text| text.starts_with("terminal::line("));
-            objections.unless(escaped, path, format!("{bar} shows what is not escaped"));
+            violations.check(escaped, path, format!("{bar} shows text without escaping"));
         }
     }
-    objections
+    violations
 }
 
-pub fn local_stack_is_local(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn local_stack_is_local(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let path = "tools/local/stack.py";
     let source = subject.file(path);
     for needed in ["HOST = \"127.0.0.1\"\n", "\"BIND_HOST\": HOST,"] {
-        objections.unless(source.contains(needed), path, format!("lacks {needed:?}"));
+        violations.check(source.contains(needed), path, format!("does not contain {needed:?}"));
     }
     for (path, source) in subject.under("tools/local/") {
-        let everywhere = ["0.0.0.0", "\"::\""].iter().any(|address| source.contains(address));
-        objections.unless(!everywhere, path, "listens to the network");
+        let all_interfaces = ["0.0.0.0", "\"::\""].iter().any(|address| source.contains(address));
+        violations.check(!all_interfaces, path, "listens on all network interfaces");
     }
-    objections
+    violations
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use testkit::template::references;
 
-use crate::subject::{Objections, Subject, function_of, members, queue_of, text, texts};
+use crate::subject::{Subject, Violations, function_of, members, queue_of, text, texts};
 
 /// Lambda's maximum length of a version's description, in characters.
 const MAX_DESCRIPTION: usize = 256;
@@ -29,19 +29,19 @@ fn parameters(subject: &Subject, value: &Value) -> BTreeSet<String> {
 }
 
 /// Returns the length of a parameter's longest value, or `None` if it is unlimited.
-fn longest(parameter: &Value) -> Option<usize> {
-    let shown = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
+fn max_length(parameter: &Value) -> Option<usize> {
+    let length = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
     if let Some(allowed) = parameter["AllowedValues"].as_array() {
-        return allowed.iter().map(shown).max();
+        return allowed.iter().map(length).max();
     }
     if parameter["Type"] == "Number" {
-        return parameter.get("MaxValue").map(shown);
+        return parameter.get("MaxValue").map(length);
     }
     parameter["MaxLength"].as_u64().and_then(|length| length.try_into().ok())
 }
 
-pub fn with_the_parameters(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn version_descriptions_contain_the_parameters(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let mut used = BTreeSet::new();
         for of in [&subject.template.0["Globals"]["Function"], function] {
@@ -53,51 +53,55 @@ pub fn with_the_parameters(subject: &Subject) -> Objections {
         }
         let description = text(&function["VersionDescription"]);
         let described = parameters(subject, &function["VersionDescription"]);
-        objections.unless(
+        violations.check(
             used == described,
             id,
-            format!("is configured by {used:?}, and its VersionDescription has {described:?}"),
+            format!("uses the parameters {used:?}, but its VersionDescription has {described:?}"),
         );
         let mut length = description.len();
         for name in &described {
             let parameter = &subject.template.0["Parameters"][name];
-            let longest = longest(parameter);
-            objections.unless(longest.is_some(), id, format!("{name} may have any length"));
-            length += longest.unwrap_or_default();
+            let max_length = max_length(parameter);
+            violations.check(
+                max_length.is_some(),
+                id,
+                format!("the parameter {name} has no maximum length"),
+            );
+            length += max_length.unwrap_or_default();
             length -= name.len() + "${}".len();
         }
-        objections.unless(
+        violations.check(
             length <= MAX_DESCRIPTION,
             id,
-            format!("may get a VersionDescription of {length} characters"),
+            format!("may have a VersionDescription of {length} characters"),
         );
-        objections.unless(
+        violations.check(
             subject.template.0["Resources"][id]["UpdateReplacePolicy"] == "Retain",
             id,
-            "loses its version before, when a parameter changes",
+            "does not retain the replaced version (UpdateReplacePolicy)",
         );
     }
-    objections
+    violations
 }
 
-pub fn stage_follows_its_definition(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn stages_follow_their_definition(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, api) in subject.template.resources("AWS::Serverless::Api") {
         let refers = !parameters(subject, &api["Properties"]["DefinitionBody"]).is_empty();
-        objections.unless(
+        violations.check(
             !refers || api["Properties"]["AlwaysDeploy"] == true,
             id,
-            "keeps its stage when a parameter of its definition changes",
+            "does not deploy its stage when a parameter of its definition changes",
         );
     }
-    objections
+    violations
 }
 
-pub fn recursive_only_by_intent(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn recursive_loops_are_intended(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     for (id, function) in subject.functions() {
         let allowed = function["RecursiveLoop"] == "Allow";
-        objections.unless(!allowed, id, "may call itself for ever");
+        violations.check(!allowed, id, "allows recursive loops");
         let queues: BTreeSet<_> = subject
             .mappings()
             .into_values()
@@ -110,17 +114,17 @@ pub fn recursive_only_by_intent(subject: &Subject) -> Objections {
                 && texts(&statement["Action"]).contains(&"sqs:SendMessage")
                 && resources.iter().any(|it| queues.contains(it.trim_end_matches(".Arn")))
         });
-        objections.unless(
+        violations.check(
             allowed || !sends,
             format!("{id} RecursiveLoop"),
-            "sends to its own queue; Lambda ends such a chain after 16 calls",
+            "sends to its own queue, but Lambda ends a recursive loop after 16 calls",
         );
     }
-    objections
+    violations
 }
 
-pub fn gradual_where_it_helps(subject: &Subject) -> Objections {
-    let mut objections = Objections::default();
+pub fn gradual_deployment_where_it_helps(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
     let permissions = subject.template.resources("AWS::Lambda::Permission");
     let by_the_api: BTreeSet<_> = permissions
         .values()
@@ -131,20 +135,20 @@ pub fn gradual_where_it_helps(subject: &Subject) -> Objections {
     let mappings = subject.mappings();
     let by_a_mapping: BTreeSet<_> = mappings.values().map(|it| function_of(it)).collect();
     for (id, function) in subject.functions() {
-        let often = by_the_api.contains(id) || by_a_mapping.contains(id);
+        let is_called_often = by_the_api.contains(id) || by_a_mapping.contains(id);
         let preference = &function["DeploymentPreference"];
         let gradual = preference["Enabled"] == "GradualDeployment"
             && preference["Type"] == "CanaryDeployment";
-        objections.unless(
-            gradual == often,
+        violations.check(
+            gradual == is_called_often,
             id,
-            if often {
-                "is called all the time, and deployed at once"
+            if is_called_often {
+                "is called often but not deployed gradually"
             } else {
                 "is called too rarely for a gradual deployment"
             },
         );
-        objections.unless(gradual || preference.is_null(), id, "is deployed in its own way");
+        violations.check(gradual || preference.is_null(), id, "has its own deployment preference");
     }
-    objections
+    violations
 }

@@ -71,7 +71,7 @@ pub fn response(call: &str, request: &HttpRequest) -> Option<(u16, Bytes)> {
             "SecretString": "sk_test_0123456789abcdefghijklmnopqrstuv",
         }),
         "s3 PUT" => return Some((200, Bytes::new())),
-        _ => testkit::stripe::accepting(call.strip_prefix("stripe ")?),
+        _ => testkit::stripe::success_body(call.strip_prefix("stripe ")?),
     };
     Some((200, response.to_string().into()))
 }
