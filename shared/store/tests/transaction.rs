@@ -325,7 +325,7 @@ async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
     let responses = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("responses").pop().expect("a response")).await;
     done(two_rows(Client::new(&stub.config()))).await;
     let tokens: Vec<_> =
         stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
@@ -372,7 +372,7 @@ async fn each_error_of_dynamodb_is_classified() {
 async fn the_sdks_own_retry_uses_the_same_request_token() {
     let responses = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("responses").pop().expect("a response")).await;
     let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
     done(two_rows(Client::new(&config))).await;
     let calls = stub.take_calls();
