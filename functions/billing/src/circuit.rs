@@ -2,15 +2,16 @@
 //! one probe at a time calls the provider.
 //!
 //! Its state is one row of the billing table, `circuit#provider`, shared by all consumers of both queues. After some
-//! failures in a row the circuit opens for a pause. After the pause, the consumer whose write moves `openUntil` is
+//! failures in a row the circuit opens for a pause. After the pause, the first command that writes a new `openUntil` is
 //! the probe. If the provider responds to the probe, the circuit closes. If not, it stays open for a longer pause. If
-//! the probe crashes, its lease ends and another consumer probes. A command costs one read, and no write while the
-//! provider responds.
+//! the probe crashes, its lease ends and the next command is the probe. A command costs one read, and no write while
+//! the provider responds.
 //!
 //! A run of a step returns the result of its last call, and [`Circuit::record_result`] counts it. The step and the
 //! breaker share no state.
 //!
-//! The breaker only saves calls. If its row can't be read or written in time, commands run without it.
+//! The breaker is only an optimization: it saves calls. If its row can't be read or written in time, commands run
+//! without it.
 
 use std::time::Duration;
 
@@ -82,7 +83,8 @@ fn positive_number(name: &'static str) -> Result<Option<u32>, ConfigError> {
     text.parse::<std::num::NonZeroU32>().map(|number| Some(number.get())).map_err(problem)
 }
 
-/// Returns the state in which `probe` calls the provider. Returns `None` if the pause is not over.
+/// Returns the state in which `probe` calls the provider. Returns `None` if the circuit is closed, or if its pause is
+/// not over.
 fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<CircuitState> {
     let over = state.open_until.is_some_and(|until| until <= now);
     over.then(|| CircuitState {
@@ -92,9 +94,9 @@ fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<Circ
     })
 }
 
-/// Returns the state after a command, or `None` if it does not change. `health` is the result of the command's
-/// last call. `probe` is the command's id as a probe, if it was one. The result of a call that began before the
-/// circuit opened changes nothing.
+/// Returns the state after a command, or `None` if it does not change. `health` is the result of the command's last
+/// call. `probe` is the id of the probe, if the command was one. The result of a call that began before the circuit
+/// opened changes nothing.
 fn after_call(
     state: &CircuitState,
     health: Option<&Health>,
@@ -110,9 +112,9 @@ fn after_call(
         last_error: Some(error.clone()),
         ..*state
     };
-    let probes = probe.is_some() && probe == state.probe;
+    let is_probe = probe.is_some() && probe == state.probe;
     match (state.open_until, health) {
-        (Some(_), _) if !probes => None,
+        (Some(_), _) if !is_probe => None,
         (Some(_), Some(Health::Down(error))) => Some(open(state.failures, state.opened + 1, error)),
         // The probe made no call to the provider, so the next command may be the probe.
         (Some(_), None) => {
@@ -159,7 +161,7 @@ pub enum Admission {
 pub struct Permit {
     /// The circuit's state when the permission was given.
     state: CircuitState,
-    /// The command's id as a probe, if it is one.
+    /// The id of the probe, if the command is one.
     probe: Option<Uuid>,
     /// The time of the permission, and the same moment on the monotonic clock.
     admitted: (Timestamp, Instant),
@@ -215,8 +217,8 @@ impl Circuit {
         }
     }
 
-    /// Writes the state that `next` returns for the row. On a conflict, calls `next` with the newer row and
-    /// tries again. Returns the row's final state, and whether this call changed it.
+    /// Writes the state that `next` returns for `state`. Writes nothing if `next` returns `None`. On a conflict, calls
+    /// `next` with the newer row and tries again. Returns the row's final state, and whether this call changed it.
     async fn update(
         &self,
         mut state: CircuitState,
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_and_a_success_resets_the_count() {
+    fn the_circuit_opens_after_failures_in_a_row_and_a_success_resets_the_count() {
         let (up, down) = (Some(Health::Up), Some(down()));
         let (up, down) = (up.as_ref(), down.as_ref());
         let mut state = CircuitState::default();

@@ -1,5 +1,5 @@
-//! Consumes billing's commands from a queue. Each command has a task token. During an outage of the provider,
-//! commands collect in the queue, and the sagas do not fail.
+//! Consumes billing's commands from a queue. Each command has a task token. During an outage of the provider, commands
+//! wait in the queue, and their sagas do not fail.
 //!
 //! A command runs only after Step Functions has confirmed who sent it ([`proof`]). Its result is sent only after it
 //! is committed, and is sent again for a redelivered command. After a transient failure, the command is requeued as a
@@ -37,7 +37,7 @@ const QUEUE_MARGIN: Duration = Duration::from_secs(2);
 /// lock after the last call.
 const STEP_MARGIN: Duration = Duration::from_millis(500);
 const CIRCUIT_OPEN: &str = "the circuit breaker for the payment provider is open";
-/// The error name for a command whose sender Step Functions does not confirm.
+/// The error name of [`CommandOutcome::Rejected`].
 const REFUSED: &str = "Refused";
 /// The maximum delay of a requeued command.
 const MAX_DELAY: Duration = Duration::from_mins(5);
@@ -49,7 +49,7 @@ pub trait ProviderStep: Step {
     /// Returns the provider that the step calls.
     fn provider(&self) -> &Provider;
 
-    /// Runs the command. All calls to the provider are calls of `session`.
+    /// Runs the command. All calls to the provider must use `session`.
     fn run_in(
         &self,
         command: Self::Command,
@@ -106,7 +106,7 @@ enum CommandOutcome {
 /// The result of processing a message.
 enum MessageOutcome {
     /// Step Functions got the command's result, or the task ended before that.
-    Answered,
+    ResultSent,
     /// The command did not run because its task has ended.
     TaskEnded,
     /// The command may be retried after `delay`.
@@ -120,9 +120,9 @@ impl MessageOutcome {
         Self::Failed { error, reason }
     }
 
-    fn from_response(response: Result<(), String>) -> Self {
-        match response {
-            Ok(()) => Self::Answered,
+    fn after_sending(sent: Result<(), String>) -> Self {
+        match sent {
+            Ok(()) => Self::ResultSent,
             Err(reason) => Self::failed(ErrorKind::Transient.name(), reason),
         }
     }
@@ -138,8 +138,8 @@ struct DeliveryHistory {
 }
 
 impl<S: ProviderStep> TaskTokenConsumer<S> {
-    /// Processes one message. `Err` leaves it in the queue and uses up one of its receives. This is for a message
-    /// that is malformed or forged, or whose result can't be sent now.
+    /// Processes one message. Returns `Err` for a message that is malformed or forged, or whose result can't be sent
+    /// now. Such a message stays in the queue, and one of its receives is used up.
     pub async fn handle(
         &self,
         message: SqsMessage,
@@ -147,7 +147,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         now: Timestamp,
     ) -> Result<(), String> {
         match self.process(&message, deadline, now).await {
-            MessageOutcome::Answered | MessageOutcome::TaskEnded => Ok(()),
+            MessageOutcome::ResultSent | MessageOutcome::TaskEnded => Ok(()),
             MessageOutcome::Retry { history, delay, reason } => {
                 let body = message.body.as_deref().unwrap_or_default();
                 self.requeue(body, history, delay, &reason).await
@@ -165,7 +165,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         now: Timestamp,
     ) -> ReplayResponse {
         match self.process(message, deadline, now).await {
-            MessageOutcome::Answered => ReplayResponse::Done,
+            MessageOutcome::ResultSent => ReplayResponse::Done,
             MessageOutcome::TaskEnded => ReplayResponse::nothing_to_do(
                 "the task of this command has ended, so it was not run; `fieldctl trace` shows its saga",
             ),
@@ -222,15 +222,15 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
                 Err(outcome) => (outcome, None),
             }
         };
-        // The calls to the provider end before this limit. The limit is for slow calls to AWS, which must not use up
-        // receives either.
+        // The calls to the provider end before this limit, at `calls_end`. The limit is for slow calls to AWS: the
+        // command must be requeued before the function times out, because a timeout would use up a receive.
         let (outcome, health) =
             tokio::time::timeout(limit, Box::pin(run)).await.unwrap_or_else(|_| {
                 (CommandOutcome::Retry("the function's deadline passed".to_owned()), None)
             });
-        let end = match outcome {
+        let result = match outcome {
             CommandOutcome::Succeeded(output) => {
-                MessageOutcome::from_response(self.send_success(token, output).await)
+                MessageOutcome::after_sending(self.send_success(token, output).await)
             }
             CommandOutcome::Failed(ErrorKind::Transient, reason)
             | CommandOutcome::Retry(reason)
@@ -240,7 +240,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
                 MessageOutcome::Retry { history, delay: delay(history.attempts), reason }
             }
             CommandOutcome::Failed(kind, cause) => {
-                MessageOutcome::from_response(self.send_failure(token, kind, cause).await)
+                MessageOutcome::after_sending(self.send_failure(token, kind, cause).await)
             }
             CommandOutcome::Retry(reason) => {
                 MessageOutcome::failed(ErrorKind::Transient.name(), reason)
@@ -254,7 +254,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         if let Some(permit) = permit {
             self.circuit.record_result(permit, health).await;
         }
-        end
+        result
     }
 
     /// Checks who sent the command. Returns `Err` if it must not run: its sender is not confirmed, its task has

@@ -129,8 +129,7 @@ impl ProviderStep for InitializeSubscription {
         };
         let outcome = self.initialize(&command, session, &mut lock, now).await;
         if outcome.is_err() {
-            // With the lock released, the next attempt need not wait until the lease ends. If the release fails too,
-            // it waits.
+            // After the release, the next attempt need not wait until the lease ends. If the release fails, it waits.
             if let Err(error) = self.idempotency.release(&lock).await {
                 tracing::warn!(%error, "the lock can't be released and stays until its lease ends");
             }
@@ -224,6 +223,7 @@ impl InitializeSubscription {
         }
     }
 
+    /// Makes the calls of [`Self::pay`].
     async fn pay_with(
         &self,
         stripe: &mut Stripe,
@@ -287,8 +287,8 @@ impl InitializeSubscription {
         }
     }
 
-    /// Commits row, event and idempotency record in one transaction. If the undo committed first, cancels the
-    /// payment.
+    /// Commits the row, the event and the completed idempotency record in one transaction. If the undo committed first,
+    /// cancels the payment.
     async fn commit<D: Event>(
         &self,
         saga: SagaContext,
@@ -350,6 +350,8 @@ impl InitializeSubscription {
     }
 }
 
+/// An error of [`InitializeSubscription::pay_with`]. A Stripe error may be a refusal, which is not an error of the
+/// step.
 enum PayError {
     Stripe(StripeError),
     Billing(BillingError),

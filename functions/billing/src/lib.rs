@@ -77,7 +77,7 @@ pub enum Subscription {
         /// Why the provider refused.
         refusal: Refusal,
     },
-    /// The undo has begun. No initialization can commit any more, and the provider is still to be cleaned up.
+    /// The undo has begun. No initialization can commit any more. The clean-up at the provider has not finished.
     Cancelling {
         /// The customer to delete, if the undo knew one when it wrote this row.
         customer_id: Option<CustomerId>,

@@ -15,8 +15,8 @@ use crate::{
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
-/// The maximum age of an API key before it is read again. Every environment of a function therefore uses a new key a
-/// few minutes after it was stored, and not only when the old one is refused.
+/// The time after which an API key is read again. Every execution environment therefore uses a new key within minutes,
+/// even if the provider still accepts the old one.
 const KEY_MAX_AGE: Duration = Duration::from_mins(5);
 
 /// The source of the API key.
@@ -49,14 +49,14 @@ impl Provider {
         Self { base_url, key, prices, client: Mutex::new(None) }
     }
 
-    /// Starts a session for one run of a step. No call of the session lasts longer than until `deadline`. With
-    /// `None`, each call has only its own timeout.
+    /// Starts a session for one run of a step. Each call of the session ends by `deadline`. With `None`, each call has
+    /// only its own timeout.
     #[must_use]
     pub fn session(&self, deadline: Option<Deadline>) -> Session<'_> {
         Session { provider: self, deadline, stripe: None, key_error: None }
     }
 
-    /// Returns the price of a plan.
+    /// Returns the provider's id of the plan's price.
     #[must_use]
     pub fn price(&self, plan: Plan) -> &str {
         self.prices.0.get(plan.name()).map_or("", String::as_str)
@@ -69,7 +69,7 @@ impl Provider {
             let reason = reason(error);
             tracing::warn!(%reason, "continuing with the previous API key");
         });
-        // A secret without a valid key is treated like an unreadable one: a retry succeeds after the operator stored
+        // A secret without a valid key is treated like an unreadable one: a retry succeeds when an operator has stored
         // the key.
         let key = key.await.map_err(|error| BillingError::KeyUnreadable(reason(&error)))?;
         let mut client = self.client.lock().await;
@@ -84,7 +84,7 @@ impl Provider {
     }
 }
 
-/// The calls of one run of a step. It keeps the result of the last call.
+/// The access to the provider during one run of a step. It keeps the result of the last call.
 #[derive(Debug)]
 pub struct Session<'a> {
     provider: &'a Provider,
@@ -134,7 +134,7 @@ impl Session<'_> {
         }
     }
 
-    /// Lists every subscription of the account that has not ended, page by page.
+    /// Reads all pages of the account's subscriptions, and returns those that have not ended.
     pub async fn running_subscriptions(&mut self) -> Result<Vec<Subscription>, BillingError> {
         let stripe = self.client().await?;
         let mut subscriptions: Vec<Subscription> = Vec::new();
@@ -177,12 +177,12 @@ impl Session<'_> {
 
 fn reason(error: &SecretError<StripeError>) -> String {
     match error {
-        SecretError::ReadFailed { message, .. } => format!("its API key can't be read: {message}"),
+        SecretError::ReadFailed { message, .. } => format!("the API key can't be read: {message}"),
         SecretError::Invalid(error) => error.to_string(),
     }
 }
 
-/// The provider's price of each plan.
+/// The provider's id of each plan's price.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prices(BTreeMap<String, String>);
 

@@ -35,11 +35,11 @@ pub struct ReconcileSubscriptions {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// The number of subscriptions of sites that run at the provider.
+    /// The number of running subscriptions at the provider that name a site.
     pub running: usize,
     /// The number of rows with status `ACTIVE`.
     pub active: usize,
-    /// The number of disagreements.
+    /// The number of findings.
     pub found: usize,
 }
 
@@ -65,7 +65,7 @@ impl Step for ReconcileSubscriptions {
 
     async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, BillingError> {
         let deadline = Deadline::after(self.timeout);
-        // A partial comparison would report wrong findings. It therefore compares everything or fails.
+        // A partial comparison would report wrong findings. The step therefore compares everything or fails.
         let timed_out = |_| BillingError::Timeout(self.timeout);
         let (snapshot, foreign) =
             timeout(deadline.remaining(), self.snapshot()).await.map_err(timed_out)??;

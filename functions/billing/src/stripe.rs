@@ -35,15 +35,15 @@ use crate::circuit::Health;
 /// version, which can be changed in Stripe's dashboard.
 const API_VERSION: &str = "2025-12-15.clover";
 const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
-/// The timeout of the TCP connection, without name resolution and TLS.
+/// The timeout for opening the TCP connection, without name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The timeout of one call, from the name resolution to the last byte of the response.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over
-/// a connection that was closed while it was frozen. It is long enough for the calls of one command to share a
-/// connection.
+/// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over a
+/// connection that was closed while the environment was frozen. It is long enough for the calls of one command to share
+/// a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The maximum size of a response. It is far above a response with 100 subscriptions, and protects the memory.
+/// The maximum size of a response, which protects the memory. A response with 100 subscriptions is much smaller.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// The error name of a call that got no response.
 const NO_ANSWER: &str = "NoAnswer";
@@ -268,8 +268,8 @@ impl Stripe {
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        // Mozilla's root certificates, compiled in. The trust store in the zip holds only Amazon's, and reading the
-        // system's costs more instructions than the rest of the start-up.
+        // Mozilla's root certificates, compiled in. The function's zip has only Amazon's root certificates. Reading
+        // those of the system would take more CPU instructions than the rest of the start-up.
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
             .map_err(|error| StripeError::Config(error.to_string()))?
@@ -321,8 +321,8 @@ impl Stripe {
         Ok(created.id)
     }
 
-    /// Calls "Attach a `PaymentMethod` to a Customer". A bank may decline the card in this call already. Use the id
-    /// that this returns from then on.
+    /// Calls "Attach a `PaymentMethod` to a Customer". A bank may decline the card in this call already. From then on,
+    /// use the id that this method returns.
     pub async fn attach_payment_method(
         &mut self,
         method: &PaymentMethodId,
@@ -356,8 +356,8 @@ impl Stripe {
         self.post::<Created<CustomerId>>(&path, &form, key).await.map(drop)
     }
 
-    /// Calls "Create a subscription". The customer's default method pays for it. When this returns, the subscription
-    /// is paid or needs no payment. If the payment fails, no subscription is left.
+    /// Calls "Create a subscription". The customer's default method pays for it. When this returns `Ok`, the
+    /// subscription is paid or needs no payment. If the payment fails, no subscription is left.
     ///
     /// `price` is the id of a Price (`price_...`) or the id chosen for a Plan.
     pub async fn create_subscription(
@@ -379,7 +379,8 @@ impl Stripe {
         if created.is_paid() {
             return Ok(created.id);
         }
-        // A subscription that was never paid must not stay, even if Stripe created it for another reason.
+        // With `error_if_incomplete`, Stripe should not create an unpaid subscription. If it does, the subscription
+        // must not stay.
         self.cancel_subscription(&created.id).await?;
         Err(StripeError::Declined {
             code: "subscription_incomplete".into(),
@@ -524,13 +525,13 @@ impl Stripe {
     }
 }
 
-/// The fields that billing reads of an object that it created or changed.
+/// The id of an object that a call created, changed or deleted.
 #[derive(Deserialize)]
 struct Created<Id> {
     id: Id,
 }
 
-/// A page of a list.
+/// A page of a list of subscriptions.
 #[derive(Debug, Deserialize)]
 pub struct Page {
     /// The subscriptions, newest first.
@@ -552,7 +553,7 @@ struct ErrorObject {
 
 struct Response {
     status: StatusCode,
-    /// Stripe's id of this request, as in its logs.
+    /// Stripe's id of the request, which Stripe's logs contain, too.
     request_id: Option<String>,
     /// Whether Stripe repeated the stored response of an earlier call with the same key.
     replayed: bool,
@@ -618,7 +619,7 @@ impl Response {
             402 => {
                 StripeError::Declined { code: code.unwrap_or_else(|| "declined".into()), message }
             }
-            // Stripe's message can quote a part of the key.
+            // The message is left out, because it can quote a part of the key.
             401 | 403 => StripeError::Unauthorized(status),
             500.. if self.replayed => {
                 StripeError::IdempotencyKeySpent(format!("status {status}: {detail}"))
@@ -723,7 +724,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_subscription_takes_a_price_or_a_plan_and_errors_if_it_is_not_paid() -> TestResult {
+    async fn a_subscription_is_created_for_a_price_or_a_plan_and_must_be_paid() -> TestResult {
         let active = response(200, r#"{"id": "sub_1", "status": "active"}"#);
         let (mut stripe, served) = server(vec![active.clone(), active]).await?;
         for price in ["price_1N", "fieldstation-standard"] {
@@ -820,7 +821,7 @@ mod tests {
         stripe.cancel_subscription(&SubscriptionId("sub_1".into())).await?;
         stripe.delete_customer(&customer()).await?;
         stripe.delete_customer(&customer()).await?;
-        // In neither case does Stripe say that the customer is gone.
+        // Neither response says that the customer does not exist.
         let not_stripe = stripe.delete_customer(&customer()).await;
         let broken = stripe.delete_customer(&customer()).await;
         assert!(matches!(not_stripe, Err(StripeError::Rejected { .. })), "{not_stripe:?}");

@@ -156,7 +156,7 @@ async fn an_outage_requeues_the_command_with_a_growing_delay_until_its_state_tim
 
 /// Lambda's recursion detection would end the chain after 16 calls, so the functions allow recursion (`RecursiveLoop`).
 #[tokio::test]
-async fn a_command_survives_more_than_sixteen_deferrals_of_an_outage() {
+async fn a_command_survives_an_outage_with_more_than_sixteen_deferrals() {
     let world = World::start(waiting).await;
     let mut next = message(&command("pm_card_visa"));
     let (mut seconds, mut deferrals) = (0, 0);
@@ -279,7 +279,7 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
         body["execution"] = json!(execution);
         message_of(&body)
     };
-    let onboarding = execution(&cancel("a")).replace(":saga:", ":other-machine:");
+    let of_other_machine = execution(&cancel("a")).replace(":saga:", ":other-machine:");
     for (what, aws, forged) in [
         ("a random token", invalid_token as fn(&Call) -> (u16, Value), genuine.clone()),
         ("a random token, without an execution", invalid_token, message_with(None)),
@@ -295,8 +295,8 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
             message_with(Some(execution(&cancel("b")))),
         ),
         ("another site's token and an execution that has ended", ended_execution, genuine.clone()),
-        ("another state machine's execution", waiting, message_with(Some(onboarding))),
-        ("no ARN", waiting, message_with(Some(String::new()))),
+        ("another state machine's execution", waiting, message_with(Some(of_other_machine))),
+        ("an empty ARN", waiting, message_with(Some(String::new()))),
         ("the state machine's ARN", waiting, message_with(Some(MACHINE.to_owned()))),
         ("a token of another machine", forbidden, genuine.clone()),
     ] {

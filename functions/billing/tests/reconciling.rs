@@ -20,7 +20,7 @@ use testkit::{
 };
 
 const CARD: &str = "pm_card_visa";
-/// Seconds after the samples' noon: later than the time for which a change counts as in flight.
+/// Three hours after noon, in seconds. Changes at noon no longer count as in flight then.
 const LATER: i64 = 3 * 3600;
 
 struct World {
@@ -79,7 +79,7 @@ async fn agreeing_rows_on_all_pages_give_no_findings() {
     }
     run(&cancel(&world.dynamo, &world.stripe), &payload(saga("e"))).await.expect("an undo");
     let foreign = json!({ "id": "sub_x", "status": "active", "created": 1, "metadata": {} });
-    world.stripe.add_subscriptions(vec![foreign]);
+    world.stripe.set_other_subscriptions(vec![foreign]);
     let before = world.dynamo.rows(BILLING).await.len();
     let ((), metrics) = measured(async {
         let reply = world.reconcile(noon(LATER)).await.expect("a report");
@@ -101,7 +101,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
     let own = own.expect("a row")["providerSubscriptionId"].as_str().expect("text").to_owned();
     run(&cancel(&world.dynamo, &world.stripe), &payload(saga("gone"))).await.expect("a tombstone");
     let (a, gone, stranger) = (json!(site("a")), json!(site("gone")), json!(site("stranger")));
-    world.stripe.add_subscriptions(vec![
+    world.stripe.set_other_subscriptions(vec![
         subscription("sub_second", &a, noon(0)),
         subscription("sub_gone", &gone, noon(0)),
         subscription("sub_stranger", &stranger, noon(0)),
@@ -123,7 +123,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
     );
 
     // The active row's own subscription is cancelled at the provider.
-    world.stripe.add_subscriptions(Vec::new());
+    world.stripe.set_other_subscriptions(Vec::new());
     let provider = world.stripe.provider();
     let mut session = provider.session(None);
     let stripe = session.client().await.expect("a client");
@@ -136,7 +136,8 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
 async fn an_unfinished_initialization_is_not_a_finding() {
     let world = World::start().await;
     let lost = OnboardingId::from_site(site("lost"));
-    world.stripe.add_subscriptions(vec![subscription("sub_lost", &json!(site("lost")), noon(0))]);
+    let running = subscription("sub_lost", &json!(site("lost")), noon(0));
+    world.stripe.set_other_subscriptions(vec![running]);
     let record = json!({
         "id": format!("idempotency#initialize-subscription#{lost}"), "status": "INPROGRESS",
     });

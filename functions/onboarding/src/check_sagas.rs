@@ -16,8 +16,8 @@ use tokio::time::timeout;
 
 use crate::OnboardingError;
 
-/// The number of histories that are read concurrently. Step Functions allows an account 20 calls a second, and
-/// bursts.
+/// The number of histories that are read concurrently. Step Functions allows 20 calls per second in an account, and
+/// short bursts of more.
 const CONCURRENT_HISTORIES: usize = 4;
 
 /// The dependencies of the function `check-sagas`.
@@ -114,7 +114,7 @@ impl Step for CheckSagas {
                 "the deadline passed before all sagas were checked"
             );
         }
-        // The metrics are reported despite the error: the more sagas are stuck, the more likely a throttle is.
+        // The metrics are reported despite the error: many stuck sagas make it likely that calls are throttled.
         failed.map_or(Ok(reply), |error| Err(error.into()))
     }
 }
@@ -144,7 +144,7 @@ impl CheckSagas {
     }
 }
 
-/// Checks whether an execution had no event since `stuck_before`, and logs it if so.
+/// Checks whether an execution had an event since `stuck_before`. Logs a stuck execution.
 async fn check(
     machine: &StateMachine,
     running: &RunningExecution,

@@ -21,8 +21,8 @@ pub enum OnboardingError {
     /// The input of an execution can't be serialized.
     #[error("the execution's input can't be serialized: {0}")]
     Input(String),
-    /// The last recovery was stopped, too. No further recovery is started.
-    #[error("{0} was stopped too; no further recovery is started")]
+    /// The last recovery was stopped. No further recovery is started.
+    #[error("the last recovery, {0}, was stopped; no further recovery is started")]
     GivenUp(String),
     /// A call to Step Functions failed.
     #[error(transparent)]

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::OnboardingError;
 
-/// The maximum number of recoveries of one saga. If an operator stops the last one too, it is intended.
+/// The maximum number of recoveries in a row. Whoever stops the last one too does so on purpose.
 const MAX_RECOVERIES: u32 = 3;
 
 /// The dependencies of the function `recover-onboarding`.
@@ -159,7 +159,8 @@ async fn input(machine: &StateMachine, ended: &EndedExecution) -> Result<String,
     })
 }
 
-/// Returns the failure that the site shows: that of the onboarding if the cause has one.
+/// Returns the failure that the site shows: the onboarding's own, if the cause contains it, or else one that names the
+/// state in which the execution ended.
 fn failure(ended: &EndedExecution, step: String) -> OnboardingFailure {
     let cause = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
     if let Some(Ok(Incomplete { onboarding_failure })) = cause {
@@ -174,16 +175,16 @@ fn failure(ended: &EndedExecution, step: String) -> OnboardingFailure {
     OnboardingFailure { step, error: error.to_owned(), message }
 }
 
-/// Returns the name of the recovery. An onboarding and its nested teardown have the same one, so that two events start
-/// only one recovery.
+/// Returns the name of the recovery. It is the same for an onboarding and its nested teardown, so that their two events
+/// start only one recovery.
 fn recovery_name(onboarding: OnboardingId) -> String {
     format!("recovery-{onboarding}")
 }
 
 /// Returns the name of the recovery of a stopped teardown.
 ///
-/// A teardown that is not nested has a recovery name of its own. After a stopped recovery, returns the name of the
-/// next one, and `None` after the last one.
+/// If the teardown was itself a recovery, returns the name of the next one, or `None` after the last one. Any other
+/// teardown that is not nested has a recovery name of its own.
 fn next_recovery_name(
     onboarding: OnboardingId,
     ended: &EndedExecution,

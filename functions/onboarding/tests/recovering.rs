@@ -194,7 +194,7 @@ async fn a_repeated_event_starts_nothing() {
 #[tokio::test]
 async fn a_stopped_teardown_is_continued_with_the_same_input() {
     let recovery = format!("recovery-{}", onboarding_id());
-    // Each teardown that is not nested has a recovery of its own: an earlier recovery does not replace it.
+    // Each teardown that is not nested has a recovery of its own, even if its onboarding was recovered before.
     let (decommission, operator) =
         (format!("decommission-{}", onboarding_id()), format!("operator-{}-x", onboarding_id()));
     for (ended_name, status, expected) in [

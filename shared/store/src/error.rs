@@ -12,8 +12,8 @@ pub enum StoreError {
     /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
     #[error("DynamoDB is temporarily unavailable: {0}")]
     Transient(String),
-    /// A row does not have the format that this service writes.
-    #[error("row {row} can't be read: {reason}")]
+    /// A row can't be read or written in the format of this service, or it belongs to another request.
+    #[error("row {row} can't be used: {reason}")]
     Corrupt {
         /// The row's key.
         row: String,
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_can_not_be_made_is_an_internal_error() {
+    fn a_call_that_can_not_be_made_is_internal_and_a_timeout_is_transient() {
         let error = SdkError::<PutItemError>::construction_failure("no such region");
         assert!(matches!(StoreError::from(error), StoreError::Internal(_)));
         let error = SdkError::<PutItemError>::timeout_error("too slow");

@@ -1,10 +1,10 @@
-//! Idempotency records, for effects outside DynamoDB that no transaction can contain.
+//! Idempotency records for effects outside DynamoDB, which a transaction can't contain.
 //!
 //! The layout is that of Powertools for AWS Lambda (`id`, `status`, `expiration` in epoch seconds,
 //! `in_progress_expiration` in epoch milliseconds, `data`, `validation`) plus the attribute `owner`. Without `owner`
 //! this could happen: run A takes the lock and is slow. Its lock expires, and run B takes it over. A finishes and
-//! releases or completes B's lock, so run C starts while B is still running. Here A's checkpoint and completion are
-//! conditional on its owner token, so they are refused.
+//! releases or completes B's lock, so run C starts while B is still running. With `owner`, A's checkpoint, completion
+//! and release are conditional on A's owner token, so DynamoDB refuses them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -39,7 +39,7 @@ pub enum BeginResult<C, R> {
     InProgress(Timestamp),
 }
 
-/// The lock on the work, until it expires.
+/// The caller's lock on the work. After it has expired, another run can take it over.
 #[derive(Debug)]
 pub struct Lock<C> {
     key: Key,
@@ -65,7 +65,8 @@ const IN_PROGRESS: &str = "INPROGRESS";
 const COMPLETED: &str = "COMPLETED";
 
 impl Idempotency {
-    /// Creates records in this table, with the key `id` and TTL on `expiration`.
+    /// Creates a handle for the records in this table. Its key attribute must be `id`, and its TTL attribute
+    /// `expiration`.
     ///
     /// `lease` is the time after which a lock expires. It must be longer than the function's timeout.
     #[must_use]
@@ -110,7 +111,7 @@ impl Idempotency {
                 (":owner".to_owned(), AttributeValue::S(owner.clone())),
                 (":validation".to_owned(), AttributeValue::S(validation.to_owned())),
                 (":now".to_owned(), AttributeValue::N(now.millis().to_string())),
-                (":until".to_owned(), AttributeValue::N(self.until(now).millis().to_string())),
+                (":until".to_owned(), AttributeValue::N(self.lock_end(now).millis().to_string())),
                 (":expiration".to_owned(), AttributeValue::N(expiration(now).to_string())),
             ])))
             .return_values(ReturnValue::AllOld)
@@ -151,7 +152,8 @@ impl Idempotency {
         }
     }
 
-    /// Returns whether a run began and has not completed, with its checkpoint. Its effects may exist or may still happen.
+    /// Returns `Some` with the checkpoint, if there is one, of a run that began and has not completed. Its effects may
+    /// exist already, or still happen.
     pub async fn unfinished<C: DeserializeOwned>(
         &self,
         id: &str,
@@ -229,8 +231,8 @@ impl Idempotency {
     /// Adds the deletion of the record to the transaction.
     ///
     /// The condition is that no run is in progress: the record is completed, or the last run released its lock or let
-    /// it expire. If the record is not completed, its checkpoint must equal `seen`, so that the record of an effect
-    /// that the caller has not seen is not deleted.
+    /// it expire. If the record is not completed, it must have no checkpoint, or the checkpoint `seen`. The record of
+    /// an effect that the caller has not seen is therefore not deleted.
     pub fn delete_record<C: Serialize>(
         &self,
         transaction: Transaction,
@@ -239,7 +241,7 @@ impl Idempotency {
         now: Timestamp,
     ) -> Result<Transaction, StoreError> {
         let key = record_key(id);
-        // A missing checkpoint equals the empty text.
+        // Without `seen`, compare with the empty text, which no stored checkpoint equals.
         let seen = seen.map(|seen| text(&key, seen)).transpose()?.unwrap_or_default();
         Ok(transaction.delete(
             &self.table,
@@ -255,13 +257,14 @@ impl Idempotency {
         ))
     }
 
-    fn until(&self, now: Timestamp) -> Timestamp {
+    /// Returns the time at which a lock that is taken now expires.
+    fn lock_end(&self, now: Timestamp) -> Timestamp {
         now.plus_millis(i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX))
     }
 }
 
 impl<C> Lock<C> {
-    /// Returns the record's key. It shows whether a transaction was refused because of the lock.
+    /// Returns the record's key. If the failed conditions of a transaction contain it, the lock was lost.
     #[must_use]
     pub fn key(&self) -> &Key {
         &self.key

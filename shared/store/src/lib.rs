@@ -1,8 +1,8 @@
 //! Access to DynamoDB for the services.
 //!
-//! A step commits one [`Transaction`]: the business row, the guard and the event row are written together or not at
-//! all. The guard is the existence, the status or the `sequence` of the row itself, not a marker row. [`Idempotency`]
-//! is for effects outside DynamoDB.
+//! A step commits one [`Transaction`]: the business row and the event row are written together or not at all. A
+//! condition on the existence, the status or the `sequence` of the business row prevents duplicates, so no marker row
+//! is needed. [`Idempotency`] is for effects outside DynamoDB.
 
 mod error;
 mod idempotency;

@@ -1,4 +1,4 @@
-//! The events table, which is outbox and event log.
+//! The events table. It is both the outbox and the event log.
 
 use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, SagaContext, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -10,12 +10,12 @@ use crate::{Item, StoreError, Table};
 /// The number of partitions of the index of unpublished events.
 pub const UNPUBLISHED_SHARDS: u8 = 8;
 
-/// The events table, for adding events.
+/// A handle for adding events to the events table.
 #[derive(Clone, Debug)]
 pub struct Outbox(Table);
 
 impl Outbox {
-    /// Creates the outbox in this table.
+    /// Creates an outbox that adds events to this table.
     #[must_use]
     pub fn new(table: Table) -> Self {
         Self(table)
@@ -31,11 +31,11 @@ impl Outbox {
 pub struct NewEvent<D> {
     /// The entity that the event is about.
     pub entity: Entity,
-    /// The number of the entity's events so far, plus one.
+    /// The position of the event among the entity's events, from 1.
     pub sequence: u64,
     /// The onboarding that the event belongs to.
     pub correlation_id: OnboardingId,
-    /// The event that caused it.
+    /// The event that caused this one.
     pub causation_id: Option<Uuid>,
     /// The time of the transaction.
     pub occurred_at: Timestamp,
@@ -49,7 +49,7 @@ pub struct NewEvent<D> {
 pub struct EventRow {
     /// `type#id`.
     pub entity: String,
-    /// The number of the event among the entity's events, from 1.
+    /// The position of the event among the entity's events, from 1.
     pub sequence: u64,
     /// EventBridge's `detail-type`. Partition key of the index `byType`.
     #[serde(rename = "type")]
@@ -81,7 +81,7 @@ impl EventRow {
 }
 
 impl<D: Event> NewEvent<D> {
-    /// Creates an event of a saga's step.
+    /// Creates the event of a step of this saga.
     pub fn in_saga(
         saga: SagaContext,
         entity: impl Into<Entity>,

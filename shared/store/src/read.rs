@@ -15,9 +15,10 @@ pub type Item = HashMap<String, AttributeValue>;
 
 /// The maximum number of keys of a `BatchGetItem` call.
 const MAX_KEYS: usize = 100;
-/// The maximum number of attempts to read keys while DynamoDB processes none of them.
+/// The maximum number of calls in a row that make no progress. A call that processed only a part of its keys counts as
+/// the first one.
 const MAX_ATTEMPTS: u32 = 4;
-/// The pause before the second attempt. Each further pause is twice as long.
+/// The pause after a call that left keys unprocessed. It doubles with each call in a row that makes no progress.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A query or a scan of a table or of one of its indexes. In its expressions, `#name` refers to
@@ -75,8 +76,8 @@ impl Table {
         }
     }
 
-    /// Creates a read of the rows with these keys, which must be distinct. A row that does not exist is missing in
-    /// the result.
+    /// Creates a read of the rows with these keys, which must be distinct. A row that does not exist is left out of the
+    /// result.
     #[must_use]
     pub fn batch_get(&self, keys: impl IntoIterator<Item = Key>) -> BatchGet<'_> {
         let keys = keys.into_iter().map(|key| key.item()).collect();
@@ -94,7 +95,7 @@ impl Query<'_> {
 
     /// Binds a text to `:name`.
     #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "ids, times and literals are given")]
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass ids, times and literals")]
     pub fn text(mut self, name: &str, value: impl ToString) -> Self {
         self.values.insert(format!(":{name}"), AttributeValue::S(value.to_string()));
         self
@@ -102,7 +103,7 @@ impl Query<'_> {
 
     /// Binds a number to `:name`.
     #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "ids, times and literals are given")]
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass ids, times and literals")]
     pub fn number(mut self, name: &str, value: impl ToString) -> Self {
         self.values.insert(format!(":{name}"), AttributeValue::N(value.to_string()));
         self
@@ -115,14 +116,14 @@ impl Query<'_> {
         self
     }
 
-    /// Reads at most `rows` rows a page.
+    /// Reads at most `rows` rows per page.
     #[must_use]
     pub fn limit(mut self, rows: i32) -> Self {
         self.limit = Some(rows);
         self
     }
 
-    /// Reads in descending order of the sort key.
+    /// Reads in descending order of the sort key if `descending` is true.
     #[must_use]
     pub fn descending(mut self, descending: bool) -> Self {
         self.descending = descending;
@@ -261,7 +262,7 @@ impl BatchGet<'_> {
     }
 }
 
-/// Deserializes a row. `name` names the row in the error.
+/// Deserializes a row. `name` returns the name of the row for the error.
 pub fn from_item<R: DeserializeOwned>(
     item: Item,
     name: impl FnOnce() -> String,

@@ -18,7 +18,7 @@ enum Part {
 }
 
 impl Key {
-    /// Creates the key of a table without a sort key. The partition key is `id`.
+    /// Creates the key of a row in a table without a sort key. The partition key is the attribute `id`.
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
         Self(vec![("id", Part::Text(id.into()))])
@@ -35,7 +35,7 @@ impl Key {
         Self(vec![partition, sort])
     }
 
-    /// Creates a key whose sort key is a number, written as DynamoDB writes it.
+    /// Creates a key whose sort key is a number. The number is given as text, in the form that DynamoDB returns.
     #[must_use]
     pub fn numbered(
         partition: (&'static str, impl Into<String>),
@@ -72,7 +72,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// A table of a service.
+/// A handle for a table of a service.
 #[derive(Clone, Debug)]
 pub struct Table {
     client: Client,
@@ -80,7 +80,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Creates a table with the given name.
+    /// Creates a handle for the table with this name.
     #[must_use]
     pub fn new(client: Client, name: impl Into<String>) -> Self {
         Self { client, name: name.into() }
@@ -118,8 +118,8 @@ impl Table {
     }
 }
 
-/// Returns the attributes that the expressions name as `#name`. Returns `None` if there are none, since DynamoDB
-/// refuses an empty map.
+/// Maps each `#name` in the expressions to the attribute `name`. Returns `None` if there is no such name, since
+/// DynamoDB refuses an empty map.
 pub(crate) fn names<'a>(
     expressions: impl IntoIterator<Item = &'a str>,
 ) -> Option<HashMap<String, String>> {

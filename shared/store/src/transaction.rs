@@ -22,11 +22,11 @@ use crate::{
     table::{decode, encode, names},
 };
 
-/// How often a transaction is retried after a conflict with another transaction on the same row.
-const CONFLICT_RETRIES: u32 = 4;
+/// The maximum number of retries of a transaction after a conflict with another transaction, or after a throttle.
+const MAX_RETRIES: u32 = 4;
 
 /// The result of a transaction.
-#[must_use = "a refused transaction changed nothing"]
+#[must_use = "the transaction may have been refused"]
 #[derive(Debug)]
 pub enum Commit {
     /// The whole transaction is committed.
@@ -35,7 +35,7 @@ pub enum Commit {
     Refused(FailedConditions),
 }
 
-/// The actions whose conditions did not hold, each with the existing row.
+/// The actions whose conditions did not hold, each with the existing row, if there was one.
 #[derive(Debug)]
 pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 
@@ -46,8 +46,8 @@ impl FailedConditions {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 
-    /// Returns the row that made the condition of the action on `key` fail, as it was at that moment. Returns `None`
-    /// if the condition held, or if there was no row.
+    /// Returns the row at `key` as it was when the condition on it failed. Returns `None` if the condition held, or if
+    /// there was no row.
     pub fn row<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
         self.0
             .iter()
@@ -58,19 +58,20 @@ impl FailedConditions {
     }
 }
 
-/// A transaction, such as a business row, its guard and its event, which commit together.
+/// Writes that commit together, such as a business row and its event.
 #[derive(Debug)]
 pub struct Transaction {
     client: Client,
     actions: Vec<(Key, TransactWriteItem)>,
-    fault: Option<StoreError>,
+    /// The error of an action that can't be built. [`Self::commit`] returns it and sends nothing.
+    error: Option<StoreError>,
 }
 
 impl Transaction {
     /// Creates an empty transaction, which uses the client of this table.
     #[must_use]
     pub fn on(table: &Table) -> Self {
-        Self { client: table.client().clone(), actions: Vec::new(), fault: None }
+        Self { client: table.client().clone(), actions: Vec::new(), error: None }
     }
 
     /// Puts a row that must not exist yet.
@@ -79,7 +80,7 @@ impl Transaction {
         self.put(table, key, row, &format!("attribute_not_exists({})", key.partition_name()), [])
     }
 
-    /// Replaces a row if its `status` is still `status`, the one that the decision was based on.
+    /// Replaces a row if its attribute `status` still has this value, which the caller has read and decided on.
     #[must_use]
     pub fn put_if_status<R: Serialize>(
         self,
@@ -92,8 +93,8 @@ impl Transaction {
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
-    /// Replaces a row if its `sequence` is still `sequence`, the one that the decision was based on. Nothing else has
-    /// changed the row since then.
+    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read and decided on. Then
+    /// nothing else has changed the row since the read.
     #[must_use]
     pub fn put_if_sequence<R: Serialize>(
         self,
@@ -145,7 +146,7 @@ impl Transaction {
         });
         match put {
             Ok(put) => self.push(key, TransactWriteItem::builder().put(put).build()),
-            Err(error) => self.fault = Some(error),
+            Err(error) => self.error = Some(error),
         }
         self
     }
@@ -172,7 +173,7 @@ impl Transaction {
             .build();
         match built {
             Ok(update) => self.push(key, TransactWriteItem::builder().update(update).build()),
-            Err(error) => self.fault = Some(StoreError::Internal(error.to_string())),
+            Err(error) => self.error = Some(StoreError::Internal(error.to_string())),
         }
         self
     }
@@ -196,12 +197,12 @@ impl Transaction {
             .build();
         match built {
             Ok(delete) => self.push(key, TransactWriteItem::builder().delete(delete).build()),
-            Err(error) => self.fault = Some(StoreError::Internal(error.to_string())),
+            Err(error) => self.error = Some(StoreError::Internal(error.to_string())),
         }
         self
     }
 
-    /// Adds the event to the outbox. Its position in the entity's sequence must be free.
+    /// Adds the event to the outbox. The entity must not have an event with this sequence yet.
     #[must_use]
     pub fn event<D: Event>(mut self, outbox: &Outbox, event: NewEvent<D>) -> Self {
         let key = Key::id(format!("{}/{}", event.entity, event.sequence));
@@ -215,7 +216,7 @@ impl Transaction {
         });
         match put {
             Ok(put) => self.push(&key, TransactWriteItem::builder().put(put).build()),
-            Err(error) => self.fault = Some(error),
+            Err(error) => self.error = Some(error),
         }
         self
     }
@@ -225,15 +226,15 @@ impl Transaction {
     }
 
     /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost response has
-    /// no second effect. After a conflict with another transaction, this sends the transaction again, up to four
-    /// times.
+    /// no second effect. After a conflict with another transaction or a throttle, this method sends the transaction
+    /// again, up to four times.
     pub async fn commit(self) -> Result<Commit, StoreError> {
-        if let Some(fault) = self.fault {
-            return Err(fault);
+        if let Some(error) = self.error {
+            return Err(error);
         }
         let (keys, mut actions): (Vec<Key>, Vec<TransactWriteItem>) =
             self.actions.into_iter().unzip();
-        // A single action needs no transaction. Without one it costs half the write units.
+        // A single put or update needs no transaction, and costs half the write units without one.
         if let ([key], [action]) = (keys.as_slice(), actions.as_mut_slice()) {
             if let Some(put) = action.put.take() {
                 return put_alone(&self.client, key, put).await;
@@ -242,7 +243,7 @@ impl Transaction {
                 return update_alone(&self.client, key, update).await;
             }
         }
-        let mut conflicts = 0;
+        let mut retries = 0;
         loop {
             let response = self
                 .client
@@ -265,11 +266,11 @@ impl Transaction {
             if !codes.any(|code| AwsErrorKind::from_code(code).is_transient()) {
                 return Err(StoreError::Internal(text));
             }
-            if conflicts == CONFLICT_RETRIES {
+            if retries == MAX_RETRIES {
                 return Err(StoreError::Transient(text));
             }
-            conflicts += 1;
-            tokio::time::sleep(jittered(Duration::from_millis(20) * 2_u32.pow(conflicts))).await;
+            retries += 1;
+            tokio::time::sleep(jittered(Duration::from_millis(20) * 2_u32.pow(retries))).await;
         }
     }
 }

@@ -242,7 +242,7 @@ async fn a_record_with_an_unseen_checkpoint_is_not_deleted() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_running_run_is_not_deleted() {
+async fn the_record_of_a_run_in_progress_is_not_deleted() {
     let it = Records::start().await;
     assert!(it.delete_record(noon(0)).await, "a missing record");
     let lock = it.lock(noon(0)).await;
@@ -265,7 +265,7 @@ async fn a_record_of_a_running_run_is_not_deleted() {
 }
 
 #[tokio::test]
-async fn unfinished_returns_the_checkpoint_of_a_running_run() {
+async fn unfinished_returns_the_checkpoint_of_a_run_in_progress() {
     let it = Records::start().await;
     let unfinished = async || it.idempotency.unfinished::<Checkpoint>("work").await.expect("read");
     assert_eq!(unfinished().await, None);

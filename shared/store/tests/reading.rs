@@ -40,7 +40,7 @@ async fn five_rows() -> Dynamo {
 }
 
 #[tokio::test]
-async fn a_query_reads_its_range_in_order_by_pages() {
+async fn a_query_reads_its_range_in_order_and_in_pages() {
     let dynamo = five_rows().await;
     let table = dynamo.table(READINGS);
     drop(dynamo.take_usage());
@@ -84,7 +84,7 @@ async fn a_query_can_use_an_index_and_an_error_names_the_row() {
     assert_eq!(items.len(), 1);
     let wrong =
         from_item::<u64>(items[0].clone(), || "x/SITE".to_owned()).expect_err("not a number");
-    assert!(wrong.to_string().starts_with("row x/SITE can't be read: "), "{wrong}");
+    assert!(wrong.to_string().starts_with("row x/SITE can't be used: "), "{wrong}");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_batch_get_reads_100_keys_per_call() {
         dynamo.put(READINGS, json!({ "sensorId": "s", "row": format!("n{row:03}") })).await;
     }
     drop(dynamo.take_usage());
-    // Fifty of them do not exist.
+    // Fifty of these 200 rows do not exist.
     let read = table.batch_get((0..200).map(key)).consistent().send().await.expect("rows");
     let mut read = names(read);
     read.sort();
@@ -105,8 +105,9 @@ async fn a_batch_get_reads_100_keys_per_call() {
     assert_eq!(table.batch_get([]).send().await.expect("nothing"), []);
 }
 
-/// Starts a fake DynamoDB. Each call processes as many keys as the next entry of the list, later calls none.
-async fn processing(counts: &[usize]) -> Stub {
+/// Starts a fake DynamoDB. Each call processes as many keys as the next entry of `counts`. When no entry is left, calls
+/// process no keys.
+async fn fake_dynamodb(counts: &[usize]) -> Stub {
     let counts = Mutex::new(counts.to_vec());
     Stub::start(move |call| {
         let keys = call.json()["RequestItems"]["rows"]["Keys"].as_array().cloned();
@@ -123,7 +124,7 @@ async fn processing(counts: &[usize]) -> Stub {
 
 #[tokio::test]
 async fn unprocessed_keys_are_read_again_after_a_pause() {
-    let stub = processing(&[1, 0, 0, 1, 1]).await;
+    let stub = fake_dynamodb(&[1, 0, 0, 1, 1]).await;
     let table = Table::new(Client::new(&stub.config()), "rows");
     let start = Instant::now();
     let read = table.batch_get(["a", "b", "c"].map(Key::id)).send().await.expect("rows");
@@ -139,7 +140,7 @@ async fn unprocessed_keys_are_read_again_after_a_pause() {
 
 #[tokio::test]
 async fn keys_that_stay_unprocessed_are_a_transient_error() {
-    let stub = processing(&[1]).await;
+    let stub = fake_dynamodb(&[1]).await;
     let table = Table::new(Client::new(&stub.config()), "rows");
     let error = table.batch_get(["a", "b"].map(Key::id)).send().await.expect_err("keys are left");
     assert!(matches!(error, StoreError::Transient(_)), "{error}");

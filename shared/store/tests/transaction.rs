@@ -42,7 +42,7 @@ async fn done(transaction: Transaction) {
 async fn refused(transaction: Transaction) -> FailedConditions {
     match transaction.commit().await.expect("a commit") {
         Commit::Refused(refused) => refused,
-        Commit::Done => panic!("it was done"),
+        Commit::Done => panic!("the transaction was committed"),
     }
 }
 
@@ -140,7 +140,7 @@ async fn a_projection_is_replaced_only_by_a_higher_sequence() {
 }
 
 #[tokio::test]
-async fn rows_are_changed_and_deleted_under_conditions() {
+async fn rows_are_changed_and_deleted_only_if_the_condition_holds() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
@@ -205,7 +205,7 @@ async fn an_event_whose_sequence_is_taken_refuses_the_transaction() {
 }
 
 #[tokio::test]
-async fn an_events_row_is_what_the_publisher_and_the_indexes_need() {
+async fn an_event_row_has_the_attributes_for_the_publisher_and_the_indexes() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     done(Transaction::on(&table).event(&dynamo.outbox(), event(1))).await;
@@ -239,7 +239,7 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
     let other = AlertingRemoved { site_id: saga.site_id };
     let foreign = NewEvent::in_saga(saga, saga.site_id, 1, noon(0), other);
     let unwritable = [
-        // An event whose entity is not that of its type, and a row that is not a map.
+        // An event of another entity type, and a row that is not a map.
         Transaction::on(&table).event(&dynamo.outbox(), foreign),
         Transaction::on(&table).create(&table, &Key::id("a"), &"no map"),
     ];
@@ -260,7 +260,7 @@ async fn an_unreadable_row_is_named_in_the_error() {
     dynamo.put(INVENTORY, json!({ "id": "a", "n": "text" })).await;
     let read = dynamo.table(INVENTORY).get::<EventRow>(&Key::id("a")).await;
     let error = read.expect_err("no event");
-    assert!(error.to_string().starts_with("row a can't be read: "), "{error}");
+    assert!(error.to_string().starts_with("row a can't be used: "), "{error}");
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn last_sequence(events: &Table) -> u64 {
     u64::try_from(response.count()).expect("a count")
 }
 
-/// Returns DynamoDB's response to a transaction of two actions that it cancelled for these reasons.
+/// Returns DynamoDB's response to a transaction of two actions that was cancelled for these reasons.
 fn cancelled(reasons: [&str; 2]) -> (u16, Value) {
     let reasons = reasons.map(|code| json!({ "Code": code }));
     let kind = "com.amazonaws.dynamodb.v20120810#TransactionCanceledException";
@@ -325,13 +325,12 @@ async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
     let responses = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("the responses").pop().expect("a response"))
-            .await;
+        Stub::start(move |_| responses.lock().expect("responses").pop().expect("a response")).await;
     done(two_rows(Client::new(&stub.config()))).await;
     let tokens: Vec<_> =
         stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
     assert_eq!(tokens.len(), 3);
-    assert_ne!(tokens[0], tokens[1], "a new try is a new request");
+    assert_ne!(tokens[0], tokens[1], "a retry after a conflict is a new request");
 }
 
 #[tokio::test]
@@ -373,15 +372,14 @@ async fn each_error_of_dynamodb_is_classified() {
 async fn the_sdks_own_retry_uses_the_same_request_token() {
     let responses = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
-        Stub::start(move |_| responses.lock().expect("the responses").pop().expect("a response"))
-            .await;
+        Stub::start(move |_| responses.lock().expect("responses").pop().expect("a response")).await;
     let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
     done(two_rows(Client::new(&config))).await;
     let calls = stub.take_calls();
     let token = |call: usize| calls[call].json()["ClientRequestToken"].clone();
     assert_eq!(calls.len(), 2);
     assert!(token(0).is_string());
-    assert_eq!(token(0), token(1), "the retry after a lost response must use the same token");
+    assert_eq!(token(0), token(1), "a retry after a lost response has no second effect");
 }
 
 #[tokio::test]

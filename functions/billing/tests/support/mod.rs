@@ -46,17 +46,17 @@ pub enum InjectedFault {
 struct ProviderState {
     /// Subscriptions that are paid for, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
-    /// Further subscriptions of the account, as the list returns them.
+    /// The account's subscriptions that were not created by calls, as the list returns them.
     others: Vec<Value>,
     /// The site of each subscription.
     sites: BTreeMap<String, String>,
-    /// The number of calls that were executed. Ids are made from it.
+    /// The number of calls that were executed. The ids of new objects contain it.
     executed: u32,
     /// Responses by idempotency key.
     responses: BTreeMap<String, (u16, Value)>,
     /// The status of every response during an outage.
     down: Option<u16>,
-    /// The next call of this name fails this way.
+    /// How the next call of this name fails.
     fault: Option<(&'static str, InjectedFault)>,
     /// The names of the calls since they were last taken.
     calls: Vec<&'static str>,
@@ -114,8 +114,8 @@ impl FakeStripe {
         self.state.lock().expect("the state").responses.clear();
     }
 
-    /// Adds these subscriptions to the account.
-    pub fn add_subscriptions(&self, subscriptions: Vec<Value>) {
+    /// Sets the account's subscriptions that were not created by calls. Replaces those of an earlier call.
+    pub fn set_other_subscriptions(&self, subscriptions: Vec<Value>) {
         self.state.lock().expect("the state").others = subscriptions;
     }
 

@@ -26,8 +26,9 @@ async fn main() -> Result<(), Error> {
 fn budget() -> Result<Duration, ConfigError> {
     let name = "SAGA_BUDGET_SECONDS";
     let text = env(name)?;
-    let seconds = text
-        .parse()
-        .map_err(|_| ConfigError { name, problem: format!("is {text:?}, no number of seconds") })?;
+    let seconds = text.parse().map_err(|_| ConfigError {
+        name,
+        problem: format!("is {text:?}, not a number of seconds"),
+    })?;
     Ok(Duration::from_secs(seconds))
 }
