@@ -93,7 +93,7 @@ impl Problem {
     /// Creates a 409: the request conflicts with the current state.
     #[must_use]
     pub fn conflict(name: &str, detail: impl Into<String>) -> Self {
-        Self::new(409, name, "The request conflicts with what is there", detail)
+        Self::new(409, name, "The request conflicts with the current state", detail)
     }
 
     /// Returns why the request was refused: for a 400 the reason of the first field error, otherwise the problem's
@@ -121,14 +121,14 @@ impl Problem {
             ErrorKind::Transient => Self::new(
                 503,
                 "unavailable",
-                "Not available now",
+                "Temporarily unavailable",
                 "Send the same request again in a moment; with the same Idempotency-Key it takes \
                  effect once.",
             ),
             _ => Self::new(
                 500,
                 "internal",
-                "Our mistake",
+                "Internal error",
                 "The request was not carried out. Tell the operator the time and your request id.",
             ),
         }
@@ -147,7 +147,7 @@ impl Response {
     /// Creates a response with this body.
     pub fn new(status: u16, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_value(body)
-            .map_err(|error| Problem::new(500, "internal", "Our mistake", error.to_string()))?;
+            .map_err(|error| Problem::new(500, "internal", "Internal error", error.to_string()))?;
         Ok(Self { status, body, location: None })
     }
 
@@ -265,7 +265,7 @@ pub async fn serve_http_until(
             Err(Problem::new(
                 503,
                 "unavailable",
-                "Not available now",
+                "Temporarily unavailable",
                 "The response took too long. Send the same request again in a moment.",
             ))
         });
