@@ -13,8 +13,8 @@ use fault::AwsErrorKind;
 
 use crate::{LedgerError, PayloadFile};
 
-/// The maximum size of a file that is read. Lambda's events have at most 6 MB, and at most twice that as text in a
-/// file's JSON.
+/// The maximum size of a file that is read. An event of Lambda has at most 6 MB. As an escaped string in the file's
+/// JSON, it has at most twice that size.
 pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// The timeout for reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);

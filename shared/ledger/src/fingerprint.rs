@@ -9,8 +9,9 @@ use crate::{AffectedIds, ErrorInfo, Kind, sources::STORE_READINGS};
 const FINGERPRINT_BYTES: usize = 6;
 /// The length of a UUID as text.
 const UUID_LENGTH: usize = 36;
-/// The minimum length of an id: of mixed letters and digits, and of hex digits only.
+/// The minimum length of a word with a digit that counts as an id.
 const MIN_ID_LENGTH: usize = 12;
+/// The minimum length of a word of hex digits that counts as an id.
 const MIN_HEX_LENGTH: usize = 8;
 
 /// Returns the fingerprint of a failure. Failures with the same source, error name and message have the same
@@ -22,7 +23,7 @@ pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
     hash[..FINGERPRINT_BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// The number of bytes of the hash that distinguishes the senders of one fingerprint's failures: six hex digits.
+/// The number of bytes of the hash of the sender in a group id: six hex digits.
 const SENDER_BYTES: usize = 3;
 
 /// Returns the id of the group that a failure belongs to. Failures of one cause are one group: its id is their
@@ -82,6 +83,7 @@ fn quoted(text: &str) -> Option<usize> {
     (!text[end..].starts_with(char::is_alphanumeric)).then_some(end)
 }
 
+/// Returns whether a text ends with a character that joins the parts of a value, such as the colon in a time.
 fn joins(end: &str) -> bool {
     end.ends_with(['-', '.', ':', '+', ','])
 }

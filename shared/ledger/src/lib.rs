@@ -1,9 +1,9 @@
 //! The ledger of failures: one row for each failed piece of work.
 //!
 //! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, also
-//! after a replay, the same row gets one attempt more. The index `byStatus` lists the rows with a status by
-//! their last attempt. The functions of the failures service write the rows. Operators read, replay and
-//! discard them with fieldctl.
+//! after a replay, the same row gets one more attempt. The index `byStatus` lists the rows of each status,
+//! ordered by the time of their last attempt. The functions of the failures service write the rows. Operators
+//! read, replay and discard them with fieldctl.
 
 mod error;
 pub mod files;
@@ -35,7 +35,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 300_000;
 const MAX_MESSAGE_LENGTH: usize = 2_000;
 const MAX_NAME_LENGTH: usize = 200;
 
-/// The namespace of the ids.
+/// The UUID namespace of the ids of failures.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
 
 /// The id of a failed piece of work.
@@ -255,7 +255,8 @@ pub struct FailureRow {
     pub first_at: Timestamp,
     /// The time of the last message about the failure.
     pub last_at: Timestamp,
-    /// The fingerprint. Failures of the same cause have the same one, as far as source and error show the cause.
+    /// The fingerprint. Failures of the same cause have the same fingerprint, as far as the source and the error show
+    /// the cause.
     pub fingerprint: String,
     /// The status.
     pub status: Status,
@@ -295,8 +296,8 @@ impl FailureRow {
         self.error.affected_ids.clone().unwrap_or_else(site_only)
     }
 
-    /// Returns the name for the execution that replays a failed one, once the failure is claimed. Each replay has
-    /// its own name, so it starts one execution.
+    /// Returns the name of the execution that replays this failed execution. Call it on the row after the claim: the
+    /// name contains the number of the replay, so one replay starts at most one execution.
     #[must_use]
     pub fn execution_name(&self) -> String {
         format!("replay-{}-{}", self.id, self.replays)

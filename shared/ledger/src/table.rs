@@ -19,7 +19,7 @@ use crate::{
 
 const BY_STATUS: &str = "byStatus";
 
-/// The maximum number of attempts to change a row that others change too.
+/// The maximum number of attempts to change a row that other writers change at the same time.
 const MAX_CHANGE_ATTEMPTS: u32 = 5;
 
 /// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
@@ -109,7 +109,7 @@ struct RowSite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cursor {
-    /// The failure's last time.
+    /// The time of the last message about the failure.
     pub last_at: Timestamp,
     /// The failure's key.
     pub id: FailureId,
@@ -118,7 +118,7 @@ pub struct Cursor {
 /// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordResult {
-    /// The failure is in the table, with one attempt more than before.
+    /// The failure is in the table, with one more attempt than before.
     Recorded,
     /// The same message was recorded before.
     AlreadyRecorded,
@@ -207,7 +207,7 @@ impl Ledger {
         self.failures.get(&FailureRow::key(id)).await
     }
 
-    /// Records a failure from a message. Creates a row. If the same work failed before, its row gets one attempt more
+    /// Records a failure from a message. Creates a row. If the same work failed before, its row gets one more attempt
     /// and is open again, and its history is kept.
     pub async fn record(
         &self,
@@ -279,8 +279,8 @@ impl Ledger {
         }
     }
 
-    /// Returns up to `limit` failures with a status, by their last attempt, and the start of the next page.
-    /// The index is eventually consistent with the table.
+    /// Returns up to `limit` failures that have this status, ordered by the time of their last attempt, and the start
+    /// of the next page. The index is eventually consistent with the table.
     pub async fn page(
         &self,
         status: Status,
@@ -323,7 +323,7 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))).collect())
     }
 
-    /// Counts the failures with a status, up to `max`.
+    /// Counts the failures that have this status, up to `max`.
     pub async fn count(&self, status: Status, max: u32) -> Result<u32, StoreError> {
         self.query_status(status).count(max).await
     }

@@ -48,11 +48,12 @@ impl World {
         Self { ledger: Ledger { failures: dynamo.table(FAILURES) }, dynamo }
     }
 
-    /// Records a failure of the named work, with the n-th message.
-    async fn fail(&self, name: &str, time: u32) -> FailureId {
+    /// Records a failure of the named work. The message arrives `second` seconds after noon, and `second` is also its
+    /// id.
+    async fn fail(&self, name: &str, second: u32) -> FailureId {
         let failure = failed_work(name);
-        let at = noon(time.into());
-        self.ledger.record(&failure, &time.to_string(), at).await.expect("recorded");
+        let at = noon(second.into());
+        self.ledger.record(&failure, &second.to_string(), at).await.expect("recorded");
         failure.id
     }
 
@@ -223,7 +224,7 @@ async fn a_failure_that_is_recorded_again_during_a_replay_stays_open() {
 }
 
 #[tokio::test]
-async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
+async fn an_interrupted_replay_is_in_doubt_until_a_claim_allows_doubt() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
@@ -307,7 +308,7 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
                     "id": failure.id, "source": "project-site", "kind": "UNREADABLE",
                     "status": "OPEN", "error": failure.error, "fingerprint": "0123456789ab",
                     "attempts": 1, "replays": 0, "payload": "x".repeat(100),
-                    // Two rows have the same time, so that the index has to order rows of the same time.
+                    // Each time belongs to two rows, so that the index has to order rows of the same time.
                     "firstAt": noon(index / 2), "lastAt": noon(index / 2),
                 }),
             );
