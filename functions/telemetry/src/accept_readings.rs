@@ -92,7 +92,7 @@ impl AcceptReadings {
     /// if Kinesis refuses the call permanently before any bundle is on the stream.
     ///
     /// A refused request (4xx) is counted in the refusals table. An accepted request writes nothing there, unless
-    /// counts of earlier refusals are still pending in this environment.
+    /// counts of earlier refusals are still pending in this execution environment.
     pub async fn handle(
         &self,
         request: &Request,
@@ -249,11 +249,11 @@ fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
     if !body.trim_start().starts_with('[') {
         return Ok((vec![body.trim()], false));
     }
-    let is_list: Vec<&RawValue> = serde_json::from_str(body).map_err(|error| {
+    let list: Vec<&RawValue> = serde_json::from_str(body).map_err(|error| {
         let message = format!("is not JSON: {error}");
         Problem::invalid(vec![FieldError::new("body", message).with_reason(Reason::InvalidJson)])
     })?;
-    Ok((is_list.into_iter().map(RawValue::get).collect(), true))
+    Ok((list.into_iter().map(RawValue::get).collect(), true))
 }
 
 /// Parses the bundles. Fails if any of them is invalid or if a bundle id is repeated.

@@ -128,7 +128,8 @@ impl Output {
         true
     }
 
-    /// Closes the open bucket if it ends before the frontier. All samples before the frontier must have been added.
+    /// Closes the open bucket if it ends before `frontier`. This is an ordinal ([`Order::ordinal`]); all samples
+    /// before it must have been added.
     pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
         if let Self::Buckets { span, buckets, open, .. } = self
             && let Some(closed) = open.take_if(|it| ordinals(order, *span, it.index).1 < frontier)
@@ -137,7 +138,8 @@ impl Output {
         }
     }
 
-    /// Returns the ordinal at which the next page begins, if all samples before the frontier were offered.
+    /// Returns the ordinal at which the next page begins. [`Self::push`] must have been called for all samples before
+    /// the ordinal `frontier`, until the page was full.
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
             Self::Samples { samples, .. } => match samples.last() {

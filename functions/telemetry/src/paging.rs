@@ -156,7 +156,8 @@ mod tests {
         Paging::new(KeySource::Fixed(SigningKey::new(key).expect("a key")))
     }
 
-    /// Starts a stub of Secrets Manager with a secret that can be changed. An empty secret makes the call fail.
+    /// Starts a stub of Secrets Manager with a secret that can be changed. Two kinds of secrets make the call fail: an
+    /// empty secret causes an internal error, and the name of an exception causes this exception.
     async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Paging) {
         let secret = Arc::new(Mutex::new(text.to_owned()));
         let stored = Arc::clone(&secret);

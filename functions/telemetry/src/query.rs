@@ -27,7 +27,7 @@ impl Order {
         }
     }
 
-    /// Returns the first ordinal at which rows after a row that starts at `start` may have samples.
+    /// Returns the frontier after a row that starts at `start` was read: no later row has samples before this ordinal.
     pub(crate) fn frontier(self, start: i64) -> i64 {
         match self {
             Self::Asc => start,

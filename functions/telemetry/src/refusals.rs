@@ -3,7 +3,8 @@
 //! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
 //! the table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of
 //! refused requests does not cause a flood of writes. The remaining counts are written with a later request. They
-//! are lost if Lambda ends the environment first: a counter is a lower bound. The log has every refused request.
+//! are lost if Lambda ends the execution environment first: a counter is a lower bound. The log has every
+//! refused request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,9 +30,9 @@ use tokio::time::Instant;
 /// invalid.
 pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
 
-/// The minimum time between two writes of an environment.
+/// The minimum time between two writes of an execution environment.
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
-/// The maximum number of rows that an environment writes at a time.
+/// The maximum number of rows that an execution environment writes at a time.
 const MAX_WRITES: usize = 100;
 /// The maximum number of counters in memory. Beyond it, refusals are counted for [`UNKNOWN_SITE`].
 const MAX_PENDING: usize = 1_000;
@@ -44,7 +45,8 @@ const CONCURRENT_WRITES: usize = 8;
 /// The lifetime of a counter, in seconds from the beginning of its hour.
 const RETENTION_SECONDS: i64 = 15 * 24 * 60 * 60;
 
-/// The names of a bundle's fields. Any other name was chosen by the sender and is counted as `(unknown)`.
+/// The names that are counted: `body`, `query` and the fields of a bundle. Any other name was chosen by the sender
+/// and is counted as `(unknown)`.
 const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
 
 /// The key of a counter.
@@ -95,7 +97,7 @@ impl State {
     }
 }
 
-/// The counters of one environment of the function.
+/// The counters of one execution environment of the function.
 #[derive(Debug)]
 pub struct Refusals {
     table: Table,
@@ -291,8 +293,9 @@ fn by_bundle(errors: &[FieldError], bundles: usize, is_list: bool) -> Vec<Vec<&F
     groups
 }
 
-/// Removes indices, and names that the sender chose, from a path.
+/// Replaces each index in a path by `[]`, and each name that the sender chose by `(unknown)`.
 fn normalize_path(path: &str) -> String {
+    // The name of a query parameter is removed: `query colour` becomes `query`.
     let path = path.split_once(' ').map_or(path, |(kind, _)| kind);
     let path = match path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((_, "")) => "body",

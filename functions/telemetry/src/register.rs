@@ -57,20 +57,20 @@ impl Register {
         sensors: impl Iterator<Item = SensorId>,
     ) -> Result<(), TelemetryError> {
         let now = Instant::now();
-        let unknown: Vec<_> = {
+        let uncached: Vec<_> = {
             let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             let fresh = |active: &ActiveSensor| active.read_at.elapsed() < self.age_limit;
-            let known = |sensor: &SensorId| {
-                active.get(sensor).is_some_and(|known| fresh(known) && known.site == site)
+            let is_cached = |sensor: &SensorId| {
+                active.get(sensor).is_some_and(|cached| fresh(cached) && cached.site == site)
             };
-            sensors.filter(|sensor| !known(sensor)).collect()
+            sensors.filter(|sensor| !is_cached(sensor)).collect()
         };
-        if unknown.is_empty() {
+        if uncached.is_empty() {
             return Ok(());
         }
-        let mut rows = self.read(&unknown).await?;
+        let mut rows = self.read(&uncached).await?;
         let mut refused = Ok(());
-        for sensor in unknown {
+        for sensor in uncached {
             let result = match rows.remove(&sensor) {
                 None | Some(RegisterRow { sensor: None, retired_at: None, .. }) => {
                     Err(TelemetryError::UnknownSensor(sensor))

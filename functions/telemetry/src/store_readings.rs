@@ -150,10 +150,11 @@ impl StoreReadings {
         }
     }
 
-    /// Puts a record that can never be stored into the quarantine, unchanged.
+    /// Puts a record that can never be stored into the quarantine.
     ///
-    /// Data that is too large for a message is compressed, as it may be on the stream, too. If it is still too large,
-    /// it is sent in parts. Returns `Err` for a record that must be delivered again.
+    /// Data that is too large for a message is compressed with gzip. Compressed data that is still too large is sent in
+    /// parts. A replay can read compressed data, because data on the stream may be compressed, too. Returns `Err` for a
+    /// record that must be delivered again.
     async fn quarantine_record(
         &self,
         record: &Record<'_>,

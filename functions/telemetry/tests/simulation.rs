@@ -114,7 +114,7 @@ struct Workload {
     stream: Stream,
     puts: Vec<Put>,
     by_number: HashMap<String, usize>,
-    /// The lanes that a fault of a sensor can stop, by sensor.
+    /// The lanes that a failed call for a sensor can stop, by sensor.
     lanes_of: HashMap<String, BTreeSet<String>>,
     poisons: BTreeMap<Poison, u32>,
     sites: Vec<Site>,
@@ -199,7 +199,7 @@ impl BundleGenerator {
         Bundle { bundle_id, site_id: id, series }
     }
 
-    /// Returns a record's partition key and data that can never be stored.
+    /// Returns the partition key and the data of a record that can never be stored.
     fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>) {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
@@ -389,12 +389,12 @@ impl Checker {
                         }
                         continue;
                     }
-                    // The first put of a bundle that was sent twice.
-                    let of = |put: &Put| match &put.expected {
+                    // Finds the record with this row. If a bundle was sent twice, this is the first record.
+                    let has_row = |put: &Put| match &put.expected {
                         ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
                         ExpectedOutcome::Quarantined(_) => false,
                     };
-                    match self.workload.puts.iter().position(of) {
+                    match self.workload.puts.iter().position(has_row) {
                         Some(put) => self.check_order(state, put),
                         None => state.violations.push(format!("no record has the row {key:?}")),
                     }
@@ -650,7 +650,7 @@ fn simulate(seed: u64) -> Counts {
         assert_no_violation(&checker);
         assert_all_done_or_given_up(&checker, fault_level);
 
-        // The operator replays the records that Lambda gave up.
+        // The operator replays the records that Lambda gave up on.
         let given_up: Vec<_> = checker.state.borrow().given_up.iter().copied().collect();
         replay(&mapping, &checker, &given_up).await;
         for put in 0..checker.workload.puts.len() {

@@ -42,7 +42,7 @@ const METRICS: [Metric; 8] = [
 
 const REGISTER_AGE: Duration = Duration::from_mins(1);
 
-/// A cloud in which site `a` has eight sensors, the function, and a stream.
+/// The function, a stream, and a cloud in which site `a` has eight sensors.
 struct World {
     cloud: Cloud,
     step: StoreReadings,

@@ -27,6 +27,6 @@ fn register_age() -> Result<Duration, ConfigError> {
     let text = env(name)?;
     let seconds = text
         .parse()
-        .map_err(|_| ConfigError { name, problem: format!("is {text:?}, no number of seconds") })?;
+        .map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })?;
     Ok(Duration::from_secs(seconds))
 }
