@@ -87,7 +87,7 @@ impl DecommissionSite {
             .commit()
             .await?;
         if let Commit::Refused(_) = commit {
-            tracing::info!(%site, "the teardown has already changed the status of the site");
+            tracing::info!(%site, "a teardown or another request has already changed the status");
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ pub struct GetSite {
 }
 
 /// The response body of `GET /sites/{siteId}`.
-#[expect(clippy::struct_field_names, reason = "the wire's names")]
+#[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Site {
@@ -46,7 +46,7 @@ struct SiteSensor {
     unit: String,
 }
 
-#[expect(clippy::struct_field_names, reason = "the wire's names")]
+#[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Onboarding {

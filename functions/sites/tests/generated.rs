@@ -88,7 +88,7 @@ async fn a_registration_that_matches_the_schema_is_accepted_by_event() {
     }
 }
 
-/// Changes one complete registration into each document just outside the schema.
+/// Checks each document that differs from a complete registration by one violation of the schema.
 #[tokio::test]
 async fn every_keyword_of_the_schema_is_checked() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");
