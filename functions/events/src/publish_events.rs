@@ -43,7 +43,7 @@ enum ParsedRecord<'a> {
     Inserted(PublishRequest<'a>),
     /// A change or a deletion of a row. There is nothing to publish.
     Other,
-    /// The record is not an insertion into the events table, for this reason.
+    /// The record can't be parsed, for this reason.
     Invalid(String),
 }
 

@@ -501,9 +501,11 @@ impl Publisher {
             [("refused", AttributeValue::S(refusal))],
         );
         match mark.commit().await {
-            // Refused: the row is gone, or another publisher has published the event. There is nothing to mark.
+            // The condition refuses the mark if the row is gone, or if another publisher has published the event.
             Ok(Commit::Done | Commit::Refused(_)) => Ok(()),
-            Err(error) => Err(format!("{reason}; and its row can't be marked as refused: {error}")),
+            Err(error) => {
+                Err(format!("{reason}; and the event's row can't be marked as refused: {error}"))
+            }
         }
     }
 
@@ -530,6 +532,7 @@ impl Publisher {
 
 /// The unsettled events before an event.
 struct Gap {
+    /// The event that follows the gap.
     before: EventKey,
     /// The earlier events, the oldest first, at most [`MAX_GAP`].
     earlier: VecDeque<Item>,

@@ -75,7 +75,7 @@ impl Step for SweepEvents {
             }
             reply.found += items.len();
             let keys = items.iter().filter_map(EventKey::from_item);
-            // An earlier event of these entities failed in this sweep.
+            // An event waits if an earlier event of its entity failed in this sweep.
             let (blocked, keys): (Vec<_>, Vec<_>) =
                 keys.partition(|key| blocked_entities.contains(&key.entity));
             let reason = "an earlier event was not published";

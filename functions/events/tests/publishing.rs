@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Returns the messages that the quarantine got since the last call.
+    /// Returns the messages that the quarantine got since the last call of this function.
     fn quarantined(&self) -> Vec<Value> {
         let body = |call: &Call| {
             let body = call.json()["MessageBody"].take();
@@ -137,7 +137,7 @@ impl World {
         rows.into_iter().find(|row| row.sequence == sequence)?.refused
     }
 
-    /// Returns the events in each call to the bus since the last time it was called.
+    /// Returns the events in each call to the bus since the last call of this function.
     fn sent(&self) -> Vec<Vec<SentEvent>> {
         self.bus.take_calls().iter().map(entries).collect()
     }
@@ -331,9 +331,9 @@ async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
     let valid = world.append("a", 1, noon(0)).await;
     let mut changed = valid.clone();
     changed["eventName"] = "MODIFY".into();
-    let mut expired = valid.clone();
-    expired["eventName"] = "REMOVE".into();
-    expired["dynamodb"].as_object_mut().expect("a change").remove("NewImage");
+    let mut removed = valid.clone();
+    removed["eventName"] = "REMOVE".into();
+    removed["dynamodb"].as_object_mut().expect("a change").remove("NewImage");
     let mut rows = Vec::new();
     for (sequence, field) in [(1, "detail"), (2, "type")] {
         let record = world.append("b", sequence, noon(0)).await;
@@ -353,7 +353,7 @@ async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
     let mut no_key = valid.clone();
     no_key["dynamodb"]["Keys"] = json!({ "id": { "S": "x" } });
     let [not_an_event, not_a_row] = [&rows[0].0, &rows[1].0].map(Clone::clone);
-    let batch = [changed, not_an_event, not_a_row, no_image, no_key, expired, valid];
+    let batch = [changed, not_an_event, not_a_row, no_image, no_key, removed, valid];
     assert_eq!(world.publish(&batch).await, None);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     let mut reasons: Vec<_> =
@@ -379,7 +379,7 @@ async fn an_unreachable_quarantine_stops_the_shard() {
     invalid["dynamodb"]["SequenceNumber"] = number(0).into();
     assert_eq!(world.publish(&[invalid, valid]).await, Some(number(0)));
     assert_eq!(world.published("a").await, [1]);
-    // An event that is refused is not marked either, and its successor waits.
+    // A refused event is not marked while the quarantine is unreachable, and its successor waits.
     let mut world = World::start(|_, _, _| Some("MalformedDetail")).await;
     world.queue = Stub::start(|_| (500, json!({}))).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("a", 2, noon(0)).await];

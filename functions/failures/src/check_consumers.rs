@@ -1,7 +1,7 @@
 //! Checks every minute that each event source mapping of the environment runs.
 //!
-//! A disabled or deleted mapping is otherwise not noticed: Lambda emits no metrics about it, and the queue or stream
-//! fills up until its messages expire.
+//! Without this check, nobody would notice a disabled or deleted mapping: Lambda emits no metrics about it, and the
+//! queue or stream fills up until its messages expire.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -114,8 +114,8 @@ impl Step for CheckConsumers {
 }
 
 impl CheckConsumers {
-    /// Adds all mappings of the environment to the reply. If a call fails, the reply has the mappings that were listed
-    /// before.
+    /// Counts the mappings of the environment, and adds those that do not run to the reply. If a call fails, the reply
+    /// has only the mappings that were listed before.
     async fn check(&self, reply: &mut Reply) -> Result<(), CheckError> {
         let mut missing: HashSet<_> = CONSUMERS.iter().copied().collect();
         let mut marker = None;

@@ -97,7 +97,7 @@ struct Execution {
     cause: Option<String>,
 }
 
-/// The file of a batch that a stream's mapping gave up.
+/// The file of a batch that a stream's mapping gave up on.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct GivenUpBatch<'a> {
@@ -179,7 +179,8 @@ fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedW
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
             Some(function) => not_delivered(source(function)?, message, body),
-            // The target is a queue: EventBridge could not deliver an execution's status to it at first.
+            // The target may be this queue. It is also the dead-letter queue of the rule that sends the events of
+            // executions to it, so such an event may arrive as a dead letter.
             None => execution(environment, body),
         },
         None => invocation(environment, body)
@@ -213,8 +214,8 @@ pub fn unreadable(queue: &str, body: &str) -> FailedWork {
     failed_work(queue, Kind::Unreadable, body, work, error)
 }
 
-/// Returns the failure that replaces one whose row the table refuses permanently, with the reason. It has the payload,
-/// but nothing that was parsed from it.
+/// Returns a replacement for a failure whose row the table refuses permanently for this reason. It has the payload, but
+/// nothing that was parsed from it.
 #[must_use]
 pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
     let FailedWork { id, source, kind, payload, error, .. } = failed;
@@ -341,8 +342,8 @@ fn quarantined(body: &str) -> Option<FailedWork> {
     Some(failed)
 }
 
-/// Returns the repair that a message reports. That is the event of a teardown that succeeded; returns `None` for any
-/// other message.
+/// Returns the repair that a message reports. Only the event of a teardown that succeeded reports a repair. Returns
+/// `None` for any other message.
 fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair> {
     let target = undelivered_target(message).unwrap_or_default();
     if names::function_of_arn(environment, target).is_some() {

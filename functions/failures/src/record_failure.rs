@@ -1,9 +1,9 @@
 //! Writes the contents of the failure queues and of the failure bucket as rows.
 //!
 //! A message is done when its payload's file, if any, and its row are written. Until then it is delivered again,
-//! because the queues have no dead-letter queue. A message may fail only with a transient error, if the table or a bucket is
-//! unavailable. A message or a file that can't be parsed is recorded unchanged. A row has the ids of the messages that
-//! it was recorded from, so a redelivered message changes nothing.
+//! because the queues have no dead-letter queue. So a message may fail only while the table or a bucket is unavailable.
+//! A message or a file that can't be parsed is recorded unchanged. A row has the ids of the messages that it was
+//! recorded from, so a redelivered message changes nothing.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
@@ -18,7 +18,7 @@ use crate::parse::{self, Parsed, Repair};
 
 /// The number of rows that are written concurrently. A file may have the whole batch of a stream.
 const CONCURRENT_ROWS: usize = 8;
-/// The prefix under which Lambda puts the batches that a mapping gave up. The function's role reads nothing else.
+/// The prefix under which Lambda puts the batches that it gave up on. The function's role reads nothing else.
 const LAMBDA_PREFIX: &str = "aws/lambda/";
 /// The prefix under which record-failure puts payloads that are too long for a row.
 const PAYLOAD_PREFIX: &str = "payloads/";
@@ -35,7 +35,7 @@ pub struct RecordFailure {
     pub ledger: Ledger,
     /// The files in S3.
     pub files: Files,
-    /// The bucket of given up batches and of long payloads.
+    /// The bucket of long payloads, and of the batches that Lambda gave up on.
     pub bucket: String,
 }
 
@@ -73,7 +73,7 @@ impl RecordFailure {
         Ok(())
     }
 
-    /// Records a row for each record of a file.
+    /// Records a failure for each record of a file. Records that are the same work share a row.
     ///
     /// A file is written once, so its key and the record's index identify a record, however many notifications
     /// arrive. On the last attempt a file that S3 does not return is recorded as unreadable.

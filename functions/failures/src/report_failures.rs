@@ -23,7 +23,7 @@ pub struct ReportFailures {
 pub struct Reply {
     /// The number of open failures, at most [`MAX_COUNTED`].
     pub open: u32,
-    /// The time since the last attempt of the open failure whose last attempt is the oldest, in seconds.
+    /// The age of the oldest open failure, in seconds. A failure's age is the time since its last attempt.
     pub oldest_age_seconds: i64,
 }
 

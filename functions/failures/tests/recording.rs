@@ -31,7 +31,7 @@ const ENVIRONMENT: &str = "fieldstation-prod";
 const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:fieldstation-prod-";
 const FUNCTIONS: &str = "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-";
 const BUCKET: &str = "fieldstation-prod-failures-123456789012-eu-central-1";
-/// A key as Lambda names them, plus a space and a `+`, which S3 encodes.
+/// A key like those that Lambda writes, plus a space and a `+`, which S3 encodes.
 const KEY: &str =
     "aws/lambda/6f1e1d57/shardId-000000000000/2026/01/01/2026-01-01T12.00.00-a b+c.json";
 
@@ -216,7 +216,7 @@ fn execution(name: &str) -> Value {
     })
 }
 
-/// Returns the file of a batch that a mapping gave up.
+/// Returns the file of a batch that a mapping gave up on.
 fn file(records: &[Value]) -> String {
     json!({
         "requestContext": {
@@ -451,7 +451,7 @@ async fn a_row_names_its_site_sensor_and_sender() {
 }
 
 #[tokio::test]
-async fn a_file_becomes_one_row_per_record_however_often_it_is_notified() {
+async fn a_file_that_is_notified_repeatedly_becomes_one_row_per_piece_of_work() {
     let world = World::start().await;
     // The last two records are the same work, like a repeated bundle of a logger.
     let records = [record("1", "e30="), record("2", "W10="), record("3", "W10=")];
@@ -820,14 +820,14 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
         let (_, kind, source) = recorded_as(&message).await;
         assert_eq!((&*kind, &*source), ("UNREADABLE", "sites-failures"), "{target}");
     }
-    // The name of a command queue names the source.
+    // The source is the function whose command queue has these dead letters.
     let message = message("cancel-subscription-failures", "m-1", 0, "no command");
     let (_, kind, source) = recorded_as(&message).await;
     assert_eq!((&*kind, &*source), ("UNREADABLE", "cancel-subscription"));
 }
 
 #[tokio::test]
-async fn the_event_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
+async fn a_teardown_event_that_was_for_a_function_repairs_nothing() {
     let world = World::start().await;
     let failure = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
     world.record(&failure).await.expect("recorded");

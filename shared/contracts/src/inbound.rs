@@ -25,7 +25,7 @@ pub const KITS_DELIVERED: &str = "KitsDelivered";
 /// `detail-type` of [`SiteRegistrationRequested`].
 pub const SITE_REGISTRATION_REQUESTED: &str = "SiteRegistrationRequested";
 
-/// The maximum length of another system's id of a delivery or a registration, in characters.
+/// The maximum length of the id that another system gives to a delivery or a registration, in characters.
 pub const MAX_ID: usize = 128;
 /// The maximum length of the name of a site or an operator, in characters.
 pub const MAX_NAME: usize = 200;
@@ -47,7 +47,7 @@ pub struct KitsDelivered {
     /// characters, and without leading or trailing white space.
     #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub delivery_id: String,
-    /// The delivered kits: 1 to 50 entries, each with another metric.
+    /// The delivered kits: 1 to 50 entries, each with a different metric.
     #[schemars(length(min = 1, max = MAX_KITS))]
     pub kits: Vec<Kits>,
 }
@@ -112,7 +112,7 @@ fn payment_method(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{MAX_PAYMENT_METHOD}}}$") })
 }
 
-/// Returns the schema's cases. Metrics with the same units share a case.
+/// Returns the cases of the schema's `oneOf`. Metrics with the same units share a case.
 fn units_by_metric() -> Vec<Value> {
     let mut cases: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
     for metric in Metric::ALL {
@@ -132,7 +132,7 @@ impl Input for KitsDelivered {
 
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let delivery_id = fields.required("deliveryId", &ID, problems);
-        let kits = List { max: MAX_KITS, what: "kits", item: Object::<Kits>::default() };
+        let kits = List { max: MAX_KITS, what: "kinds of kits", item: Object::<Kits>::default() };
         let kits = fields.required("kits", &kits, problems)?;
         let mut seen = BTreeSet::new();
         for (index, kit) in kits.iter().enumerate() {

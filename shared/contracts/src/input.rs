@@ -89,7 +89,7 @@ impl FieldError {
         Self { reason, ..self }
     }
 
-    /// Returns the error with a longer path, for an input that was read from the field `parent` of a larger one.
+    /// Returns the error with `parent` before its path, for an input that is the field `parent` of a larger input.
     #[must_use]
     pub fn within(self, parent: &str) -> Self {
         let separator = if self.field.is_empty() || self.field.starts_with('[') { "" } else { "." };
@@ -414,7 +414,7 @@ fn quoted_name(name: &str) -> String {
     }
 }
 
-/// The purpose of a string. It determines whether white space at the ends is allowed.
+/// The purpose of a string, which determines whether white space at the ends is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// For people. White space at the ends is allowed, but the string must not be blank.

@@ -2,7 +2,7 @@
 //!
 //! The crate does not depend on AWS. JSON field names are camelCase. Times are RFC 3339 in UTC with milliseconds.
 //! Units are UCUM codes. Each event type and version has a JSON Schema in `shared/contracts/schemas/`. The schemas
-//! are generated from the Rust types by `UPDATE_SCHEMAS=1 cargo test -p contracts`.
+//! are generated from the Rust types by `UPDATE_SCHEMAS=1 make unit-test ARGS='--test schemas'`.
 
 mod entity;
 mod envelope;

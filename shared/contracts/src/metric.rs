@@ -34,8 +34,8 @@ macro_rules! metrics {
 
             /// Returns the deadband in `unit`: how far inside its limit a reading must be to count as normal again.
             ///
-            /// It is about the scatter of good instruments of the kind. Returns `None` if the metric does not have
-            /// this unit.
+            /// It is approximately the measurement noise of a good instrument. Returns `None` if the metric does not
+            /// have this unit.
             #[must_use]
             pub fn deadband(self, unit: &str) -> Option<f64> {
                 match self {

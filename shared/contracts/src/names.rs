@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// The services in the order of their first deployment. A service depends only on services before it.
+/// The services in the order of their first deployment. A service uses only resources of services before it.
 pub const SERVICES: [&str; 10] = [
     "failures",
     "events",
@@ -66,8 +66,8 @@ pub fn without_environment<'n>(environment: &str, name: &'n str) -> Option<&'n s
     (!name.is_empty()).then_some(name)
 }
 
-/// Returns the parts of an ARN after the account: for a function `function`, `<name>` and `<alias>`.
-/// Returns `None` for the ARN of another AWS service.
+/// Returns the parts of an ARN after the account. A function's ARN has the parts `function`, `<name>` and, optionally,
+/// `<alias>`. Returns `None` for the ARN of another AWS service.
 fn resource<'a>(arn: &'a str, service: &str) -> Option<impl Iterator<Item = &'a str>> {
     let mut parts = arn.split(':');
     (parts.next()? == "arn").then_some(())?;
@@ -154,8 +154,8 @@ const fn consumer(function: &'static str, source: Source<'static>) -> Consumer<'
 
 /// The queue of S3's notifications about new objects in the failure bucket.
 pub const FAILURE_FILES: &str = "failure-files";
-/// The suffix of the names of all failure queues. The part before it is a service's name, or the name of a command
-/// queue whose dead letters it holds.
+/// The suffix of the names of all failure queues. The part before it is the name of a service, or of the command queue
+/// whose dead letters the failure queue holds.
 pub const FAILURE_QUEUE_SUFFIX: &str = "-failures";
 /// The function that records the messages of the failure queues.
 pub const RECORD_FAILURE: &str = "record-failure";
@@ -195,7 +195,7 @@ pub fn failures_bucket(environment: &str, account: &str, region: &str) -> String
     format!("{}-{account}-{region}", named(environment, FAILURES))
 }
 
-/// Returns the prefixes of the names of log groups: of functions, of state machines and of the API.
+/// Returns the prefixes of the log group names of the functions, the state machines and the API.
 #[must_use]
 pub fn log_groups(environment: &str) -> [String; 3] {
     [

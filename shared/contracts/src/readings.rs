@@ -21,8 +21,8 @@ pub const MAX_SERIES: usize = 100;
 pub const MAX_SAMPLES: usize = 100_000;
 /// How far a data logger's clock may be ahead of the server's: 15 minutes, in milliseconds.
 pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
-/// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. Before the
-/// year 0, text order would also differ from time order.
+/// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. The
+/// minimum also excludes years before 0: their texts do not sort in the order of time.
 const MIN_SAMPLE_MILLIS: i64 = 0;
 const MAX_BUNDLE_ID: usize = 64;
 
@@ -100,7 +100,7 @@ pub struct Bundle {
     pub bundle_id: BundleId,
     /// The id of the site. It is also the partition key of the record in the stream.
     pub site_id: SiteId,
-    /// The samples by sensor: 1 to 100 entries, each with another sensor.
+    /// The samples by sensor: 1 to 100 entries, each with a different sensor.
     #[schemars(length(min = 1, max = MAX_SERIES))]
     pub series: Vec<Series>,
 }

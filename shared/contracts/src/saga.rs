@@ -88,7 +88,7 @@ pub struct SagaStep {
     pub refused: Option<&'static str>,
     /// The event types of the undo.
     pub undone: &'static [&'static str],
-    /// The statuses of the tombstone that the undo leaves. Because of it, a late step changes nothing.
+    /// The statuses of the tombstone that the undo leaves. A step that finds its tombstone changes nothing.
     pub tombstones: &'static [&'static str],
 }
 

@@ -58,8 +58,8 @@ fn checked_in_schemas_match_the_types() {
             (name, fs::read_to_string(&path).expect("a schema file"))
         })
         .collect();
-    let hint = "run `UPDATE_SCHEMAS=1 cargo test -p contracts`; a change that breaks readers needs \
-                a new VERSION, and the old file must stay";
+    let hint = "run `UPDATE_SCHEMAS=1 make unit-test ARGS='--test schemas'`; a change that breaks \
+                readers needs a new VERSION, and the old file must stay";
     for (file, text) in &generated {
         assert_eq!(checked_in.get(file), Some(text), "{file} does not match its type: {hint}");
     }
