@@ -12,7 +12,8 @@ pub enum StoreError {
     /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
     #[error("DynamoDB is temporarily unavailable: {0}")]
     Transient(String),
-    /// A row can't be read or written in the format of this service, or it belongs to another request.
+    /// A row can't be read or written in the format of this service, or it is the idempotency record of another
+    /// request.
     #[error("row {row} can't be used: {reason}")]
     Corrupt {
         /// The row's key.

@@ -3,8 +3,8 @@
 //! The layout is that of Powertools for AWS Lambda (`id`, `status`, `expiration` in epoch seconds,
 //! `in_progress_expiration` in epoch milliseconds, `data`, `validation`) plus the attribute `owner`. Without `owner`
 //! this could happen: run A takes the lock and is slow. Its lock expires, and run B takes it over. A finishes and
-//! releases or completes B's lock, so run C starts while B is still running. With `owner`, A's checkpoint, completion
-//! and release are conditional on A's owner token, so DynamoDB refuses them.
+//! releases B's lock, so run C starts while B is still running. Or A completes the record, which B still uses. With
+//! `owner`, A's checkpoint, completion and release are conditional on A's owner token, so DynamoDB refuses them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -120,7 +120,7 @@ impl Idempotency {
             .await;
         match response {
             Ok(before) => {
-                // If there was no record, AWS returns no attributes, but emulators do.
+                // Some emulators return attributes even if there was no record. A record always has a `status`.
                 let before = before.attributes.filter(|item| item.contains_key("status"));
                 let before: Option<Record> = before.map(|item| decode(&key, item)).transpose()?;
                 let checkpoint = before
@@ -152,8 +152,8 @@ impl Idempotency {
         }
     }
 
-    /// Returns `Some` with the checkpoint, if there is one, of a run that began and has not completed. Its effects may
-    /// exist already, or still happen.
+    /// Returns `Some` if a run began and has not completed: its effects may exist already, or still happen. The inner
+    /// option is the checkpoint, or `None` if no run has stored one.
     pub async fn unfinished<C: DeserializeOwned>(
         &self,
         id: &str,
@@ -230,9 +230,11 @@ impl Idempotency {
 
     /// Adds the deletion of the record to the transaction.
     ///
-    /// The condition is that no run is in progress: the record is completed, or the last run released its lock or let
-    /// it expire. If the record is not completed, it must have no checkpoint, or the checkpoint `seen`. The record of
-    /// an effect that the caller has not seen is therefore not deleted.
+    /// The transaction commits only in these cases:
+    ///
+    /// - There is no record, or it is completed.
+    /// - The last run did not complete the record, its lock is released or expired, and the record has no checkpoint or
+    ///   the checkpoint `seen`. With another checkpoint, an effect may exist that the caller does not know.
     pub fn delete_record<C: Serialize>(
         &self,
         transaction: Transaction,

@@ -15,8 +15,8 @@ pub type Item = HashMap<String, AttributeValue>;
 
 /// The maximum number of keys of a `BatchGetItem` call.
 const MAX_KEYS: usize = 100;
-/// The maximum number of calls in a row that make no progress. A call that processed only a part of its keys counts as
-/// the first one.
+/// The read fails after this number of calls in a row that process none of their keys. A call that processes only some
+/// of its keys sets the count to one.
 const MAX_ATTEMPTS: u32 = 4;
 /// The pause after a call that left keys unprocessed. It doubles with each call in a row that makes no progress.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -234,10 +234,10 @@ impl BatchGet<'_> {
         let mut rows = Vec::with_capacity(keys.len());
         let mut attempts = 0;
         while !keys.is_empty() {
-            let call = keys.split_off(keys.len().saturating_sub(MAX_KEYS));
-            let sent = call.len();
+            let batch = keys.split_off(keys.len().saturating_sub(MAX_KEYS));
+            let sent = batch.len();
             let request = KeysAndAttributes::builder()
-                .set_keys(Some(call))
+                .set_keys(Some(batch))
                 .set_projection_expression(self.projection.map(str::to_owned))
                 .set_consistent_read(self.consistent.then_some(true))
                 .build()

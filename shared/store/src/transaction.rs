@@ -80,7 +80,7 @@ impl Transaction {
         self.put(table, key, row, &format!("attribute_not_exists({})", key.partition_name()), [])
     }
 
-    /// Replaces a row if its attribute `status` still has this value, which the caller has read and decided on.
+    /// Replaces a row if its attribute `status` still has this value, which the caller has read.
     #[must_use]
     pub fn put_if_status<R: Serialize>(
         self,
@@ -93,8 +93,8 @@ impl Transaction {
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
-    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read and decided on. Then
-    /// nothing else has changed the row since the read.
+    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read. If it has, nothing
+    /// else has changed the row since the read.
     #[must_use]
     pub fn put_if_sequence<R: Serialize>(
         self,
@@ -228,6 +228,10 @@ impl Transaction {
     /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost response has
     /// no second effect. After a conflict with another transaction or a throttle, this method sends the transaction
     /// again, up to four times.
+    ///
+    /// A single put or update is sent without a transaction, so it has no request token, and only the SDK retries it.
+    /// If the response is lost, the retry may be refused because of the first attempt, or may apply an update without a
+    /// condition twice.
     pub async fn commit(self) -> Result<Commit, StoreError> {
         if let Some(error) = self.error {
             return Err(error);

@@ -130,7 +130,7 @@ async fn unprocessed_keys_are_read_again_after_a_pause() {
     let read = table.batch_get(["a", "b", "c"].map(Key::id)).send().await.expect("rows");
     assert_eq!(read.len(), 3);
     assert_eq!(stub.take_calls().len(), 5);
-    // The pause is 100 ms after a call with progress, and doubles after each call without.
+    // The pause is 100 ms after a call with progress, and doubles after each call without progress.
     assert!(
         start.elapsed() >= Duration::from_millis(100 + 200 + 400 + 100),
         "{:?}",

@@ -256,7 +256,6 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
 #[tokio::test]
 async fn an_unreadable_row_is_named_in_the_error() {
     let dynamo = Dynamo::start().await;
-    dynamo.put(EVENTS, json!({ "entity": "site#1", "sequence": 1 })).await;
     dynamo.put(INVENTORY, json!({ "id": "a", "n": "text" })).await;
     let read = dynamo.table(INVENTORY).get::<EventRow>(&Key::id("a")).await;
     let error = read.expect_err("no event");
@@ -340,6 +339,7 @@ async fn each_error_of_dynamodb_is_classified() {
     for response in [refusal, mixed] {
         let stub = Stub::start(move |_| response.clone()).await;
         let refused = refused(two_rows(Client::new(&stub.config()))).await;
+        // Only the row whose condition failed is reported.
         assert!(refused.contains(&Key::id("a")) != refused.contains(&Key::id("b")));
         assert_eq!(stub.take_calls().len(), 1);
     }
@@ -359,12 +359,12 @@ async fn each_error_of_dynamodb_is_classified() {
         ((400, error("ResourceNotFoundException")), false, 1),
         ((400, error("ValidationException")), false, 1),
     ] {
-        let error_code = response.clone();
+        let sent = response.clone();
         let stub = Stub::start(move |_| response.clone()).await;
         let committed = two_rows(Client::new(&stub.config())).commit().await;
         let error = committed.expect_err("no commit");
-        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{error_code:?}: {error}");
-        assert_eq!(stub.take_calls().len(), calls, "{error_code:?}");
+        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{sent:?}: {error}");
+        assert_eq!(stub.take_calls().len(), calls, "{sent:?}");
     }
 }
 
