@@ -111,13 +111,13 @@ pub enum InventoryError {
     /// The stock is too low.
     #[error("too few kits in stock: {}", list(.0))]
     KitsOutOfStock(Vec<Shortage>),
-    /// The reservation was released before it was created.
-    #[error("reservation {0} was released before it was created")]
+    /// The reservation is already released, so a late step must not reserve kits.
+    #[error("reservation {0} is already released")]
     Superseded(ReservationId),
     /// The delivery is invalid.
     #[error("{}", join_errors(.0))]
     InvalidDelivery(Vec<FieldError>),
-    /// Another writer changed the row between the read and the conditional write.
+    /// Another writer changed the reservation at the same time.
     #[error("another writer changed reservation {0}")]
     Busy(ReservationId),
     /// A call to the table failed.

@@ -124,7 +124,7 @@ async fn a_refusal_is_final() {
     let events = dynamo.events(entity("a")).await;
     assert_eq!(events[0].envelope().expect("an envelope").data["shortages"], short);
 
-    // A retry gets the same result, even if kits were delivered since: the saga may have acted on the first one.
+    // A retry gets the same result, even if kits were delivered since: the saga may have acted on the first result.
     let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
     run(&receive(&dynamo), &delivery("second", &more)).await.expect("a delivery");
     assert_eq!(run(&reserve, &reserve_payload).await, refused);
@@ -285,7 +285,8 @@ async fn the_cost_of_a_reservation() {
     // Two units each for the reservation, three stocks and the event, and one for each of the event's three indexes.
     run(&reserve(&dynamo), &reserve_payload).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 13.0));
-    // A repetition costs no read, only the refused write.
+    // A repeated step makes one call, which is refused, and reads nothing. `Usage` counts the write units of successful
+    // calls only.
     run(&reserve(&dynamo), &reserve_payload).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 0.0));
 }
