@@ -1,7 +1,6 @@
-//! Counts the running sagas every few minutes and reports those that make no progress.
+//! Counts the running onboardings and teardowns every few minutes and reports those that make no progress.
 //!
-//! A saga that waits for the payment provider, or an onboarding that waits for its teardown, is treated like any
-//! other.
+//! To wait for the payment provider, or for the teardown of a failed onboarding, is not progress.
 
 use std::time::Duration;
 

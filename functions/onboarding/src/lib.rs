@@ -1,9 +1,9 @@
-//! Onboarding of sites: one saga per site, an execution of the state machine `site-onboarding`. The crate has no
-//! table. The execution, which is named after the onboarding, is the record.
+//! Onboarding of sites. Each site has one execution of the state machine `site-onboarding`. The crate has no table: the
+//! execution, which is named after the onboarding, is the record of the onboarding.
 //!
-//! A saga undoes itself in its Catch. No Catch runs after a timeout or an abort of the whole execution, or after an
-//! error of the state machine itself. `recover-onboarding` handles these cases. `check-sagas` reports sagas that
-//! run but make no progress.
+//! An onboarding that fails undoes itself: the Catch of each step starts the teardown. No Catch runs after a timeout or
+//! an abort of the whole execution, or after an error of the state machine itself. `recover-onboarding` handles these
+//! cases. `check-sagas` reports onboardings and teardowns that run but make no progress.
 
 pub mod check_sagas;
 pub mod recover_onboarding;
@@ -21,8 +21,8 @@ pub enum OnboardingError {
     /// The input of an execution can't be serialized.
     #[error("the execution's input can't be serialized: {0}")]
     Input(String),
-    /// The last recovery was stopped. No further recovery is started.
-    #[error("the last recovery, {0}, was stopped; no further recovery is started")]
+    /// The last of the automatic recoveries was stopped.
+    #[error("the last automatic recovery, {0}, was stopped; no further recovery is started")]
     GivenUp(String),
     /// A call to Step Functions failed.
     #[error(transparent)]

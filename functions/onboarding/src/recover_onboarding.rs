@@ -1,8 +1,8 @@
 //! Starts one teardown after a saga was stopped, timed out or failed without its own teardown.
 //!
-//! A teardown undoes everything that may exist and need not know how far the saga came. It is harmless if the
+//! A teardown undoes everything that may exist, and does not depend on how far the saga got. It is harmless if the
 //! saga's own teardown is still running or has run. A site that was already ACTIVE when its onboarding was stopped
-//! is REJECTED, because the onboarding was not completed.
+//! becomes REJECTED, because the onboarding was not completed.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use crate::OnboardingError;
 
-/// The maximum number of recoveries in a row. Whoever stops the last one too does so on purpose.
+/// The maximum number of recoveries in a row. After that many were stopped, this function starts no other: somebody is
+/// stopping them on purpose.
 const MAX_RECOVERIES: u32 = 3;
 
 /// The dependencies of the function `recover-onboarding`.
@@ -51,7 +52,7 @@ pub struct EndedExecution {
     pub cause: Option<String>,
 }
 
-/// The cause of an onboarding that was not undone completely.
+/// The part of the cause of `CompensationIncomplete` that is used here.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Incomplete {
@@ -117,7 +118,7 @@ impl Step for RecoverOnboarding {
 }
 
 impl RecoverOnboarding {
-    /// Returns the name and the input of the teardown that an onboarding needs.
+    /// Returns the name and the input of the teardown that an onboarding needs, or `None` if it has undone itself.
     async fn after_onboarding(
         &self,
         ended: &EndedExecution,
@@ -133,7 +134,8 @@ impl RecoverOnboarding {
         Ok(Some((recovery_name(saga.onboarding_id), input)))
     }
 
-    /// Returns the name and the input of the teardown that replaces a stopped one.
+    /// Returns the name and the input of the teardown that replaces a stopped one, or `None` if the teardown was not
+    /// stopped but failed.
     async fn after_teardown(
         &self,
         ended: &EndedExecution,
@@ -181,10 +183,11 @@ fn recovery_name(onboarding: OnboardingId) -> String {
     format!("recovery-{onboarding}")
 }
 
-/// Returns the name of the recovery of a stopped teardown.
+/// Returns the name of the recovery of a stopped teardown. It depends on what started the teardown:
 ///
-/// If the teardown was itself a recovery, returns the name of the next one, or `None` after the last one. Any other
-/// teardown that is not nested has a recovery name of its own.
+/// - An onboarding (the teardown is nested): the name of that onboarding's recovery.
+/// - A recovery: the same name with the next number, or `None` if `MAX_RECOVERIES` is reached.
+/// - A decommission or an operator: a name of its own, derived from the execution.
 fn next_recovery_name(
     onboarding: OnboardingId,
     ended: &EndedExecution,

@@ -18,7 +18,8 @@ const ONBOARDING: &str =
 const TEARDOWN: &str =
     "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
-/// Starts a stub of Step Functions with an execution that ended in `state`. It remembers started executions by name.
+/// Starts a stub of Step Functions with an execution that ended in `state`. The stub refuses to start two executions
+/// with the same name.
 async fn step_functions(state: Option<&'static str>) -> Stub {
     let names = std::sync::Mutex::new(Vec::new());
     Stub::start(move |call| match call.operation() {
@@ -170,7 +171,7 @@ async fn a_failed_onboarding_is_undone_unless_it_undid_itself() {
         assert_eq!((&failure["step"], &failure["error"]), (&json!(step), &json!(error)));
     }
 
-    // The failure that the site shows is the first one.
+    // If the cause contains the failure of the step, the site shows that failure.
     let first = json!({ "step": "ActivateSite", "error": "Internal", "message": "Broken." });
     event["detail"]["cause"] =
         json!({ "message": "...", "onboardingFailure": first }).to_string().into();
@@ -192,7 +193,7 @@ async fn a_repeated_event_starts_nothing() {
 }
 
 #[tokio::test]
-async fn a_stopped_teardown_is_continued_with_the_same_input() {
+async fn a_stopped_teardown_is_started_again_with_the_same_input() {
     let recovery = format!("recovery-{}", onboarding_id());
     // Each teardown that is not nested has a recovery of its own, even if its onboarding was recovered before.
     let (decommission, operator) =
