@@ -80,8 +80,8 @@ impl DetectBreaches {
 
     /// Judges a bundle until all changes are committed.
     ///
-    /// The row is read for each bundle. A cached row could hide what another environment committed, and the read costs
-    /// a fraction of storing the bundle.
+    /// The row is read for each bundle. A cached row could hide what another execution environment committed, and the
+    /// read costs a fraction of storing the bundle.
     async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
         let alerting_id = AlertingId::from_onboarding(OnboardingId::from_site(bundle.site_id));
         let existing: Option<AlertingRow> =

@@ -1,7 +1,8 @@
 //! Decides which changes of state a bundle's samples cause. The functions here are pure; the caller commits.
 //!
 //! The next state depends on the current state and one sample only; samples are not counted. Therefore judging is
-//! idempotent: judging again any part of the samples after the last change changes nothing.
+//! idempotent: samples up to the last change are skipped, and judging any part of the later ones again changes
+//! nothing.
 
 use std::collections::HashMap;
 
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_from_one_limit_beyond_the_other_is_another_breach() {
+    fn a_jump_from_beyond_one_limit_to_beyond_the_other_is_another_breach() {
         let both = rule(0, Some(-10.0), Some(30.0));
         assert_eq!(
             changes(both, &[31.0, -11.0, 31.0, 20.0]),

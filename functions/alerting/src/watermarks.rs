@@ -1,4 +1,4 @@
-//! The watermarks that an environment of detect-breaches keeps in memory.
+//! The watermarks that an execution environment of detect-breaches keeps in memory.
 
 use std::{
     collections::HashMap,

@@ -2,8 +2,9 @@
 //! its seed; `SEED=123 cargo test -p alerting --test simulation` repeats one.
 //!
 //! A run puts readings on a stream, some of them twice. A model of Lambda's event source mapping delivers them:
-//! partially, repeatedly, after crashes, and to two environments at once. The test asserts that each change of a
-//! sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the removal.
+//! partially, repeatedly, after crashes, and to two execution environments at once. The test asserts that each
+//! change of a sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the
+//! removal.
 
 use std::{
     cell::RefCell,
@@ -111,7 +112,7 @@ struct Site {
     sensors: Vec<Sensor>,
     configured: ConfiguredAt,
     removed_after: Option<Duration>,
-    /// Whether no new reading is older than a reading before it.
+    /// Whether the readings are put in the order of their time, except those of repeated bundles.
     in_order: bool,
 }
 
@@ -143,7 +144,7 @@ struct Put {
     site: usize,
     /// `None` for a record that is not a bundle.
     bundle: Option<Bundle>,
-    /// The minimum number of events per sensor when this record is done.
+    /// The number of alerts per sensor that must have been emitted when this record is processed.
     alerts: BTreeMap<SensorId, usize>,
 }
 
@@ -396,6 +397,7 @@ struct Invocation {
     /// The position in the log at which the invocation began.
     log_position: usize,
     started: Instant,
+    /// The time that the function has for its work.
     time: Duration,
 }
 
@@ -538,7 +540,7 @@ fn simulate(seed: u64) -> Counts {
         assert_no_violation(&checker);
         let certain = assert_alerts_are_correct(&checker);
 
-        // All records are delivered twice more to a new environment.
+        // All records are delivered twice more to a new execution environment.
         let records: Vec<_> =
             checker.workload.puts.iter().map(|put| Rc::clone(&put.record)).collect();
         let environment = Rc::new(mapping.function().start());

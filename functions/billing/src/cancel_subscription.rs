@@ -152,8 +152,9 @@ impl ProviderStep for CancelSubscription {
             None => transaction.create(&self.billing, &key, &tombstone),
             Some(from) => transaction.put_if_status(&self.billing, &key, &tombstone, from),
         };
-        // The transaction includes the record even if there was neither a row nor a record: an initialization may have
-        // begun since. Its lock makes this transaction fail. Otherwise it would pay although the tombstone exists.
+        // The transaction has a condition on the idempotency record, even if there was neither a row nor a record: an
+        // initialization may have begun since then. Its lock makes this transaction fail. Without the condition, that
+        // initialization would pay although the tombstone exists.
         let record = record_id(saga.onboarding_id);
         transaction =
             self.idempotency.delete_record(transaction, &record, checkpoint.as_ref(), now)?;

@@ -276,7 +276,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         }
     }
 
-    /// Runs the step.
+    /// Runs the step. Also returns the result of its last call to the provider.
     async fn run_step(
         &self,
         command: S::Command,

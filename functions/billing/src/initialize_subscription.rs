@@ -206,7 +206,8 @@ impl InitializeSubscription {
             StripeError::UnknownPaymentMethod { message } => {
                 Ok(PaymentResult::Refused(Refusal::InvalidInput { message }))
             }
-            // All other parameters come from the saga or from configuration, so the payment method is wrong.
+            // A wrong payment method is the operator's input, so it is a refusal. All other parameters come from the
+            // saga or from the configuration, so any other rejection is an error.
             StripeError::Rejected { status: 400 | 404, code, message }
                 if is_about_payment_method(&message, &method) =>
             {

@@ -171,7 +171,7 @@ pub enum BillingError {
     #[error("the comparison with the payment provider took more than {0:?}")]
     Timeout(std::time::Duration),
     /// The provider rejected the request, or the client's configuration is wrong.
-    #[error("the payment provider rejected the request: {0}")]
+    #[error("the call to the payment provider can't succeed: {0}")]
     Provider(StripeError),
     /// A read or write of the table failed.
     #[error(transparent)]

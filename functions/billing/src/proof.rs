@@ -104,7 +104,7 @@ async fn is_waiting(machine: &StateMachine, token: &str) -> Result<bool, SenderE
     }
 }
 
-/// Returns whether each field of the command equals the field of the input. A missing field equals null.
+/// Returns whether each field of the command equals the same field of the input. A missing field equals null.
 fn is_taken_from(command: &Value, input: &Value) -> bool {
     let fields = command.as_object();
     fields.is_some_and(|fields| {

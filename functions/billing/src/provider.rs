@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_old_key_is_read_again_and_used_while_the_secret_is_unreadable() {
+    async fn an_old_key_is_read_again_and_stays_in_use_while_the_secret_is_unreadable() {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
         let readable = Arc::new(AtomicBool::new(true));
         let readable_now = readable.clone();

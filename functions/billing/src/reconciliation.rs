@@ -11,8 +11,8 @@ use payments::{Finding, FindingKind, Report};
 /// The maximum number of findings in a report. Further findings are only counted. This keeps the row far below
 /// DynamoDB's limit of 400 KB.
 pub const MAX_FINDINGS: usize = 200;
-/// A row or a subscription that changed less than this time ago may still be in the middle of its step. The time is
-/// longer than `initialize-subscription` waits for the provider, and longer than a comparison takes.
+/// A row or a subscription that changed less than this time ago may still be in the middle of its step. This
+/// time is longer than the wait of `initialize-subscription` for the provider, and longer than a comparison.
 const IN_FLIGHT: Duration = Duration::from_hours(2);
 
 /// The state of a site's subscription according to its row.

@@ -268,8 +268,8 @@ impl Stripe {
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        // Mozilla's root certificates, compiled in. The function's zip has only Amazon's root certificates. Reading
-        // those of the system would take more CPU instructions than the rest of the start-up.
+        // Mozilla's root certificates are compiled in for this client, because the clients for AWS trust only Amazon's.
+        // Reading the system's root certificates would take more CPU instructions than the rest of the start-up.
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
             .map_err(|error| StripeError::Config(error.to_string()))?

@@ -149,7 +149,7 @@ async fn only_failures_of_the_provider_count() {
         let failures = world.circuit().await["failures"].as_i64().unwrap_or(0);
         assert_eq!(failures, counted, "{status}");
     }
-    // The lock is held by another run, and the provider was not called.
+    // A run that finds the lock taken makes no call to the provider, so it does not count.
     let world = World::start().await;
     let (blocked, other) = (world.consumer(), world.consumer());
     let gate = world.stripe.stub.hold().await;
@@ -289,7 +289,7 @@ async fn without_access_to_its_row_the_breaker_lets_commands_run() {
         let broken = Stub::start(move |_| (status, json!({ "__type": "AccessDenied" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&broken.config());
         let table = Table::new(client, BILLING);
-        // Each of these calls takes the whole timeout, so there are fewer of them.
+        // Without a response, each call takes the whole timeout, so there are fewer commands.
         for n in if status == NO_RESPONSE { 5..7 } else { 0..7 } {
             let mut consumer = consumer(&world.dynamo, table.clone(), &world.stripe, &world.aws);
             consumer.circuit.rules.timeout = Rules::default().timeout;

@@ -206,7 +206,6 @@ async fn a_message_stays_in_the_queue_if_it_is_malformed_or_its_result_can_not_b
 
 #[tokio::test]
 async fn a_message_whose_task_ends_during_the_run_is_deleted() {
-    // The task ends while the command runs.
     let world = World::start(|call| match call.operation() {
         "SendTaskSuccess" | "SendTaskFailure" => (400, json!({ "__type": "TaskTimedOut" })),
         _ => waiting(call),

@@ -53,7 +53,7 @@ async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'
 }
 
 #[tokio::test]
-async fn initializing_and_cancelling_keep_the_sagas_contract() {
+async fn initializing_and_cancelling_follow_the_contract_of_the_saga() {
     let pair = async || {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         StepPair {

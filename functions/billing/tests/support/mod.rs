@@ -296,7 +296,7 @@ pub fn canceller(
     }
 }
 
-/// Returns a consumer of initialize commands. It corresponds to one environment of the function.
+/// Returns a consumer of initialize commands. It corresponds to one execution environment of the function.
 pub fn consumer(
     dynamo: &Dynamo,
     circuit: Table,
