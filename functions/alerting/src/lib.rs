@@ -105,8 +105,8 @@ pub enum State {
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum AlertingError {
-    /// The configuration was removed before it was created.
-    #[error("alerting {0} was removed before it was configured")]
+    /// The configuration is already removed, so it can't be created.
+    #[error("alerting {0} is already removed")]
     Superseded(AlertingId),
     /// Another writer changed the row between the read and the conditional write.
     #[error("another writer changed alerting {0}")]

@@ -27,7 +27,7 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     /// There is no configuration: write a tombstone against a late one.
-    Fence,
+    WriteTombstone,
     /// Replace the configuration with a tombstone.
     Remove { from: &'static str, sequence: u64 },
     /// The tombstone exists.
@@ -36,7 +36,7 @@ enum Decision {
 
 /// Decides what the undo has to write.
 fn decide_undo(existing: Option<&AlertingRow>) -> Decision {
-    let Some(row) = existing else { return Decision::Fence };
+    let Some(row) = existing else { return Decision::WriteTombstone };
     match row.state {
         Alerting::Configured { .. } => {
             Decision::Remove { from: row.state.name(), sequence: row.sequence + 1 }
@@ -64,7 +64,7 @@ impl Step for RemoveAlerting {
         let mut transaction = Transaction::on(&self.alerting);
         match decide_undo(existing.as_ref()) {
             Decision::AlreadyRemoved => return Ok(Reply { alerting_id }),
-            Decision::Fence => {
+            Decision::WriteTombstone => {
                 transaction = transaction.create(&self.alerting, &key, &tombstone(0));
             }
             Decision::Remove { from, sequence } => {

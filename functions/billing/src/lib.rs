@@ -155,8 +155,8 @@ pub enum BillingError {
     /// The provider refused the payment. A retry would fail too.
     #[error("{}", .0.message())]
     Refused(Refusal),
-    /// The subscription was cancelled before it was initialized.
-    #[error("subscription {0} was cancelled before it was initialized")]
+    /// The subscription is already cancelled, so it can't be initialized.
+    #[error("subscription {0} is already cancelled")]
     Superseded(SubscriptionId),
     /// Another run holds the lock, or changed the row since it was read.
     #[error("another run is processing subscription {0}")]

@@ -29,7 +29,7 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     /// There are no sensors: write a tombstone against a late provisioning.
-    Fence,
+    WriteTombstone,
     /// Replace the sensors with a tombstone.
     Deprovision { from: &'static str, sequence: u64, sensor_ids: Vec<SensorId> },
     /// The tombstone exists.
@@ -38,7 +38,7 @@ enum Decision {
 
 /// Decides what the undo has to write.
 fn decide_undo(existing: Option<SensorsRow>) -> Decision {
-    let Some(row) = existing else { return Decision::Fence };
+    let Some(row) = existing else { return Decision::WriteTombstone };
     let from = row.state.name();
     match row.state {
         Sensors::Provisioned { sensors } => Decision::Deprovision {
@@ -69,7 +69,9 @@ impl Step for DeprovisionSensors {
         let mut transaction = Transaction::on(&self.devices);
         match decide_undo(existing) {
             Decision::AlreadyDeprovisioned => return Ok(Reply { sensors_id }),
-            Decision::Fence => transaction = transaction.create(&self.devices, &key, &tombstone(0)),
+            Decision::WriteTombstone => {
+                transaction = transaction.create(&self.devices, &key, &tombstone(0))
+            }
             Decision::Deprovision { from, sequence, sensor_ids } => {
                 let event = SensorsDeprovisioned { site_id: saga.site_id, sensor_ids };
                 transaction = transaction

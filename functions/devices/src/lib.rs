@@ -63,8 +63,8 @@ impl Sensors {
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum DevicesError {
-    /// The sensors were deprovisioned before they were provisioned.
-    #[error("sensors {0} were deprovisioned before they were provisioned")]
+    /// The sensors are already deprovisioned, so they can't be provisioned.
+    #[error("sensors {0} are already deprovisioned")]
     Superseded(SensorsId),
     /// Another writer changed the row between the read and the conditional write.
     #[error("another writer changed sensors {0}")]

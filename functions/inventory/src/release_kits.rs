@@ -31,7 +31,7 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     /// There is no reservation: write a tombstone, which prevents a late reservation.
-    Fence,
+    WriteTombstone,
     /// Replace the reservation with a tombstone and return these kits to the stock.
     Release { from: &'static str, sequence: u64, kits: Vec<Kits> },
     /// The tombstone exists.
@@ -40,7 +40,7 @@ enum Decision {
 
 /// Decides what the undo has to write.
 fn decide_undo(existing: Option<ReservationRow>) -> Decision {
-    let Some(row) = existing else { return Decision::Fence };
+    let Some(row) = existing else { return Decision::WriteTombstone };
     let (from, sequence) = (row.state.name(), row.sequence);
     match row.state {
         Reservation::Reserved { kits } => Decision::Release { from, sequence: sequence + 1, kits },
@@ -68,7 +68,7 @@ impl Step for ReleaseKits {
         let mut transaction = Transaction::on(&self.inventory);
         match decide_undo(existing) {
             Decision::AlreadyReleased => return Ok(Reply { reservation_id }),
-            Decision::Fence => {
+            Decision::WriteTombstone => {
                 transaction = transaction.create(&self.inventory, &key, &tombstone(0));
             }
             Decision::Release { from, sequence, kits } => {

@@ -160,8 +160,8 @@ pub enum SitesError {
     /// The site does not exist.
     #[error("there is no site {0}")]
     Unknown(SiteId),
-    /// The site was closed before it was activated.
-    #[error("site {0} was closed before it was activated")]
+    /// The site is already closed, so it can't be activated.
+    #[error("site {0} is already closed")]
     Superseded(SiteId),
     /// Another writer changed the row between the read and the conditional write.
     #[error("another writer changed site {0}")]

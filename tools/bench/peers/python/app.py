@@ -160,7 +160,7 @@ def configure(command: Command) -> dict:
         if reason["Code"] != "ConditionalCheckFailed":
             raise Transient(str(error)) from error
         if reason["Item"]["status"]["S"] != "CONFIGURED":
-            raise Superseded(f"alerting {alerting_id} was removed before it was configured") from error
+            raise Superseded(f"alerting {alerting_id} is already removed") from error
     return {"alertingId": str(alerting_id)}
 
 

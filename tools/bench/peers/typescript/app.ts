@@ -131,7 +131,7 @@ async function configure({ onboardingId, siteId, causationId, sensors }: z.infer
     const reason = error.CancellationReasons?.[0];
     if (reason?.Code !== "ConditionalCheckFailed") throw new Transient(error.message);
     if (reason.Item?.status?.S !== "CONFIGURED") {
-      throw new Superseded(`alerting ${alertingId} was removed before it was configured`);
+      throw new Superseded(`alerting ${alertingId} is already removed`);
     }
   }
   return { alertingId };

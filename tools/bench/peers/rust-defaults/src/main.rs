@@ -149,7 +149,7 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Superseded(id) => write!(f, "alerting {id} was removed before it was configured"),
+            Self::Superseded(id) => write!(f, "alerting {id} is already removed"),
             Self::Transient(reason) | Self::Internal(reason) => f.write_str(reason),
         }
     }
