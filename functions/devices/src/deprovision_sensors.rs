@@ -70,7 +70,7 @@ impl Step for DeprovisionSensors {
         match decide_undo(existing) {
             Decision::AlreadyDeprovisioned => return Ok(Reply { sensors_id }),
             Decision::WriteTombstone => {
-                transaction = transaction.create(&self.devices, &key, &tombstone(0))
+                transaction = transaction.create(&self.devices, &key, &tombstone(0));
             }
             Decision::Deprovision { from, sequence, sensor_ids } => {
                 let event = SensorsDeprovisioned { site_id: saga.site_id, sensor_ids };
