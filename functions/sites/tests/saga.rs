@@ -158,7 +158,7 @@ async fn an_invalid_import_is_refused_with_its_fields() {
             requested(" S", &registration()),
             "detail.registrationId: begins or ends with white space",
         ),
-        (requested("S\u{202e}", &registration()), "detail.registrationId: holds U+202E"),
+        (requested("S\u{202e}", &registration()), "detail.registrationId: contains U+202E"),
         (
             requested("SLV", &invalid),
             "detail.site.operator: has 0 characters; give a string of 1 to 200 characters; \

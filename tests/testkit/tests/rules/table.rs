@@ -417,7 +417,7 @@ const FUNCTIONS: &[Rule] = &[
         except: &[],
         breaks: &[
             (Replace("README.md", ", project-site |", " |"), "ProjectSiteFunction"),
-            (Replace("README.md", " functions: some minutes", " programs: some minutes"), "README.md"),
+            (Replace("README.md", " functions. This takes", " programs. This takes"), "README.md"),
         ],
     },
     Rule {
