@@ -288,7 +288,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         let outcome = match result {
             Ok(reply) => match serde_json::to_string(&reply) {
                 Ok(output) => CommandOutcome::Succeeded(output),
-                Err(error) => CommandOutcome::Rejected(error.to_string()),
+                Err(error) => CommandOutcome::Failed(ErrorKind::Internal, error.to_string()),
             },
             Err(fault) => CommandOutcome::Failed(fault.kind(), fault.to_string()),
         };

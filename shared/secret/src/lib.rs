@@ -210,7 +210,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_get_or_old_returns_an_old_secret() {
+    async fn values_of_different_reads_are_different_even_if_the_secret_is_the_same() {
+        let (_text, _stub, secret) = secret("one").await;
+        let first = secret.get().await.expect("a secret");
+        assert!(first.is_same_read(&secret.get().await.expect("the cached secret")));
+        secret.invalidate().await;
+        assert!(!first.is_same_read(&secret.get().await.expect("a secret")));
+    }
+
+    #[tokio::test]
+    async fn only_get_or_stale_returns_an_old_secret() {
         let (text, _stub, secret) = secret("").await;
         secret.get_or_stale(|_| panic!("there is no cached secret")).await.expect_err("unread");
         set(&text, "one");
