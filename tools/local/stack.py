@@ -273,7 +273,7 @@ def down(quiet=False):
     shutil.rmtree(TMP, ignore_errors=True)
     STRIPE_STATE.unlink(missing_ok=True)
     if not quiet:
-        print(f"The local stack is stopped; its logs stay in {LOCAL}")
+        print(f"The local stack is stopped and its data deleted; its logs stay in {LOCAL}")
 
 
 def status():

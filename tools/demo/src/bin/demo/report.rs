@@ -482,6 +482,7 @@ pub fn next_commands(
          AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test aws --endpoint-url {endpoint} --region us-east-1 \
          dynamodb scan --table-name {}\n  \
          make logs NAME=publish-events   (any function; the emulator's log is target/local/ministack.log)\n  \
+         eval \"$(make -s env)\"   (settings for curl, the AWS CLI and fieldctl; next in README.md: Your own site)\n  \
          make down   (stops the stack and deletes its data)",
         path.display(),
         stack.named(names::EVENTS),
