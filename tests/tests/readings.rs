@@ -321,7 +321,7 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
         ),
         ("UnknownSensor", "not in the register", json(&unknown)?),
         ("SensorOfAnotherSite", "belongs to site", json(&foreign)?),
-        ("BundleConflict", "other samples", json(&changed)?),
+        ("BundleConflict", "different samples", json(&changed)?),
     ];
     let mut put = Vec::new();
     for (_, _, data) in &poison {
