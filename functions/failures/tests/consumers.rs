@@ -10,37 +10,16 @@ use testkit::{
     http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     saga::{Outcome, run},
-    sample,
+    sample::{self, event_source_mapping},
 };
 
 const METRIC: &str = "ConsumersNotRunning";
 const REGION: &str = "eu-central-1:123456789012";
 const QUEUES_URL: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/";
 
-/// Returns a mapping in the format of Lambda's API.
-fn mapping(environment: &str, consumer: Consumer<'_>, state: &str) -> Value {
-    let source = match consumer.source {
-        Source::Queue(name) => format!("arn:aws:sqs:{REGION}:{environment}-{name}"),
-        Source::Stream(name) => format!("arn:aws:kinesis:{REGION}:stream/{environment}-{name}"),
-        Source::Table(name) => {
-            format!("arn:aws:dynamodb:{REGION}:table/{environment}-{name}/stream/2026-11-21T09:00")
-        }
-    };
-    let function = consumer.function;
-    json!({
-        "UUID": "a UUID",
-        "EventSourceArn": source,
-        "FunctionArn": format!("arn:aws:lambda:{REGION}:function:{environment}-{function}:live"),
-        "State": state,
-        "StateTransitionReason": "USER_INITIATED",
-        "LastModified": 1_795_251_600.5,
-        "LastProcessingResult": "No records processed",
-    })
-}
-
 /// Returns the mappings of `fieldstation-prod`, all enabled.
 fn enabled() -> Vec<Value> {
-    CONSUMERS.iter().map(|it| mapping("fieldstation-prod", *it, "Enabled")).collect()
+    CONSUMERS.iter().map(|it| event_source_mapping("fieldstation-prod", *it, "Enabled")).collect()
 }
 
 /// Returns the same mappings with one of them in another state.
@@ -132,7 +111,7 @@ async fn zero_is_reported_if_all_mappings_run_and_no_queue_is_read() {
 
 #[tokio::test]
 async fn all_pages_are_read_and_other_environments_are_ignored() {
-    let other = |it: &Consumer<'_>| mapping("fieldstation-staging", *it, "Disabled");
+    let other = |it: &Consumer<'_>| event_source_mapping("fieldstation-staging", *it, "Disabled");
     let others: Vec<_> = CONSUMERS.iter().map(other).collect();
     let mut mappings = enabled();
     let last = mappings.split_off(expected_count() - 2);
@@ -193,7 +172,7 @@ async fn an_expected_mapping_that_does_not_exist_is_reported() {
 async fn an_unexpected_mapping_is_reported_only_if_it_does_not_run() {
     let consumer = Consumer { function: "new-function", source: Source::Queue("new-commands") };
     let mut mappings = enabled();
-    mappings.push(mapping("fieldstation-prod", consumer, "Enabled"));
+    mappings.push(event_source_mapping("fieldstation-prod", consumer, "Enabled"));
     let stub = start_stub(vec![Ok(mappings.clone())]).await;
     let reply = json!({ "checked": expected_count() + 1, "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));

@@ -1,7 +1,13 @@
 //! Sample sagas, sensors and times for tests.
 
-use contracts::{Entity, EntityType, Metric, SagaContext, Sensor, SensorId, SiteId, Timestamp};
+use contracts::{
+    Entity, EntityType, Metric, SagaContext, Sensor, SensorId, SiteId, Timestamp,
+    names::{Consumer, Source},
+};
 use serde_json::{Value, json};
+
+/// The region and the account of sample ARNs.
+const REGION: &str = "eu-central-1:123456789012";
 
 /// Returns noon of a fixed day, plus this number of seconds.
 #[must_use]
@@ -80,4 +86,26 @@ pub fn event_of(function: &str, saga: SagaContext, kind: EntityType, data: Value
     metadata["entity"] = json!(Entity::for_site(kind, saga.site_id));
     event["detail"]["data"] = data;
     event
+}
+
+/// Returns an event source mapping in the format of Lambda's API.
+#[must_use]
+pub fn event_source_mapping(environment: &str, consumer: Consumer<'_>, state: &str) -> Value {
+    let source = match consumer.source {
+        Source::Queue(name) => format!("arn:aws:sqs:{REGION}:{environment}-{name}"),
+        Source::Stream(name) => format!("arn:aws:kinesis:{REGION}:stream/{environment}-{name}"),
+        Source::Table(name) => {
+            format!("arn:aws:dynamodb:{REGION}:table/{environment}-{name}/stream/2026-11-21T09:00")
+        }
+    };
+    let function = consumer.function;
+    json!({
+        "UUID": "a UUID",
+        "EventSourceArn": source,
+        "FunctionArn": format!("arn:aws:lambda:{REGION}:function:{environment}-{function}:live"),
+        "State": state,
+        "StateTransitionReason": "USER_INITIATED",
+        "LastModified": 1_795_251_600.5,
+        "LastProcessingResult": "No records processed",
+    })
 }

@@ -233,6 +233,9 @@ fn call_name(request: &HttpRequest) -> Option<String> {
     let Some((version, operation)) = target.and_then(|target| target.rsplit_once('.')) else {
         return match path {
             "/" | "/ping" if request.method() == Method::GET => None,
+            "/2015-03-31/event-source-mappings" | "/2015-03-31/event-source-mappings/" => {
+                Some("lambda ListEventSourceMappings".to_owned())
+            }
             _ if path.starts_with("/v1/") => Some(format!("stripe {} {path}", request.method())),
             _ => Some(format!("s3 {}", request.method())),
         };

@@ -14,7 +14,7 @@ use testkit::template::{Template, root};
 /// The region and the account of the sample events.
 const REGION_AND_ACCOUNT: &str = "eu-central-1:123456789012";
 /// The environment of the sample events.
-const ENVIRONMENT: &str = "fieldstation-prod";
+pub const ENVIRONMENT: &str = "fieldstation-prod";
 /// Actions that Lambda uses to poll for the function. The function's own clients do not use them.
 const POLLING_ACTIONS: [&str; 12] = [
     "dynamodb:DescribeStream",

@@ -1,9 +1,11 @@
 //! Successful responses of the services other than `DynamoDB`.
 
+use contracts::names::{CONSUMERS, Consumer};
 use hyper::body::Bytes;
 use serde_json::{Value, json};
+use testkit::sample::event_source_mapping;
 
-use crate::server::HttpRequest;
+use crate::{function::ENVIRONMENT, server::HttpRequest};
 
 const EXECUTION: &str =
     "arn:aws:states:eu-central-1:123456789012:execution:site-teardown:2f1c6b64-sample";
@@ -70,6 +72,11 @@ pub fn response(call: &str, request: &HttpRequest) -> Option<(u16, Bytes)> {
             "Name": "bench",
             "SecretString": "sk_test_0123456789abcdefghijklmnopqrstuv",
         }),
+        // All consumers run, the usual case for check-consumers.
+        "lambda ListEventSourceMappings" => {
+            let mapping = |it: &Consumer<'_>| event_source_mapping(ENVIRONMENT, *it, "Enabled");
+            json!({ "EventSourceMappings": CONSUMERS.iter().map(mapping).collect::<Vec<_>>() })
+        }
         "s3 PUT" => return Some((200, Bytes::new())),
         _ => testkit::stripe::success_body(call.strip_prefix("stripe ")?),
     };
