@@ -5,18 +5,23 @@ use std::time::Duration;
 use aws_lambda_events::{
     apigw::{ApiGatewayProxyRequest, ApiGatewayProxyResponse},
     encodings::Body,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method,
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY},
+    },
 };
 pub use contracts::input::FieldError;
 use contracts::{
-    SiteId,
+    OperatorId, SiteId,
     input::{self, Input, Reason},
 };
 use fault::{ErrorKind, Fault, InvocationError, decode};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use tracing::{Span, field::display};
 
+pub use crate::caller::Caller;
 use crate::{Deadline, Error, serve_raw};
 
 /// Time between the deadline that a handler gets and the timeout that cancels the handler. In this time the handler can
@@ -125,13 +130,18 @@ impl Problem {
                 "Send the same request again in a moment; with the same Idempotency-Key it takes \
                  effect once.",
             ),
-            _ => Self::new(
-                500,
-                "internal",
-                "Internal error",
-                "The request was not carried out. Tell the operator the time and your request id.",
-            ),
+            _ => Self::internal(),
         }
+    }
+
+    /// Creates a 500. Its cause is only logged.
+    fn internal() -> Self {
+        Self::new(
+            500,
+            "internal",
+            "Internal error",
+            "The request was not carried out. Tell the operator the time and your request id.",
+        )
     }
 }
 
@@ -170,8 +180,15 @@ pub fn relative_location(request: &Request, resource: &str, target: &str) -> Str
     "../".repeat(below_root) + target.trim_start_matches('/')
 }
 
-/// Returns a request's body as text. Refuses a body of more than `limit` bytes (413) and a binary one (400).
+/// Returns a request's body as text. Refuses a body of another type than JSON (415), one of more than `limit` bytes
+/// (413) and a binary one (400). A request without a `Content-Type` is taken as JSON.
 pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
+    if let Some(kind) = request.headers.get(CONTENT_TYPE)
+        && !is_json(kind)
+    {
+        let detail = "Send the body as JSON, with Content-Type: application/json.";
+        return Err(Problem::new(415, "unsupported-media-type", "Unsupported media type", detail));
+    }
     let body = request.body.as_deref().unwrap_or_default();
     if body.len() > limit {
         return Err(Problem::new(
@@ -187,6 +204,13 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
         return Err(Problem::invalid(vec![error]));
     }
     Ok(body)
+}
+
+/// Returns whether a media type is `application/json` or `application/<format>+json`. Parameters are ignored.
+fn is_json(kind: &HeaderValue) -> bool {
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    let kind = kind.trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
 /// Parses a body of at most `limit` bytes.
@@ -245,36 +269,104 @@ pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
 
 /// Serves the handler behind API Gateway. An error becomes a problem response, a timeout a 503.
 pub async fn serve_http(
-    handler: impl AsyncFn(Request) -> Result<Response, Problem>,
+    handler: impl AsyncFn(Request, Caller) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
-    serve_http_until(async |request, _| handler(request).await).await
+    serve_http_with_deadline(async |request, caller, _| handler(request, caller).await).await
 }
 
 /// Serves a handler that can return a partial result. The handler's deadline is shortly before the timeout.
-pub async fn serve_http_until(
-    handler: impl AsyncFn(Request, Deadline) -> Result<Response, Problem>,
+pub async fn serve_http_with_deadline(
+    handler: impl AsyncFn(Request, Caller, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     let handler = &handler;
     serve_raw(async |payload, deadline| {
-        let request: Request = decode(payload.get())?;
-        let origin = RequestOrigin::new(&request);
-        let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
-        let work = handler(request, Deadline::after(remaining));
-        let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
-        let result = result.unwrap_or_else(|_| {
-            Err(Problem::new(
-                503,
-                "unavailable",
-                "Temporarily unavailable",
-                "The response took too long. Send the same request again in a moment.",
-            ))
-        });
+        let mut request: Request = decode(payload.get())?;
+        // The authorizer has read the credential. Nothing after it may read, log or store it.
+        request.headers.remove(AUTHORIZATION);
+        request.multi_value_headers.remove(AUTHORIZATION);
+        let caching = Caching::new(&request);
+        let mut origin = RequestOrigin::new(&request);
+        let result = match Caller::from_request(&request) {
+            Ok(caller) => {
+                origin.operator = Some(caller.operator);
+                let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
+                let work = handler(request, caller, Deadline::after(remaining));
+                let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
+                result.unwrap_or_else(|_| {
+                    Err(Problem::new(
+                        503,
+                        "unavailable",
+                        "Temporarily unavailable",
+                        "The response took too long. Send the same request again in a moment.",
+                    ))
+                })
+            }
+            Err(error) => {
+                tracing::error!(reason = %error, "a request did not pass the authorizer");
+                Err(Problem::internal())
+            }
+        };
         if let Err(problem) = &result {
             origin.log_refusal(problem);
         }
-        Ok::<_, InvocationError>(response(result))
+        Ok::<_, InvocationError>(caching.apply(response(result)))
     })
     .await
+}
+
+/// What the headers for caches depend on.
+///
+/// A response belongs to its caller, so only the caller's own cache may keep it. It must ask before each use, with the
+/// `ETag` of its copy. Nobody may keep the response to a change, or an error.
+#[derive(Debug)]
+struct Caching {
+    method: Method,
+    if_none_match: Option<HeaderValue>,
+}
+
+impl Caching {
+    fn new(request: &Request) -> Self {
+        let if_none_match = request.headers.get(IF_NONE_MATCH).cloned();
+        Self { method: request.http_method.clone(), if_none_match }
+    }
+
+    /// Adds the headers for caches. A caller that has the current response gets a 304 without a body. The response to
+    /// `HEAD` has no body either.
+    fn apply(&self, mut response: ApiGatewayProxyResponse) -> ApiGatewayProxyResponse {
+        let is_read = self.method == Method::GET || self.method == Method::HEAD;
+        response.headers.insert(VARY, HeaderValue::from_static("Authorization"));
+        let cache = if is_read && response.status_code == 200 {
+            let text = match &response.body {
+                Some(Body::Text(text)) => text.as_bytes(),
+                _ => &[],
+            };
+            let hash = &Sha256::digest(text)[..16];
+            let tag = hash.iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
+            let tag = format!("\"{tag}\"");
+            if self.if_none_match.as_ref().is_some_and(|known| matches(known, &tag)) {
+                response.status_code = 304;
+                response.headers.remove(CONTENT_TYPE);
+                response.body = None;
+            }
+            if let Ok(tag) = HeaderValue::try_from(tag) {
+                response.headers.insert(ETAG, tag);
+            }
+            "private, no-cache"
+        } else {
+            "no-store"
+        };
+        response.headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache));
+        if self.method == Method::HEAD {
+            response.body = None;
+        }
+        response
+    }
+}
+
+/// Returns whether `If-None-Match` contains the tag. The comparison is weak, as RFC 9110 asks for.
+fn matches(if_none_match: &HeaderValue, tag: &str) -> bool {
+    let mut known = if_none_match.to_str().unwrap_or_default().split(',').map(str::trim);
+    known.any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 
 /// The origin of a request, for the log of refusals.
@@ -284,6 +376,7 @@ struct RequestOrigin {
     /// The route's path in the template, without the caller's values.
     resource: String,
     site: Option<SiteId>,
+    operator: Option<OperatorId>,
 }
 
 impl RequestOrigin {
@@ -293,6 +386,7 @@ impl RequestOrigin {
             method: request.http_method.to_string(),
             resource: request.resource.clone().unwrap_or_default(),
             site,
+            operator: None,
         }
     }
 
@@ -311,6 +405,7 @@ impl RequestOrigin {
         let first = problem.errors.first();
         let message = first.map_or(problem.detail.as_str(), |error| &error.message);
         tracing::warn!(
+            operatorId = self.operator.map(display),
             method = self.method,
             resource = self.resource,
             status = problem.status,
@@ -449,6 +544,21 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_another_type_is_refused() {
+        let typed = |kind: &'static str| {
+            let mut request = request("{}");
+            request.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            body(&request, 10).map(str::to_owned).map_err(|problem| problem.status)
+        };
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "application/a+json"] {
+            assert_eq!(typed(kind).as_deref(), Ok("{}"), "{kind}");
+        }
+        for kind in ["text/plain", "", "application/x-www-form-urlencoded", "text/a+json"] {
+            assert_eq!(typed(kind), Err(415), "{kind}");
+        }
+    }
+
+    #[test]
     fn a_refusal_has_a_stable_reason() {
         let field =
             |reason| Problem::invalid(vec![FieldError::new("a", "is bad").with_reason(reason)]);
@@ -503,7 +613,7 @@ mod tests {
         let mut request = request(r#"{"name": "Alamosa", "paymentMethod": "pm_secret"}"#);
         request.http_method = "POST".parse().expect("a method");
         request.resource = Some("/sites/{siteId}".to_owned());
-        let site = SiteId::registered("http", "key-1");
+        let site = SiteId::registered(OperatorId::DEFAULT, "http", "key-1");
         request.path_parameters.insert("siteId".to_owned(), site.to_string());
         let origin = RequestOrigin::new(&request);
         let lines = logged(|| {

@@ -4,6 +4,7 @@
 
 mod aws;
 mod batch;
+mod caller;
 mod calls;
 pub mod http;
 mod https;

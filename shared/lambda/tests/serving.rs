@@ -12,11 +12,11 @@ use axum::{
     response::{AppendHeaders, IntoResponse},
     routing::{get, post},
 };
-use contracts::{OnboardingId, Timestamp};
+use contracts::{OnboardingId, OperatorId, Timestamp};
 use fault::{ErrorKind, Fault};
 use lambda::{
     Error, Step,
-    http::{Problem, Response, serve_http_until},
+    http::{Caller, Problem, Response, serve_http_with_deadline},
     serve_http, serve_queue, serve_step,
 };
 use serde::Deserialize;
@@ -176,6 +176,18 @@ async fn a_step_that_exceeds_its_time_fails_as_transient() {
     assert_eq!(received, [failed("Transient", "the function's deadline passed")]);
 }
 
+/// Returns a request that passed the authorizer, with these headers.
+fn http_request(path: &str, headers: &Value) -> Value {
+    let mut request = sample::event("get-site");
+    request["path"] = path.into();
+    request["headers"] = headers.clone();
+    request["multiValueHeaders"] = json!({});
+    request["requestContext"]["authorizer"] = json!({
+        "operatorId": OperatorId::DEFAULT, "scope": "read", "actor": "key:fsr_12345678",
+    });
+    request
+}
+
 /// Returns the kind of the response and its HTTP status.
 fn status(received: &(String, Value)) -> (&str, &Value) {
     (&received.0, &received.1["statusCode"])
@@ -183,16 +195,13 @@ fn status(received: &(String, Value)) -> (&str, &Value) {
 
 #[tokio::test]
 async fn a_handler_behind_api_gateway_always_responds() {
-    let handler = async |request: lambda::http::Request| match request.path.as_deref() {
-        Some("/good") => Response::new(200, &"it"),
-        Some("/slow") => std::future::pending().await,
-        _ => Err(Problem::not_found("nothing has that path")),
-    };
-    let request = |path: &str| {
-        let mut request = sample::event("get-site");
-        request["path"] = path.into();
-        request
-    };
+    let handler =
+        async |request: lambda::http::Request, caller: Caller| match request.path.as_deref() {
+            Some("/good") => Response::new(200, &caller.operator),
+            Some("/slow") => std::future::pending().await,
+            _ => Err(Problem::not_found("nothing has that path")),
+        };
+    let request = |path: &str| http_request(path, &json!({}));
     let payloads = [request("/good"), request("/other")];
     let received = run_function(serve_http(handler), LONG_TIMEOUT, payloads).await;
     let statuses: Vec<_> = received.iter().map(status).collect();
@@ -200,12 +209,76 @@ async fn a_handler_behind_api_gateway_always_responds() {
     let received = run_function(serve_http(handler), SHORT_TIMEOUT, [request("/slow")]).await;
     assert_eq!(status(&received[0]), ("response", &json!(503)));
     // The handler has a moment left to return a partial result.
-    let slow = async |_, deadline: lambda::Deadline| {
+    let slow = async |_, _, deadline: lambda::Deadline| {
         tokio::time::sleep(deadline.remaining()).await;
         Response::new(207, &"half of it")
     };
-    let received = run_function(serve_http_until(slow), SHORT_TIMEOUT, [request("/slow")]).await;
+    let received =
+        run_function(serve_http_with_deadline(slow), SHORT_TIMEOUT, [request("/slow")]).await;
     assert_eq!(status(&received[0]), ("response", &json!(207)));
+}
+
+#[tokio::test]
+async fn a_request_that_did_not_pass_the_authorizer_does_not_reach_the_handler() {
+    let handler = async |_, _: Caller| -> Result<Response, Problem> { panic!("it was called") };
+    let mut request = http_request("/", &json!({}));
+    request["requestContext"]["authorizer"] = json!({ "scope": "admin" });
+    let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+    assert_eq!(status(&received[0]), ("response", &json!(500)));
+}
+
+#[tokio::test]
+async fn a_handler_does_not_see_the_credential() {
+    let handler = async |request: lambda::http::Request, _: Caller| {
+        let headers = [request.headers, request.multi_value_headers];
+        let all = headers.iter().flat_map(|headers| headers.keys()).map(ToString::to_string);
+        Response::new(200, &all.collect::<Vec<_>>())
+    };
+    let headers = json!({ "authorization": "Bearer secret", "accept": "text/html" });
+    let mut request = http_request("/", &headers);
+    request["multiValueHeaders"] = json!({ "Authorization": ["Bearer secret"], "accept": ["x"] });
+    let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+    assert_eq!(received[0].1["body"], r#"["accept","accept"]"#);
+}
+
+#[tokio::test]
+async fn only_the_callers_own_cache_may_keep_a_read_and_must_ask_again() {
+    let handler = async |request: lambda::http::Request, _: Caller| match request.path.as_deref() {
+        Some("/site") => Response::new(200, &"it"),
+        _ => Err(Problem::not_found("nothing has that path")),
+    };
+    let sent = async |method: &str, path: &str, headers: Value| {
+        let mut request = http_request(path, &headers);
+        request["httpMethod"] = method.into();
+        let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+        received.into_iter().next().expect("a response").1
+    };
+    let first = sent("GET", "/site", json!({})).await;
+    let headers = &first["headers"];
+    assert_eq!(headers["cache-control"], "private, no-cache");
+    assert_eq!(headers["vary"], "Authorization");
+    assert_eq!(first["body"], "\"it\"");
+    let tag = headers["etag"].as_str().expect("a tag");
+
+    for known in [tag.to_owned(), format!("\"x\", W/{tag}"), "*".to_owned()] {
+        let second = sent("GET", "/site", json!({ "if-none-match": known })).await;
+        assert_eq!(second["statusCode"], 304, "{second}");
+        assert_eq!(second["headers"]["etag"], tag);
+        assert_eq!(second["body"], Value::Null);
+    }
+    let changed = sent("GET", "/site", json!({ "if-none-match": "\"x\"" })).await;
+    assert_eq!(changed["statusCode"], 200);
+
+    let head = sent("HEAD", "/site", json!({})).await;
+    assert_eq!((&head["statusCode"], &head["body"]), (&json!(200), &Value::Null));
+    assert_eq!(head["headers"]["etag"], tag);
+
+    // Neither an error nor the response to a change may be kept.
+    for (method, path) in [("GET", "/other"), ("POST", "/site")] {
+        let other = sent(method, path, json!({ "if-none-match": tag })).await;
+        assert_eq!(other["headers"]["cache-control"], "no-store", "{method} {path}");
+        assert_eq!(other["headers"]["etag"], Value::Null);
+    }
 }
 
 #[tokio::test]

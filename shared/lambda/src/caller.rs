@@ -1,0 +1,136 @@
+//! The caller of the API, as the function `authorise-caller` identified it.
+
+use contracts::{OperatorId, Scope};
+use serde_json::Value;
+
+use crate::http::{Problem, Request};
+
+/// The caller of a request. API Gateway passes it from the authorizer to each function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The operator that the caller belongs to. The caller sees and changes only what belongs to it.
+    pub operator: OperatorId,
+    /// What the caller may do.
+    pub scope: Scope,
+    /// Who the caller is: `key:<prefix of the key>`, `jwt:<subject>` or `bootstrap`.
+    pub actor: String,
+}
+
+/// The error for a request whose authorizer context is missing or not valid.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the authorizer's context has no valid {0}")]
+pub struct InvalidContext(&'static str);
+
+impl Caller {
+    /// Names of the fields in the authorizer's context. The values are texts.
+    pub const OPERATOR_ID: &'static str = "operatorId";
+    /// See [`Caller::OPERATOR_ID`].
+    pub const SCOPE: &'static str = "scope";
+    /// See [`Caller::OPERATOR_ID`].
+    pub const ACTOR: &'static str = "actor";
+
+    /// Reads the caller from the request's authorizer context.
+    ///
+    /// # Errors
+    /// Fails if a field is missing or not valid. Such a request did not pass the authorizer and must be refused.
+    pub fn from_request(request: &Request) -> Result<Self, InvalidContext> {
+        let fields = &request.request_context.authorizer.fields;
+        let text = |name| fields.get(name).and_then(Value::as_str).ok_or(InvalidContext(name));
+        Ok(Self {
+            operator: text(Self::OPERATOR_ID)?
+                .parse()
+                .map_err(|_| InvalidContext(Self::OPERATOR_ID))?,
+            scope: text(Self::SCOPE)?.parse().map_err(|_| InvalidContext(Self::SCOPE))?,
+            actor: text(Self::ACTOR)?.to_owned(),
+        })
+    }
+
+    /// Refuses the request with 403 unless it is allowed.
+    ///
+    /// Decide `allowed` by the caller's scope only, never by what exists: a 403 must not show that a resource of
+    /// another operator exists.
+    pub fn require(&self, allowed: bool) -> Result<(), Problem> {
+        if allowed {
+            return Ok(());
+        }
+        Err(Problem::new(
+            403,
+            "forbidden",
+            "Forbidden",
+            format!(
+                "The scope of your credential is {}. It does not allow this request; use a credential with \
+                 another scope.",
+                self.scope
+            ),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn request(context: &Value) -> Request {
+        serde_json::from_value(json!({
+            "httpMethod": "GET",
+            "headers": {},
+            "multiValueHeaders": {},
+            "requestContext": { "httpMethod": "GET", "authorizer": context },
+        }))
+        .expect("a request")
+    }
+
+    fn context() -> Value {
+        json!({
+            "principalId": "x",
+            "operatorId": OperatorId::DEFAULT.to_string(),
+            "scope": "read",
+            "actor": "key:fsr_12345678",
+            "integrationLatency": 12,
+        })
+    }
+
+    #[test]
+    fn the_caller_is_read_from_the_authorizers_context() {
+        assert_eq!(
+            Caller::from_request(&request(&context())),
+            Ok(Caller {
+                operator: OperatorId::DEFAULT,
+                scope: Scope::Read,
+                actor: "key:fsr_12345678".to_owned(),
+            })
+        );
+    }
+
+    #[test]
+    fn a_missing_or_wrong_field_is_an_error() {
+        assert_eq!(
+            Caller::from_request(&Request::default()),
+            Err(InvalidContext(Caller::OPERATOR_ID))
+        );
+        for name in [Caller::OPERATOR_ID, Caller::SCOPE, Caller::ACTOR] {
+            let mut missing = context();
+            missing.as_object_mut().expect("an object").remove(name);
+            assert_eq!(Caller::from_request(&request(&missing)), Err(InvalidContext(name)));
+        }
+        for (name, wrong) in [
+            (Caller::OPERATOR_ID, json!("default")),
+            (Caller::SCOPE, json!("Admin")),
+            (Caller::SCOPE, json!(1)),
+        ] {
+            let mut context = context();
+            context[name] = wrong;
+            assert_eq!(Caller::from_request(&request(&context)), Err(InvalidContext(name)));
+        }
+    }
+
+    #[test]
+    fn a_scope_that_does_not_allow_the_request_is_forbidden() {
+        let caller = Caller::from_request(&request(&context())).expect("a caller");
+        assert_eq!(caller.require(caller.scope.may_read()), Ok(()));
+        let problem = caller.require(caller.scope.may_write()).expect_err("read only");
+        assert_eq!((problem.status, problem.reason().as_str()), (403, "Forbidden"));
+    }
+}
