@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import authorisation
+import rest_api
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
 FUNCTIONS = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function"
@@ -111,6 +112,7 @@ class RestApi(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.log = Path(folder.name) / "authorisations.log"
         app.AUTH = True
+        rest_api.install()
         authorisation._check_services(cls.log)
 
         async def serve_without_lifespan(scope, receive, send):
@@ -218,6 +220,30 @@ class RestApi(unittest.TestCase):
         }
         self.assertEqual(200, self.call_as("alice").status)
 
+    def test_repeated_headers_reach_the_authorizer_and_the_function(self):
+        self.deploy(document())
+        tokens = [("Authorization", "Bearer a"), ("authorization", "Bearer b"), ("X-Single", "one, two")]
+        self.assertEqual(200, self.call("GET", "/sites/1", *tokens).status)
+        for name in ("authorize", "site"):
+            with self.subTest(name):
+                event, = self.events[name]
+                self.assertEqual(["Bearer a", "Bearer b"], event["multiValueHeaders"]["Authorization"])
+                self.assertEqual("Bearer b", event["headers"]["Authorization"])
+                self.assertEqual(["one, two"], event["multiValueHeaders"]["X-Single"])
+                self.assertEqual("one, two", event["headers"]["X-Single"])
+                self.assertNotIn("authorization", event["headers"])
+
+    def test_the_events_and_the_answer_have_the_same_request_id(self):
+        self.deploy(document(authorizerResultTtlInSeconds=0))
+        answers = [self.call_as("alice"), self.call_as("alice")]
+        ids = [answer.headers["x-amzn-requestid"] for answer in answers]
+        self.assertEqual(2, len(set(ids)))
+        for name in ("authorize", "site"):
+            self.assertEqual(ids, [event["requestContext"]["requestId"] for event in self.events[name]])
+        self.scripts["authorize"] = lambda event: policy("Deny")
+        answer = self.call_as("alice")
+        self.assertEqual(answer.headers["x-amzn-requestid"], self.events["authorize"][-1]["requestContext"]["requestId"])
+
     def test_the_context_reaches_the_function_as_strings(self):
         self.deploy(document())
         self.scripts["authorize"] = lambda event: policy("Allow", role="owner", number=7, flag=True)
@@ -227,6 +253,19 @@ class RestApi(unittest.TestCase):
                 {"principalId": "alice", "role": "owner", "number": "7", "flag": "true"},
                 self.events["site"][-1]["requestContext"]["authorizer"],
             )
+
+    def test_the_result_of_an_authorizer_is_cached_for_each_token(self):
+        self.deploy(document())
+        effects = {"Bearer alice": "Allow", "Bearer bob": "Deny"}
+        self.scripts["authorize"] = lambda event: policy(effects[event["headers"]["Authorization"]])
+        statuses = [self.call_as(token).status for token in ("alice", "alice", "bob", "bob", "alice")]
+        self.assertEqual([200, 200, 403, 403, 200], statuses)
+        self.assertEqual(
+            ["Bearer alice", "Bearer bob"], [event["headers"]["Authorization"] for event in self.events["authorize"]],
+        )
+        with mock.patch.object(self.gateway.time, "time", return_value=self.gateway.time.time() + 61):
+            self.call_as("alice")
+        self.assertEqual(3, len(self.events["authorize"]))
 
     def test_a_cached_policy_is_checked_for_each_method(self):
         self.deploy(document())
