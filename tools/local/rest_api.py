@@ -1,11 +1,14 @@
 """REST APIs of API Gateway on the local stack, where MiniStack differs from AWS.
 
-MiniStack joins the values of a repeated header, and each event has
+MiniStack applies gateway responses, but does not import them from an OpenAPI document. It
+joins the values of a repeated header, and each event has
 another request ID.
 """
 
 import contextvars
 import uuid
+
+GATEWAY_RESPONSES = "x-amazon-apigateway-gateway-responses"
 
 _headers = contextvars.ContextVar("headers")  # (name, value) of the request's headers, as sent
 _request_id = contextvars.ContextVar("request_id")
@@ -13,7 +16,78 @@ _request_id = contextvars.ContextVar("request_id")
 
 def install():
     """Adds the corrections to MiniStack. Must be called before it starts."""
+    _import_gateway_responses()
+    _inherit_statuses()
+    _answer_function_errors()
     _keep_requests()
+
+
+def _import_gateway_responses():
+    from ministack.services import apigateway_v1
+
+    load = apigateway_v1._import_rest_api
+
+    def load_all(spec, base_data=None):
+        api_id = load(spec, base_data)
+        for kind, response in (spec.get(GATEWAY_RESPONSES) or {}).items():
+            status, _, body = apigateway_v1._put_gateway_response(api_id, kind, response)
+            if status >= 400:
+                raise ValueError(f"gateway response {kind}: {body!r}")
+        return api_id
+
+    apigateway_v1._import_rest_api = load_all
+
+
+def _inherit_statuses():
+    """Uses the status of DEFAULT_4XX and DEFAULT_5XX for the types that the API does not define. MiniStack
+    inherits only headers and templates. Source: "Gateway response types" in API Gateway's developer guide."""
+    from ministack.services import apigateway_v1
+
+    find = apigateway_v1._gateway_response_for_type
+
+    def find_with_status(defined, kind):
+        response = find(defined, kind)
+        default = {} if kind in defined else defined.get(apigateway_v1._gateway_response_family(kind)) or {}
+        return response | {"statusCode": default["statusCode"]} if default.get("statusCode") else response
+
+    apigateway_v1._gateway_response_for_type = find_with_status
+
+
+def _answer_function_errors():
+    """Answers 502 through the gateway response DEFAULT_5XX if a function fails. MiniStack shows the error to
+    the caller."""
+    from ministack.services import apigateway_v1
+
+    class FunctionFailed(Exception):
+        pass
+
+    shape, invoke, render = (
+        apigateway_v1._lambda_proxy_response, apigateway_v1._invoke_lambda_proxy_v1, apigateway_v1._gateway_error_response,
+    )
+
+    def shape_or_raise(result):
+        response, error = shape(result)
+        if error:
+            raise FunctionFailed(error)
+        return response, None
+
+    async def invoke_and_catch(*arguments, **named):
+        try:
+            return await invoke(*arguments, **named)
+        except FunctionFailed:
+            error = apigateway_v1._gw_error("DEFAULT_5XX", "Internal server error")
+            error.status = 502
+            return error
+
+    def render_with_status(error, request):
+        status, headers, body = render(error, request)
+        deployments = apigateway_v1._deployed_gateway_responses.get(request["api_id"]) or {}
+        defined = (deployments.get(request["stage"].get("deploymentId")) or {}).get(error.response_type) or {}
+        return status if defined.get("statusCode") else getattr(error, "status", status), headers, body
+
+    apigateway_v1._lambda_proxy_response = shape_or_raise
+    apigateway_v1._invoke_lambda_proxy_v1 = invoke_and_catch
+    apigateway_v1._gateway_error_response = render_with_status
 
 
 def _keep_requests():

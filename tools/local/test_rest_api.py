@@ -16,6 +16,7 @@ import rest_api
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
 FUNCTIONS = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function"
+PROBLEM = '{"type":"about:blank","detail":$context.error.messageString,"instance":"urn:request:$context.requestId"}'
 
 
 def invocation(function):
@@ -189,6 +190,75 @@ class RestApi(unittest.TestCase):
 
     def call_as(self, token, method="GET", path="/sites/1"):
         return self.call(method, path, ("Authorization", f"Bearer {token}"))
+
+    def test_gateway_responses_of_the_document_are_applied(self):
+        def response(status):
+            return {
+                "statusCode": status,
+                "responseParameters": {
+                    "gatewayresponse.header.Content-Type": "'application/problem+json'",
+                    "gatewayresponse.header.WWW-Authenticate": "'Bearer'",
+                },
+                "responseTemplates": {"application/json": PROBLEM},
+            }
+
+        def broken(_event):
+            return {"error": True, "body": {"errorMessage": "broken"}}
+
+        self.deploy(document({
+            "UNAUTHORIZED": response(411), "ACCESS_DENIED": response("412"), "AUTHORIZER_FAILURE": response("511"),
+            "AUTHORIZER_CONFIGURATION_ERROR": response("512"), "MISSING_AUTHENTICATION_TOKEN": response("404"),
+        }))
+        self.scripts["authorize"] = lambda event: {
+            "Bearer denied": policy("Deny"), "Bearer unmatched": policy("Allow", "arn:aws:execute-api:other"),
+            "Bearer broken": broken(event), "Bearer malformed": {"body": "no policy"},
+            "Bearer refused": {"error": True, "body": {"errorMessage": "Unauthorized"}},
+        }[event["headers"]["Authorization"]]
+        denied = "User is not authorized to access this resource"
+        cases = [
+            ("no identity source", self.call(), 411, "Unauthorized"),
+            ("refused by the authorizer", self.call_as("refused"), 411, "Unauthorized"),
+            ("denied", self.call_as("denied"), 412, f"{denied} with an explicit deny in an identity-based policy"),
+            ("no statement matches", self.call_as("unmatched"), 412, denied),
+            ("the authorizer fails", self.call_as("broken"), 511, None),
+            ("the authorizer returns no policy", self.call_as("malformed"), 512, "Internal server error"),
+            ("no such path", self.call(path="/unknown"), 404, "Missing Authentication Token"),
+            ("no such method", self.call("PUT", "/open"), 404, "Missing Authentication Token"),
+        ]
+        for name, answer, status, detail in cases:
+            with self.subTest(name):
+                self.assertEqual((status, detail), (answer.status, answer.body["detail"]))
+                self.assertEqual(["application/problem+json"], answer.headers.get_all("Content-Type"))
+                self.assertEqual("Bearer", answer.headers["WWW-Authenticate"])
+                self.assertRegex(answer.headers["x-amzn-requestid"], "^[0-9a-f-]{36}$")
+                self.assertEqual(f"urn:request:{answer.headers['x-amzn-requestid']}", answer.body["instance"])
+
+    def test_other_types_use_the_default_gateway_responses(self):
+        def response(name):
+            template = f'{{"from":"{name}","message":"$context.error.message"}}'
+            return {"responseTemplates": {"application/json": template}}
+
+        self.scripts["site"] = lambda event: {"error": True, "body": {"errorMessage": "a secret"}}
+        defaults = {"DEFAULT_4XX": response("4XX"), "DEFAULT_5XX": response("5XX")}
+        self.deploy(document(defaults), permitted=["site"])
+        for name, answer, status, body in [
+            ("no identity source", self.call(), 401, {"from": "4XX", "message": "Unauthorized"}),
+            ("no such path", self.call(path="/unknown"), 403, {"from": "4XX", "message": "Missing Authentication Token"}),
+            ("no permission", self.call_as("any"), 500, {"from": "5XX", "message": "Internal server error"}),
+            ("the function fails", self.call(path="/open"), 502, {"from": "5XX", "message": "Internal server error"}),
+        ]:
+            with self.subTest(name):
+                self.assertEqual((status, body), (answer.status, answer.body))
+
+    def test_other_types_use_the_status_of_the_default_gateway_responses(self):
+        self.scripts["site"] = lambda event: {"error": True, "body": {"errorMessage": "a secret"}}
+        self.deploy(document({"DEFAULT_4XX": {"statusCode": 418}, "DEFAULT_5XX": {"statusCode": 599}}), permitted=["site"])
+        answers = self.call(), self.call(path="/unknown"), self.call_as("any"), self.call(path="/open")
+        self.assertEqual([418, 418, 599, 599], [answer.status for answer in answers])
+
+    def test_an_unknown_gateway_response_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "NO_SUCH_TYPE"):
+            self.deploy(document({"NO_SUCH_TYPE": {}}))
 
     def test_the_authorizer_needs_a_permission(self):
         self.deploy(document(), permitted=["site"])
