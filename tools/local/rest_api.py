@@ -1,14 +1,17 @@
 """REST APIs of API Gateway on the local stack, where MiniStack differs from AWS.
 
-MiniStack applies gateway responses, but does not import them from an OpenAPI document. It
-joins the values of a repeated header, and each event has
+MiniStack applies gateway responses, but does not import them from an OpenAPI document. Of a method it imports
+only the security and the URI of the integration. It joins the values of a repeated header, and each event has
 another request ID.
 """
 
 import contextvars
 import uuid
 
+ANY_METHOD = "x-amazon-apigateway-any-method"
 GATEWAY_RESPONSES = "x-amazon-apigateway-gateway-responses"
+INTEGRATION = "x-amazon-apigateway-integration"
+HEADER = "method.response.header."
 
 _headers = contextvars.ContextVar("headers")  # (name, value) of the request's headers, as sent
 _request_id = contextvars.ContextVar("request_id")
@@ -18,6 +21,7 @@ def install():
     """Adds the corrections to MiniStack. Must be called before it starts."""
     _import_gateway_responses()
     _inherit_statuses()
+    _import_methods()
     _answer_function_errors()
     _keep_requests()
 
@@ -51,6 +55,45 @@ def _inherit_statuses():
         return response | {"statusCode": default["statusCode"]} if default.get("statusCode") else response
 
     apigateway_v1._gateway_response_for_type = find_with_status
+
+
+def _import_methods():
+    """Imports methods for any HTTP method, and all of an integration of type MOCK."""
+    from ministack.services import apigateway_v1
+
+    apigateway_v1._OPENAPI_HTTP_METHODS.add(ANY_METHOD)
+    load = apigateway_v1._import_operation
+
+    def load_all(api_id, resource_id, method, operation, *others):
+        method = "ANY" if method.lower() == ANY_METHOD else method
+        load(api_id, resource_id, method, operation, *others)
+        integration = operation.get(INTEGRATION) or {}
+        if str(integration.get("type")).upper() != "MOCK":
+            return
+        apigateway_v1._put_integration(api_id, resource_id, method, {
+            "type": "MOCK",
+            "requestTemplates": integration.get("requestTemplates") or {},
+            "passthroughBehavior": integration.get("passthroughBehavior", "when_no_match").upper(),
+        })
+        for pattern, response in (integration.get("responses") or {}).items():
+            status = str(response["statusCode"])
+            _require_declared(method, operation, status, response)
+            apigateway_v1._put_integration_response(
+                api_id, resource_id, method, status,
+                response | {"selectionPattern": "" if pattern == "default" else str(pattern)},
+            )
+
+    apigateway_v1._import_operation = load_all
+
+
+def _require_declared(method, operation, status, response):
+    """Refuses an integration response whose status or headers are not in the method's `responses`, as AWS does."""
+    declared = {str(status): known or {} for status, known in (operation.get("responses") or {}).items()}
+    if status not in declared:
+        raise ValueError(f"{method}: the integration's response {status} is not in the method's responses")
+    for name in response.get("responseParameters") or {}:
+        if name.startswith(HEADER) and name.removeprefix(HEADER) not in (declared[status].get("headers") or {}):
+            raise ValueError(f"{method}: {name} is not in the headers of the method's response {status}")
 
 
 def _answer_function_errors():

@@ -290,6 +290,28 @@ class RestApi(unittest.TestCase):
         }
         self.assertEqual(200, self.call_as("alice").status)
 
+    def test_other_methods_of_a_path_are_answered_by_its_mock(self):
+        self.deploy(document())
+        for method in ("PUT", "POST", "PATCH", "OPTIONS"):
+            with self.subTest(method):
+                answer = self.call(method)
+                self.assertEqual((405, {"status": 405}), (answer.status, answer.body))
+                self.assertEqual("DELETE,GET", answer.headers["Allow"])
+                self.assertEqual(["application/problem+json"], answer.headers.get_all("Content-Type"))
+        self.assertEqual(415, self.call("PUT", "/sites/1", ("Content-Type", "text/plain")).status)
+        self.assertEqual({"site": [], "authorize": []}, self.events)
+
+    def test_a_mock_may_use_only_declared_responses_and_headers(self):
+        for change, error in [
+            (lambda responses: responses.pop("405"), "405 is not in"),
+            (lambda responses: responses["405"]["headers"].pop("Allow"), "Allow is not in the headers"),
+        ]:
+            with self.subTest(error):
+                changed = document()
+                change(changed["paths"]["/sites/{siteId}"]["x-amazon-apigateway-any-method"]["responses"])
+                with self.assertRaisesRegex(ValueError, error):
+                    self.deploy(changed)
+
     def test_repeated_headers_reach_the_authorizer_and_the_function(self):
         self.deploy(document())
         tokens = [("Authorization", "Bearer a"), ("authorization", "Bearer b"), ("X-Single", "one, two")]
