@@ -274,7 +274,8 @@ def _check_failure_destinations(log_file):
 
 
 def _check_services(log_file):
-    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call."""
+    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call, and the
+    roles of authorizers."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
     from ministack.services import apigateway_v1, eventbridge, lambda_svc, sqs
