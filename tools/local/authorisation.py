@@ -274,7 +274,8 @@ def _check_failure_destinations(log_file):
 
 
 def _check_services(log_file):
-    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call."""
+    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call, and the
+    roles of authorizers."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
     from ministack.services import apigateway_v1, eventbridge, lambda_svc, sqs
@@ -291,7 +292,9 @@ def _check_services(log_file):
         _log(log_file, allowed, caller, action, resource)
         return allowed
 
-    deliver, call = eventbridge._invoke_target, apigateway_v1._call_lambda_raw
+    deliver, call, authorize = (
+        eventbridge._invoke_target, apigateway_v1._call_lambda_raw, apigateway_v1._invoke_authorizer_lambda,
+    )
 
     def deliver_if_allowed(target, event, rule, view=None):
         arn = target["Arn"]
@@ -311,8 +314,21 @@ def _check_services(log_file):
             return None, f"Invalid permissions on Lambda function {function}"
         return await call(function, event, account_id=account_id, region=region)
 
+    async def authorize_if_allowed(authorizer, event, account_id, region):
+        function = apigateway_v1._extract_lambda_ref_from_integration_uri(authorizer["authorizerUri"])
+        action, role = "lambda:InvokeFunction", authorizer.get("authorizerCredentials")
+        if role:
+            allowed = _permits(log_file, role, "apigateway", action, function)
+        else:
+            api = event["methodArn"].split(":")[5].split("/")[0]
+            source = f"arn:aws:execute-api:{region}:{account_id}:{api}/authorizers/{authorizer['id']}"
+            allowed = permits("apigateway.amazonaws.com", source, action, function, lambda_svc.function_policy_for_arn)
+        # Without a result, MiniStack answers with AUTHORIZER_CONFIGURATION_ERROR, as AWS does.
+        return await authorize(authorizer, event, account_id, region) if allowed else None
+
     eventbridge._invoke_target = deliver_if_allowed
     apigateway_v1._call_lambda_raw = call_if_allowed
+    apigateway_v1._invoke_authorizer_lambda = authorize_if_allowed
 
 
 def _treat_loopback_as_tls():

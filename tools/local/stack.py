@@ -462,8 +462,9 @@ def seed(stack):
 def serve_ministack():
     """Starts MiniStack 1.5.33 with additions. An event of a rule is retried and then sent to the function's
     failure destination, and the failure destination of an alias is used. `stream_mappings` delivers streams,
-    and `authorisation` adds IAM."""
+    `rest_api` corrects REST APIs, and `authorisation` adds IAM."""
     import authorisation
+    import rest_api
     import stream_mappings
     from ministack import app
     from ministack.services import eventbridge, lambda_svc
@@ -492,6 +493,7 @@ def serve_ministack():
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
     stream_mappings.install()
+    rest_api.install()
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
