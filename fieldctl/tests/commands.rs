@@ -4,8 +4,8 @@ mod cloud;
 
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{
-    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, SagaContext,
-    SensorId, SiteId, Timestamp,
+    Entity, EntityType, Location, Metric, OnboardingId, OperatorId, PaymentMethodId, Plan,
+    SagaContext, SensorId, SiteId, Timestamp,
     events::{Limit, ReadingBreachedThreshold, SiteActivated, SiteCreated, SiteDecommissioned},
 };
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use testkit::dynamo::{BILLING, EVENTS};
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 fn ok(body: Value) -> FakeResponse {
@@ -168,7 +168,7 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
 async fn events_are_listed_in_order_with_their_state() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = SagaContext::for_site(site_id, None);
+    let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
     let activated = NewEvent::in_saga(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
     let closed = NewEvent::in_saga(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
@@ -195,7 +195,7 @@ async fn events_are_listed_in_order_with_their_state() {
 async fn events_show_their_site_and_a_summary() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = SagaContext::for_site(site_id, None);
+    let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
     let onboarding_id = saga.onboarding_id;
     let created = SiteCreated {

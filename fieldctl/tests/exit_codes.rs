@@ -3,13 +3,13 @@
 mod cloud;
 
 use cloud::{Cloud, ReceivedRequest};
-use contracts::{OnboardingId, SiteId};
+use contracts::{OnboardingId, OperatorId, SiteId};
 use serde_json::{Value, json};
 
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 /// Answers as a stack whose site has that status, and whose executions never end.

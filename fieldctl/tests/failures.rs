@@ -16,7 +16,7 @@ use std::{
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cloud::{Cloud, ReceivedRequest};
-use contracts::{OnboardingId, SensorId, SiteId, Timestamp};
+use contracts::{OnboardingId, OperatorId, SensorId, SiteId, Timestamp};
 use ledger::{
     AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
 };
@@ -89,7 +89,7 @@ fn done(_: &ReceivedRequest) -> FakeResponse {
 }
 
 fn site(name: &str) -> SiteId {
-    SiteId::registered("http", name)
+    SiteId::registered(OperatorId::DEFAULT, "http", name)
 }
 
 /// Returns a failure of readings of a site that were quarantined because of a sensor.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{
-    OnboardingId, SensorId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
 use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
@@ -26,7 +26,7 @@ const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 fn sensor(index: usize) -> SensorId {
@@ -204,7 +204,7 @@ async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
     refuse(&cloud, &site().to_string(), now.plus_millis(-30 * HOUR), 7).await;
     refuse(&cloud, &site().to_string(), now.plus_millis(-2 * HOUR), 4).await;
     refuse(&cloud, &site().to_string(), now.plus_millis(-MINUTE), 1).await;
-    let other = SiteId::registered("http", "key-2");
+    let other = SiteId::registered(OperatorId::DEFAULT, "http", "key-2");
     refuse(&cloud, &other.to_string(), now, 100).await;
     refuse(&cloud, UNKNOWN_SITE, now, 3).await;
     let (code, document) = health(&cloud).await;
@@ -225,7 +225,7 @@ async fn quarantined_readings_are_shown_with_their_failure() {
     let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-5 * MINUTE)).await;
-    quarantine(&cloud, SiteId::registered("http", "key-2"), now).await;
+    quarantine(&cloud, SiteId::registered(OperatorId::DEFAULT, "http", "key-2"), now).await;
     assert_eq!(health(&cloud).await.0, 0, "another site's failure");
     let id = quarantine(&cloud, site(), now).await;
     let (code, document) = health(&cloud).await;

@@ -5,7 +5,7 @@ mod cloud;
 mod schemas;
 
 use cloud::{ALARM, Cloud, ReceivedRequest, Stacks};
-use contracts::{OnboardingId, SiteId, Timestamp};
+use contracts::{OnboardingId, OperatorId, SiteId, Timestamp};
 use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, EVENTS};
 
@@ -338,7 +338,7 @@ async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
 
 #[tokio::test]
 async fn logs_of_a_site_are_shown_in_the_order_of_time() {
-    let site = SiteId::registered("http", "key-1");
+    let site = SiteId::registered(OperatorId::DEFAULT, "http", "key-1");
     let onboarding = OnboardingId::from_site(site).to_string();
     let cloud = Cloud::start(move |request| {
         let body: Value = serde_json::from_str(&request.body).unwrap_or_default();

@@ -15,7 +15,9 @@ use std::{
 
 use clap::CommandFactory;
 use cloud::{Cloud, HOSTILE_OUTPUT, ReceivedRequest};
-use contracts::{OnboardingId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated};
+use contracts::{
+    OnboardingId, OperatorId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated,
+};
 use fieldctl::cli::Cli;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -34,7 +36,7 @@ const COLOURS: [&str; 7] = ["0", "1", "2", "22", "31", "32", "33"];
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 fn onboarding() -> OnboardingId {
@@ -160,7 +162,7 @@ async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
     let cloud = Cloud::start(respond).await;
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
-    let saga = SagaContext::for_site(site_id, None);
+    let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, None);
     // `events tail` shows events that are newer than its start.
     let at = Timestamp::now().plus_millis(5000);
     let event = NewEvent::in_saga(saga, site_id, 2, at, SiteActivated { site_id }).row();

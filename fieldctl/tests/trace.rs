@@ -4,7 +4,8 @@ mod cloud;
 
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{
-    OnboardingFailure, OnboardingId, ReservationId, SagaContext, SiteId, SubscriptionId, Timestamp,
+    OnboardingFailure, OnboardingId, OperatorId, ReservationId, SagaContext, SiteId,
+    SubscriptionId, Timestamp,
     events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
 };
 use ledger::{AffectedIds, ErrorInfo, FailureId};
@@ -16,7 +17,7 @@ use testkit::dynamo::{EVENTS, FAILURES};
 const BEGUN: f64 = 1_767_225_600.0;
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 fn arn(machine: &str, name: &str) -> String {
@@ -172,7 +173,7 @@ fn respond(request: &ReceivedRequest) -> FakeResponse {
 
 async fn log(cloud: &Cloud) {
     let site_id = site();
-    let saga = SagaContext::for_site(site_id, None);
+    let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, None);
     let at = |millis: i64| Timestamp::from_millis(1_767_225_600_000 + millis);
     let subscription = SubscriptionId::from_onboarding(saga.onboarding_id);
     let reservation = ReservationId::from_onboarding(saga.onboarding_id);
@@ -337,7 +338,7 @@ async fn a_trace_is_one_json_document() {
 async fn quarantined_readings_of_the_site_are_in_its_trace() {
     let cloud = Cloud::start(respond).await;
     log(&cloud).await;
-    let other = SiteId::registered("http", "key-2");
+    let other = SiteId::registered(OperatorId::DEFAULT, "http", "key-2");
     let poison = |number: u8, site: SiteId| {
         let affected_ids = AffectedIds { site_id: Some(site), ..AffectedIds::default() };
         let error =

@@ -125,13 +125,13 @@ impl SensorLimits {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{OnboardingId, SiteId};
+    use contracts::{OnboardingId, OperatorId, SiteId};
 
     use super::*;
 
     fn expected(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
         let sensor_id = SensorId::from_onboarding(
-            OnboardingId::from_site(SiteId::registered("", "expected alerts")),
+            OnboardingId::from_site(SiteId::registered(OperatorId::DEFAULT, "", "expected alerts")),
             0,
         );
         let (metric, unit) = (Metric::AirTemperature, "Cel".to_owned());

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{Metric, SiteId, names};
+use contracts::{Metric, OperatorId, SiteId, names};
 use serde_json::{Value, json};
 use tests::{
     Stack,
@@ -146,7 +146,7 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
 }
 
 async fn assert_not_stored(stack: &Stack, what: &str, key: &str) -> Result<()> {
-    let response = stack.site(SiteId::registered("", key)).await?;
+    let response = stack.site(SiteId::registered(OperatorId::DEFAULT, "", key)).await?;
     assert_eq!(response.status, 404, "{what}: the site was stored: {response}");
     Ok(())
 }
@@ -232,7 +232,8 @@ async fn a_malformed_registration_event_is_recorded_with_its_payload() -> Result
         stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
         let failure = stack.failure_about("import-site", &number).await?;
         assert_recorded(&failure, &detail, field)?;
-        let site = stack.site(SiteId::registered("noaa.surfrad", &number)).await?;
+        let site =
+            stack.site(SiteId::registered(OperatorId::DEFAULT, "noaa.surfrad", &number)).await?;
         assert_eq!(site.status, 404, "{site}");
     }
     Ok(())

@@ -41,7 +41,7 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::{
-    Event, Metric, SensorId, SiteId, Timestamp,
+    Event, Metric, OperatorId, SensorId, SiteId, Timestamp,
     events::ReadingBreachedThreshold,
     names,
     readings::{Bundle, Sample, Series},
@@ -219,7 +219,7 @@ async fn a_registration_that_fails_on_a_malformed_row_is_replayed() -> Result<()
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
     let number = key();
-    let site_id = SiteId::registered("noaa.surfrad", &number);
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "noaa.surfrad", &number);
     let row_key = json!({ "siteId": site_id, "row": "SITE" });
     let broken = json!({ "siteId": site_id, "row": "SITE", "nonsense": "written by a defect" });
     put_row(&stack, names::SITES, &broken).await?;
@@ -276,7 +276,7 @@ async fn a_registration_that_was_not_delivered_is_replayed() -> Result<()> {
     assert_eq!(failure.payload()?, event, "incomplete payload");
 
     stack.replay_successfully(&failure).await?;
-    let site_id = SiteId::registered("noaa.surfrad", &number);
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "noaa.surfrad", &number);
     let site = stack.wait_until_active(site_id).await?;
     let onboarding = site["onboarding"]["onboardingId"].clone();
     let ids = json!({ "siteId": site_id, "onboardingId": onboarding });

@@ -2,7 +2,7 @@
 //! payload, and the live site does not change.
 
 use anyhow::{Context, Result};
-use contracts::{Metric, SiteId};
+use contracts::{Metric, OperatorId, SiteId};
 use serde_json::{Value, json};
 use tests::{
     Stack, log,
@@ -81,7 +81,8 @@ async fn a_step_event_that_names_another_site_is_not_shown_at_that_site() -> Res
         .find(|event| event.kind == "KitsReserved")
         .context("no event KitsReserved")?;
     let mut detail: Value = serde_json::from_str(&event.detail)?;
-    let foreign_site = SiteId::registered("foreign", &Uuid::new_v4().to_string());
+    let foreign_site =
+        SiteId::registered(OperatorId::DEFAULT, "foreign", &Uuid::new_v4().to_string());
     detail["data"]["siteId"] = json!(foreign_site);
     stack.put_event("fieldstation.inventory", "KitsReserved", &detail).await?;
     let failure = stack.failure_about("project-site", &foreign_site.to_string()).await?;

@@ -8,7 +8,7 @@ mod faults;
 
 use anyhow::{Context, Result, ensure};
 use aws_credential_types::Credentials;
-use contracts::{Metric, OnboardingId, SiteId, names};
+use contracts::{Metric, OnboardingId, OperatorId, SiteId, names};
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use tests::{
@@ -90,7 +90,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     let stack = Stack::connect().await?;
     let (ids, before) = live_site(&stack, "target of a forgery").await?;
     let onboarding = stack.onboarding_arn(ids.onboarding_id)?;
-    let site_id = SiteId::registered("forgery", &Uuid::new_v4().to_string());
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "forgery", &Uuid::new_v4().to_string());
     let unregistered = Ids { site_id, onboarding_id: OnboardingId::from_site(site_id) };
     let mut opening = command(unregistered);
     opening["name"] = "never registered".into();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Event, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     names,
     readings::{Bundle, Sample, Series},
@@ -242,8 +242,10 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
         let response = stack.readings(sensor, query).await?;
         assert_eq!((response.status, response.fields()), (400, vec![field]), "{query}: {response}");
     }
-    let unknown =
-        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "unknown")), 0);
+    let unknown = SensorId::from_onboarding(
+        OnboardingId::from_site(SiteId::registered(OperatorId::DEFAULT, "", "unknown")),
+        0,
+    );
     assert_eq!(stack.readings(unknown, "").await?.status, 404);
     let response = stack.call(Call::get("/sensors/thermometer/readings")).await?;
     assert_eq!((response.status, response.fields()), (400, vec!["path sensorId"]), "{response}");
@@ -298,8 +300,10 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
     let mut no_schema = serde_json::to_value(other("no-schema")?)?;
     no_schema["series"][0]["samples"][0][1] = json!("warm");
     let mut unknown = other("unknown")?;
-    unknown.series[0].sensor_id =
-        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "unknown")), 0);
+    unknown.series[0].sensor_id = SensorId::from_onboarding(
+        OnboardingId::from_site(SiteId::registered(OperatorId::DEFAULT, "", "unknown")),
+        0,
+    );
     let mut foreign = other("foreign")?;
     foreign.series[0].sensor_id = neighbour.sensors[0];
     let mut ahead = other("ahead")?;

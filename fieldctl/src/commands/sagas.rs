@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use contracts::{
-    Event, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp, events::SiteCreated,
-    names, saga::TeardownInput,
+    Event, OnboardingFailure, OnboardingId, OperatorId, SagaContext, SiteId, Timestamp,
+    events::SiteCreated, names, saga::TeardownInput,
 };
 use futures_util::TryStreamExt;
 use serde::Deserialize;
@@ -227,7 +227,8 @@ async fn teardown_input(
     })?;
     let site = SiteId::deserialize(&created.data["siteId"]);
     let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
-    let saga = SagaContext::for_site(site, Some(created.metadata.event_id.uuid()));
+    let saga =
+        SagaContext::for_site(OperatorId::DEFAULT, site, Some(created.metadata.event_id.uuid()));
     saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
     Ok(TeardownInput::new(saga, None))
 }

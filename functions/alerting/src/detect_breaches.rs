@@ -7,7 +7,7 @@
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
-    AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
+    AlertingId, OnboardingId, OperatorId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample},
     stream::Record,
@@ -144,7 +144,7 @@ impl DetectBreaches {
             at: now,
         };
         // The cause of these events is a reading, not the event that started the saga.
-        let saga = SagaContext::for_site(row.saga.site_id, None);
+        let saga = SagaContext::for_site(OperatorId::DEFAULT, row.saga.site_id, None);
         let mut breaches = 0;
         let mut transaction = Transaction::on(&self.alerting);
         transaction = transaction.put_if_sequence(&self.alerting, &key, &after, row.sequence);

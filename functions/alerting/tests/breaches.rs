@@ -7,7 +7,7 @@ use alerting::{
     remove_alerting::RemoveAlerting, watermarks::WatermarkCache,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{AlertingId, OnboardingId, SagaContext, SensorId, SiteId, Timestamp};
+use contracts::{AlertingId, OnboardingId, OperatorId, SagaContext, SensorId, SiteId, Timestamp};
 use fault::ReplayResponse;
 use futures_util::future::join;
 use lambda::Deadline;
@@ -211,7 +211,11 @@ async fn a_breach_and_its_event_are_one_transaction() {
 #[tokio::test]
 async fn a_breach_has_no_causation_id() {
     let dynamo = Dynamo::start().await;
-    let saga = SagaContext::for_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
+    let saga = SagaContext::for_site(
+        OperatorId::DEFAULT,
+        saga("a").site_id,
+        Some(saga("b").onboarding_id.uuid()),
+    );
     configure(&dynamo, saga).await;
     deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
@@ -486,7 +490,7 @@ async fn the_sample_event_breaches_a_limit_of_the_sample_site() {
     let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
     run(&step, &sample::event("configure-alerting")).await.expect("alerting");
     assert_eq!(invoke(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
-    let site = SiteId::registered("registry.example", "sample-registration");
+    let site = SiteId::registered(OperatorId::DEFAULT, "registry.example", "sample-registration");
     let alerting = AlertingId::from_onboarding(OnboardingId::from_site(site));
     assert_eq!(dynamo.event_types(alerting).await, ["AlertingConfigured", BREACH]);
 }

@@ -149,6 +149,8 @@ fn findings(snapshot: &Snapshot, now: Timestamp) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use contracts::OperatorId;
+
     use super::*;
 
     const HOUR: i64 = 3_600_000;
@@ -158,7 +160,7 @@ mod tests {
     }
 
     fn site(name: &str) -> SiteId {
-        SiteId::registered("", name)
+        SiteId::registered(OperatorId::DEFAULT, "", name)
     }
 
     fn row(state: RowState, id: Option<&str>, at: Timestamp) -> Row {

@@ -1,7 +1,7 @@
 //! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
+use contracts::{OnboardingId, OperatorId, SagaContext, SiteId, saga::TeardownInput};
 use lambda::http::{self, Problem, Request, Response};
 use machines::StateMachine;
 use serde::Serialize;
@@ -72,7 +72,7 @@ impl DecommissionSite {
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let saga = SagaContext::for_site(site, None);
+        let saga = SagaContext::for_site(OperatorId::DEFAULT, site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;

@@ -2,7 +2,7 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    OnboardingId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SiteId, Timestamp,
     inbound::SiteRegistrationRequested,
     input::{self, FieldError},
 };
@@ -31,7 +31,8 @@ impl Step for ImportSite {
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
         let request = parse(&command.detail).ok()?;
-        let site = SiteId::registered(&command.source, &request.registration_id);
+        let site =
+            SiteId::registered(OperatorId::DEFAULT, &command.source, &request.registration_id);
         Some(OnboardingId::from_site(site))
     }
 

@@ -1,7 +1,7 @@
 //! Registration of a site. `create-site` and `import-site` share it.
 
 use contracts::{
-    OnboardingId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
     events::SiteCreated,
     inbound::{SensorRequest, SiteRegistration},
 };
@@ -43,8 +43,8 @@ impl Registrar {
         causation_id: Option<Uuid>,
         now: Timestamp,
     ) -> Result<Registered, SitesError> {
-        let site_id = SiteId::registered(channel, key);
-        let saga = SagaContext::for_site(site_id, causation_id);
+        let site_id = SiteId::registered(OperatorId::DEFAULT, channel, key);
+        let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, causation_id);
         let onboarding_id = saga.onboarding_id;
         let row = row(onboarding_id, &registration, now);
         let created = SiteCreated {

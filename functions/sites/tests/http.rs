@@ -5,7 +5,7 @@ mod support;
 use aws_sdk_sfn::Client;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Metric, SiteId,
+    Metric, OperatorId, SiteId,
     inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
     saga::STEPS,
 };
@@ -596,7 +596,7 @@ async fn an_unreachable_table_is_a_5xx_response_without_internal_details() {
         let table = Stub::start(move |_| (status, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
         let step = GetSite { sites: store::Table::new(client, SITES) };
-        let site = SiteId::registered("", "key-1").to_string();
+        let site = SiteId::registered(OperatorId::DEFAULT, "", "key-1").to_string();
         check(&format!("get-site.{name}"), step.handle(&on_site("get-site", &site)).await);
     }
 }

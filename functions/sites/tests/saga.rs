@@ -3,7 +3,7 @@
 mod support;
 
 use contracts::{
-    OnboardingId, SiteId,
+    OnboardingId, OperatorId, SiteId,
     saga::{STEPS, StepOutcome},
 };
 use fault::ErrorKind;
@@ -116,7 +116,7 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
     let dynamo = Dynamo::start().await;
     let import = ImportSite(registrar(&dynamo));
     let event = requested("SLV", &registration());
-    let site = SiteId::registered("acme.registry", "SLV");
+    let site = SiteId::registered(OperatorId::DEFAULT, "acme.registry", "SLV");
     for _ in 0..2 {
         assert_eq!(run(&import, &event).await, Ok(json!({ "siteId": site })));
     }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    Entity, EntityType, EventId, IdMismatch, OnboardingId, SagaContext, SiteId, Timestamp,
+    Entity, EntityType, EventId, IdMismatch, OnboardingId, OperatorId, SagaContext, SiteId,
+    Timestamp,
 };
 
 /// The payload of a domain event. There is one Rust type for each event type and version.
@@ -39,6 +40,10 @@ pub struct Metadata {
     pub sequence: u64,
     /// The onboarding of the site that the event belongs to.
     pub correlation_id: OnboardingId,
+    /// The operator that owns the entity. Absent in events of releases before there were operators; they belong to the
+    /// default operator.
+    #[serde(default)]
+    pub operator_id: OperatorId,
     /// The id of the event that caused this one. Absent if a person or another system caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<Uuid>,
@@ -65,9 +70,9 @@ impl<D: SiteData> Envelope<D> {
     /// # Errors
     /// Fails if the correlation id or the entity belongs to another site. A consumer must not act on such an event.
     pub fn saga(&self) -> Result<SagaContext, IdMismatch> {
-        let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
+        let Metadata { event_id, entity, correlation_id, operator_id, .. } = &self.metadata;
         let site_id = self.data.site_id();
-        let saga = SagaContext::for_site(site_id, Some(event_id.uuid()));
+        let saga = SagaContext::for_site(*operator_id, site_id, Some(event_id.uuid()));
         let onboarding_id = saga.onboarding_id;
         IdMismatch::check(
             "metadata.correlationId",

@@ -58,6 +58,10 @@ macro_rules! id {
 pub(crate) use id;
 
 id!(
+    /// The id of an operator: an organisation that runs sites.
+    OperatorId
+);
+id!(
     /// The id of a monitoring site.
     SiteId
 );
@@ -78,15 +82,37 @@ pub(crate) fn derive(parent: Uuid, name: &str) -> Uuid {
     Uuid::new_v5(&parent, name.as_bytes())
 }
 
+impl OperatorId {
+    /// The operator that owns everything that was created before there were operators.
+    ///
+    /// Rows, events and inputs without an operator belong to it. It is derived from the name `operator/default`.
+    pub const DEFAULT: Self = Self(Uuid::from_u128(0xc1c7_4101_9d25_5a81_83c5_196e_fff0_c060));
+
+    /// Returns the id of the operator that a request with this idempotency key creates.
+    #[must_use]
+    pub fn registered(key: &str) -> Self {
+        Self(derive(FIELDSTATION, &format!("operator/registered/{key}")))
+    }
+}
+
+impl Default for OperatorId {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 impl SiteId {
     /// Returns the id of the site that a registration creates.
     ///
     /// `channel` is the empty string for HTTP. For an event it is the event's source, which is never empty.
-    /// `key` is the sender's idempotency key in that channel.
+    /// `key` is the sender's idempotency key in that channel. Two operators can use the same key.
     #[must_use]
-    pub fn registered(channel: &str, key: &str) -> Self {
+    pub fn registered(operator: OperatorId, channel: &str, key: &str) -> Self {
+        // The default operator's ids are those of the releases before there were operators. With other ids, a request
+        // that is repeated after the deployment would create a second site.
+        let namespace = if operator == OperatorId::DEFAULT { FIELDSTATION } else { operator.0 };
         // The length prefix keeps two different pairs of channel and key from producing the same name.
-        Self(derive(FIELDSTATION, &format!("site/{}/{channel}/{key}", channel.len())))
+        Self(derive(namespace, &format!("site/{}/{channel}/{key}", channel.len())))
     }
 }
 
@@ -121,8 +147,8 @@ mod tests {
 
     #[test]
     fn ids_do_not_change_between_retries_and_releases() {
-        let site = SiteId::registered("http", "key-1");
-        assert_eq!(site, SiteId::registered("http", "key-1"));
+        let site = SiteId::registered(OperatorId::DEFAULT, "http", "key-1");
+        assert_eq!(site, SiteId::registered(OperatorId::DEFAULT, "http", "key-1"));
         // Fixed values: if the derivation changed, a retried request would create a second site.
         assert_eq!(site.to_string(), "55115657-a433-553f-959b-29ae8465145d");
         assert_eq!(
@@ -132,10 +158,30 @@ mod tests {
     }
 
     #[test]
+    fn the_default_operator_has_a_derived_id() {
+        assert_eq!(OperatorId::DEFAULT.0, derive(FIELDSTATION, "operator/default"));
+        assert_eq!(OperatorId::default(), OperatorId::DEFAULT);
+    }
+
+    #[test]
+    fn operators_with_the_same_key_have_different_sites() {
+        let other = OperatorId::registered("other");
+        assert_ne!(other, OperatorId::registered("another"));
+        let sites = [OperatorId::DEFAULT, other, OperatorId::registered("another")]
+            .map(|operator| SiteId::registered(operator, "", "key-1"));
+        assert_ne!(sites[0], sites[1]);
+        assert_ne!(sites[1], sites[2]);
+        assert_ne!(sites[0], sites[2]);
+    }
+
+    #[test]
     fn different_names_give_different_ids() {
-        let site = SiteId::registered("http", "key-1");
-        assert_ne!(site, SiteId::registered("http", "key-2"));
-        assert_ne!(SiteId::registered("a", "b/c"), SiteId::registered("a/b", "c"));
+        let site = SiteId::registered(OperatorId::DEFAULT, "http", "key-1");
+        assert_ne!(site, SiteId::registered(OperatorId::DEFAULT, "http", "key-2"));
+        assert_ne!(
+            SiteId::registered(OperatorId::DEFAULT, "a", "b/c"),
+            SiteId::registered(OperatorId::DEFAULT, "a/b", "c")
+        );
         let onboarding = OnboardingId::from_site(site);
         assert_ne!(
             SensorId::from_onboarding(onboarding, 0),

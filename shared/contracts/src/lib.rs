@@ -4,6 +4,7 @@
 //! Units are UCUM codes. Each event type and version has a JSON Schema in `shared/contracts/schemas/`. The schemas
 //! are generated from the Rust types by `UPDATE_SCHEMAS=1 make unit-test ARGS='--test schemas'`.
 
+mod access;
 mod entity;
 mod envelope;
 pub mod events;
@@ -22,9 +23,10 @@ pub mod stream;
 pub mod text;
 mod time;
 
+pub use access::Scope;
 pub use entity::*;
 pub use envelope::{Envelope, Event, Metadata, SiteData};
-pub use id::{EventId, OnboardingId, SensorId, SiteId};
+pub use id::{EventId, OnboardingId, OperatorId, SensorId, SiteId};
 pub use metric::Metric;
 pub use saga::{ContextWithSensors, IdMismatch, SagaContext};
 pub use site::{Location, OnboardingFailure, PaymentMethodId, Plan, Sensor};

@@ -372,10 +372,10 @@ impl FieldRule for SampleRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OnboardingId;
+    use crate::{OnboardingId, OperatorId};
 
     fn site() -> SiteId {
-        SiteId::registered("", "readings")
+        SiteId::registered(OperatorId::DEFAULT, "", "readings")
     }
 
     fn sensor(index: usize) -> SensorId {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    EntityType, Event, OnboardingFailure, OnboardingId, Sensor, SensorId, SiteId,
+    EntityType, Event, OnboardingFailure, OnboardingId, OperatorId, Sensor, SensorId, SiteId,
     events::{
         AlertingConfigured, AlertingRemoved, KitsReleased, KitsReserved, SensorsDeprovisioned,
         SensorsProvisioned, SiteActivated, SiteDecommissioned, SiteRejected, StockDepleted,
@@ -195,16 +195,19 @@ pub struct SagaContext {
     pub onboarding_id: OnboardingId,
     /// The site.
     pub site_id: SiteId,
+    /// The operator that owns the site. Inputs of releases before there were operators have none, or null; they belong
+    /// to the default operator.
+    pub operator_id: OperatorId,
     /// The event that started the saga. Absent if a person started it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<Uuid>,
 }
 
 impl SagaContext {
-    /// Returns the saga of a site.
+    /// Returns the saga of an operator's site.
     #[must_use]
-    pub fn for_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
-        Self { onboarding_id: OnboardingId::from_site(site_id), site_id, causation_id }
+    pub fn for_site(operator_id: OperatorId, site_id: SiteId, causation_id: Option<Uuid>) -> Self {
+        Self { onboarding_id: OnboardingId::from_site(site_id), site_id, operator_id, causation_id }
     }
 
     /// Checks that the onboarding id belongs to this site.
@@ -230,6 +233,8 @@ struct UncheckedContext {
     onboarding_id: OnboardingId,
     site_id: SiteId,
     #[serde(default)]
+    operator_id: Option<OperatorId>,
+    #[serde(default)]
     causation_id: Option<Uuid>,
 }
 
@@ -237,8 +242,8 @@ impl TryFrom<UncheckedContext> for SagaContext {
     type Error = IdMismatch;
 
     fn try_from(unchecked: UncheckedContext) -> Result<Self, IdMismatch> {
-        let UncheckedContext { onboarding_id, site_id, causation_id } = unchecked;
-        let saga = Self::for_site(site_id, causation_id);
+        let UncheckedContext { onboarding_id, site_id, operator_id, causation_id } = unchecked;
+        let saga = Self::for_site(operator_id.unwrap_or_default(), site_id, causation_id);
         saga.check_onboarding(onboarding_id)?;
         Ok(saga)
     }
@@ -315,11 +320,19 @@ mod tests {
     use crate::Metric;
 
     fn saga() -> SagaContext {
-        SagaContext::for_site(SiteId::registered("test", "a"), None)
+        SagaContext::for_site(
+            OperatorId::DEFAULT,
+            SiteId::registered(OperatorId::DEFAULT, "test", "a"),
+            None,
+        )
     }
 
     fn other() -> SagaContext {
-        SagaContext::for_site(SiteId::registered("test", "b"), None)
+        SagaContext::for_site(
+            OperatorId::DEFAULT,
+            SiteId::registered(OperatorId::DEFAULT, "test", "b"),
+            None,
+        )
     }
 
     #[test]
@@ -388,6 +401,17 @@ mod tests {
         assert_eq!(read(json!(saga)), Ok(saga));
         let by_hand = json!({ "onboardingId": saga.onboarding_id, "siteId": saga.site_id });
         assert_eq!(read(by_hand), Ok(SagaContext { causation_id: None, ..saga }));
+    }
+
+    #[test]
+    fn an_input_without_an_operator_belongs_to_the_default_operator() {
+        let other = OperatorId::registered("other");
+        let owned = SagaContext { operator_id: other, ..saga() };
+        let mut input = json!(owned);
+        assert_eq!(input["operatorId"], json!(other));
+        assert_eq!(read(input.clone()), Ok(owned));
+        input["operatorId"] = Value::Null;
+        assert_eq!(read(input), Ok(saga()));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, fs};
 
 use contracts::{
-    Envelope, Event, EventId, Location, Metadata, Metric, OnboardingId, PaymentMethodId, Plan,
-    SensorId, SiteId,
+    Envelope, Event, EventId, Location, Metadata, Metric, OnboardingId, OperatorId,
+    PaymentMethodId, Plan, SensorId, SiteId,
     events::{self, Kits, SiteActivated, Visitor},
     inbound::{
         KITS_DELIVERED, KitsDelivered, SITE_REGISTRATION_REQUESTED, SensorRequest,
@@ -19,7 +19,7 @@ use testkit::golden;
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
 fn site() -> SiteId {
-    SiteId::registered("http", "key-1")
+    SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
 }
 
 fn onboarding() -> OnboardingId {

@@ -2,7 +2,7 @@
 //! bundle.
 
 use contracts::{
-    EntityType, OnboardingId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
+    EntityType, OnboardingId, OperatorId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
     readings::{Bundle, BundleId, MAX_AHEAD_MILLIS, MAX_SERIES, Sample, Series},
 };
 
@@ -51,7 +51,7 @@ const NOON: i64 = 1_795_262_400_000;
 
 /// Returns a bundle with this number of series, each with samples at these times.
 fn bundle(series: usize, millis: &[i64]) -> Bundle {
-    let site_id = SiteId::registered("test", "series");
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "test", "series");
     let samples: Vec<_> =
         millis.iter().map(|at| Sample(Timestamp::from_millis(*at), 1.0)).collect();
     Bundle {

@@ -1,6 +1,8 @@
 //! The events table. It is both the outbox and the event log.
 
-use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, SagaContext, Timestamp};
+use contracts::{
+    Entity, Envelope, Event, EventId, Metadata, OnboardingId, OperatorId, SagaContext, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -35,6 +37,8 @@ pub struct NewEvent<D> {
     pub sequence: u64,
     /// The onboarding that the event belongs to.
     pub correlation_id: OnboardingId,
+    /// The operator that owns the entity.
+    pub operator_id: OperatorId,
     /// The event that caused this one.
     pub causation_id: Option<Uuid>,
     /// The time of the transaction.
@@ -60,6 +64,9 @@ pub struct EventRow {
     pub occurred_at: Timestamp,
     /// Partition key of the index `byCorrelation`.
     pub correlation_id: OnboardingId,
+    /// The operator that owns the entity. Rows of releases before there were operators have none.
+    #[serde(default)]
+    pub operator_id: OperatorId,
     /// The whole `detail`, `{metadata, data}`, as JSON text. It is published unchanged.
     pub detail: String,
     /// Partition key of the sparse index `unpublished`. Removed when the event is published or refused.
@@ -93,6 +100,7 @@ impl<D: Event> NewEvent<D> {
             entity: entity.into(),
             sequence,
             correlation_id: saga.onboarding_id,
+            operator_id: saga.operator_id,
             causation_id: saga.causation_id,
             occurred_at,
             data,
@@ -115,6 +123,7 @@ impl<D: Event> NewEvent<D> {
                 entity: self.entity,
                 sequence: self.sequence,
                 correlation_id: self.correlation_id,
+                operator_id: self.operator_id,
                 causation_id: self.causation_id,
             },
             data: self.data,
@@ -129,6 +138,7 @@ impl<D: Event> NewEvent<D> {
             source: D::ENTITY.source().to_owned(),
             occurred_at: self.occurred_at,
             correlation_id: self.correlation_id,
+            operator_id: self.operator_id,
             detail,
             unpublished: Some(shard.to_string()),
             published_at: None,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    OnboardingId, SensorId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
     stream::{Data, Record},
 };
@@ -23,7 +23,7 @@ fn now() -> Timestamp {
 }
 
 fn site() -> SiteId {
-    SiteId::registered("", "stream")
+    SiteId::registered(OperatorId::DEFAULT, "", "stream")
 }
 
 fn record(data: &str) -> Record<'_> {
@@ -261,7 +261,11 @@ fn a_gzip_bomb_is_refused_before_it_is_fully_unpacked() {
 #[test]
 fn a_bundle_under_another_sites_key_is_refused() {
     let data = STANDARD.encode(plain(&small()));
-    for key in [SiteId::registered("", "other").to_string(), "logger-7".to_owned(), String::new()] {
+    for key in [
+        SiteId::registered(OperatorId::DEFAULT, "", "other").to_string(),
+        "logger-7".to_owned(),
+        String::new(),
+    ] {
         let mut wrong = record(&data);
         wrong.kinesis.partition_key = key.into();
         let error = bundle(&wrong, now()).expect_err("another site's key");

@@ -1,7 +1,7 @@
 //! Sample sagas, sensors and times for tests.
 
 use contracts::{
-    Entity, EntityType, Metric, SagaContext, Sensor, SensorId, SiteId, Timestamp,
+    Entity, EntityType, Metric, OperatorId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
     names::{Consumer, Source},
 };
 use serde_json::{Value, json};
@@ -18,7 +18,11 @@ pub fn noon(seconds: i64) -> Timestamp {
 /// Returns the saga of a site with this name.
 #[must_use]
 pub fn saga(name: &str) -> SagaContext {
-    SagaContext::for_site(SiteId::registered("test", name), None)
+    SagaContext::for_site(
+        OperatorId::DEFAULT,
+        SiteId::registered(OperatorId::DEFAULT, "test", name),
+        None,
+    )
 }
 
 /// Returns sensors of a saga's site: the first with both limits, the second with one, the others without limits.

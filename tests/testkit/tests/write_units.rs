@@ -13,8 +13,8 @@ use billing::{
     stripe::ApiKey,
 };
 use contracts::{
-    ContextWithSensors, Envelope, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SensorId,
-    Timestamp,
+    ContextWithSensors, Envelope, Metric, OnboardingFailure, OperatorId, Plan, SagaContext, Sensor,
+    SensorId, Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
     saga::TeardownInput,
@@ -114,7 +114,7 @@ impl Onboarding {
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
         let registered =
             registrar.register("http", "key", registration(), None, now()).await.expect("a site");
-        let saga = SagaContext::for_site(registered.site_id, Some(uuid()));
+        let saga = SagaContext::for_site(OperatorId::DEFAULT, registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {
             sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),

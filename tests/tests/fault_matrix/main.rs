@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Parser;
-use contracts::{Metric, OnboardingId, SiteId, names};
+use contracts::{Metric, OnboardingId, OperatorId, SiteId, names};
 use futures_util::future::try_join_all;
 use tests::{
     Stack,
@@ -477,7 +477,7 @@ impl Matrix {
 
 /// Returns the ids of a registration over HTTP with this key.
 fn ids(key: &str) -> Ids {
-    let site_id = SiteId::registered("", key);
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "", key);
     Ids { site_id, onboarding_id: OnboardingId::from_site(site_id) }
 }
 

@@ -213,14 +213,14 @@ impl Day {
 
 #[cfg(test)]
 mod tests {
-    use contracts::OnboardingId;
+    use contracts::{OnboardingId, OperatorId};
 
     use super::*;
 
     const ALAMOSA: &str = include_str!("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
 
     fn site() -> SiteId {
-        SiteId::registered("", "alamosa")
+        SiteId::registered(OperatorId::DEFAULT, "", "alamosa")
     }
 
     fn sensors() -> BTreeMap<Metric, SensorId> {

@@ -3,7 +3,7 @@
 // Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
-use contracts::{EntityType, SagaContext, SiteId};
+use contracts::{EntityType, OperatorId, SagaContext, SiteId};
 use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
@@ -21,8 +21,8 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 
 /// Returns the saga of the site that `POST /sites` registers under this idempotency key.
 pub fn saga_for_key(key: &str) -> SagaContext {
-    let site_id = SiteId::registered("", key);
-    SagaContext::for_site(site_id, None)
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "", key);
+    SagaContext::for_site(OperatorId::DEFAULT, site_id, None)
 }
 
 /// Returns a valid body of `POST /sites`.

@@ -4,7 +4,8 @@
 use alerting::{Alerting, AlertingRow, Rule};
 use billing::{Subscription, SubscriptionRow};
 use contracts::{
-    Entity, EntityType, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SiteId, Timestamp,
+    Entity, EntityType, Metric, OnboardingFailure, OperatorId, Plan, SagaContext, Sensor, SiteId,
+    Timestamp,
     events::{
         AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved,
         SensorsDeprovisioned, SensorsProvisioned, Shortage, SiteActivated, SiteDecommissioned,
@@ -397,6 +398,6 @@ fn status(name: &str) -> Status {
 
 /// Returns the saga of the site that `POST /sites` creates with this key.
 pub fn saga_context(key: &str) -> SagaContext {
-    let site_id = SiteId::registered("", key);
-    SagaContext::for_site(site_id, None)
+    let site_id = SiteId::registered(OperatorId::DEFAULT, "", key);
+    SagaContext::for_site(OperatorId::DEFAULT, site_id, None)
 }

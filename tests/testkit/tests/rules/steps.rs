@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use contracts::{
-    OnboardingFailure, SagaContext, SiteId,
+    OnboardingFailure, OperatorId, SagaContext, SiteId,
     saga::{COMPENSATE, STEPS, SagaStep, TeardownInput, undo_order},
 };
 use serde_json::{Value, json};
@@ -28,7 +28,11 @@ fn keys(value: &Value) -> BTreeSet<&str> {
 
 /// Returns a teardown's input with a value in every field.
 fn full_input() -> Value {
-    let saga = SagaContext::for_site(SiteId::registered("rules", "steps"), Some(Uuid::nil()));
+    let saga = SagaContext::for_site(
+        OperatorId::DEFAULT,
+        SiteId::registered(OperatorId::DEFAULT, "rules", "steps"),
+        Some(Uuid::nil()),
+    );
     let part = String::new;
     let failure = OnboardingFailure { step: part(), error: part(), message: part() };
     json!(TeardownInput { started_by: Some(part()), ..TeardownInput::new(saga, Some(failure)) })
@@ -62,8 +66,11 @@ pub fn teardowns_get_the_declared_input(subject: &Subject) -> Violations {
     violations.check(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
 
     // The ids of the saga are enough for an undo, unless it needs the failure.
-    let saga =
-        json!(SagaContext::for_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
+    let saga = json!(SagaContext::for_site(
+        OperatorId::DEFAULT,
+        SiteId::registered(OperatorId::DEFAULT, "rules", "steps"),
+        Some(Uuid::nil())
+    ));
     let saga = keys(&saga);
     for SagaStep { undo, .. } in undo_order() {
         let read = keys(input(&subject.machines[TEARDOWN]["States"][undo]));

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{OnboardingId, SensorId, SiteId};
+use contracts::{OnboardingId, OperatorId, SensorId, SiteId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ pub struct Batch {
 pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result<Batch> {
     let (mut records, mut rows) = (Vec::with_capacity(RECORDS), HashMap::new());
     for number in 0..RECORDS {
-        let site = SiteId::registered("bench", &number.to_string());
+        let site = SiteId::registered(OperatorId::DEFAULT, "bench", &number.to_string());
         let sensor = SensorId::from_onboarding(OnboardingId::from_site(site), 0);
         records.push(record(number, site, sensor));
         rows.insert(sensor.to_string(), row(site, sensor));

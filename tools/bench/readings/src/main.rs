@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Metric, OnboardingId, SensorId, SiteId, Timestamp};
+use contracts::{Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp};
 use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{json, value::RawValue};
@@ -84,7 +84,7 @@ fn workload(records: usize) -> Result<Workload> {
     let mut batch = Vec::with_capacity(records);
     let (mut samples, mut sites) = (0, HashMap::new());
     for station in 0.. {
-        let site = SiteId::registered("bench", &station.to_string());
+        let site = SiteId::registered(OperatorId::DEFAULT, "bench", &station.to_string());
         let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site), index);
         let sensors: BTreeMap<_, _> = METRICS.into_iter().zip((0..).map(sensor)).collect();
         sites.extend(sensors.values().map(|sensor| (*sensor, site)));

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use contracts::{
-    Event, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample, Series},
 };
@@ -243,7 +243,7 @@ impl SendingPlan {
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
         no_schema["series"][0]["samples"][0][1] = json!("775 hPa");
         let unknown_sensor = SensorId::from_onboarding(
-            OnboardingId::from_site(SiteId::registered("", "unknown")),
+            OnboardingId::from_site(SiteId::registered(OperatorId::DEFAULT, "", "unknown")),
             0,
         );
         let ahead = Timestamp::now().plus_millis(60 * 60 * 1000);
