@@ -1,30 +1,21 @@
-//! A client for the part of Stripe's API that billing needs. It uses the HTTP and TLS libraries that the AWS SDK
-//! already links. Reference: <https://docs.stripe.com/api>.
+//! A client for the part of Stripe's API that billing needs. Reference: <https://docs.stripe.com/api>.
 //!
 //! The client does not retry. After [`StripeError::Unavailable`] the caller repeats a write later, with the same
 //! idempotency key.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use form_urlencoded::Serializer;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use lambda::Call;
 use payments::CallError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use web::http::header::{self, HeaderMap, HeaderValue};
+use web::http::{Method, StatusCode};
+use web::{Bytes, Limits, Request, Web};
 
 use contracts::Timestamp;
 use lambda::Deadline;
@@ -35,14 +26,8 @@ use crate::circuit::Health;
 /// version, which can be changed in Stripe's dashboard.
 const API_VERSION: &str = "2025-12-15.clover";
 const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
-/// The timeout for opening the TCP connection, without name resolution and TLS.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The timeout of one call, from the name resolution to the last byte of the response.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over a
-/// connection that was closed while the environment was frozen. It is long enough for the calls of one command to share
-/// a connection.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The maximum size of a response, which protects the memory. A response with 100 subscriptions is much smaller.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// The error name of a call that got no response.
@@ -239,7 +224,7 @@ pub enum SubscriptionStatus {
 pub struct Stripe {
     base: String,
     key: ApiKey,
-    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    web: Web,
     call_timeout: Duration,
     deadline: Option<Deadline>,
     key_read_at: Option<Timestamp>,
@@ -251,37 +236,16 @@ impl Stripe {
     /// only to a loopback host.
     pub fn new(base_url: &str, key: ApiKey) -> Result<Self, StripeError> {
         let base = base_url.trim_end_matches('/');
-        let uri: Uri = base
-            .parse()
-            .map_err(|error| StripeError::Config(format!("base URL {base:?}: {error}")))?;
-        let allowed = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => uri.host().is_some_and(is_loopback),
-            _ => false,
-        };
-        if !allowed || uri.query().is_some() {
-            return Err(StripeError::Config(format!(
-                "base URL {base:?} must be https, or http to a loopback host"
-            )));
+        let config = |error: web::ConfigError| StripeError::Config(format!("base {error}"));
+        let uri = web::secure_url(base).map_err(config)?;
+        if uri.query().is_some() {
+            return Err(StripeError::Config(format!("base URL {base:?} has a query")));
         }
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        // Mozilla's root certificates are compiled in for this client, because the clients for AWS trust only Amazon's.
-        // Reading the system's root certificates would take more CPU instructions than the rest of the start-up.
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| StripeError::Config(error.to_string()))?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let http =
-            Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
+        let web = Web::new().map_err(config)?;
         Ok(Self {
             base: base.to_owned(),
             key,
-            http,
+            web,
             call_timeout: CALL_TIMEOUT,
             deadline: None,
             key_read_at: None,
@@ -484,26 +448,8 @@ impl Stripe {
             body = form.into();
         }
         let request = request
-            .body(Full::new(body))
+            .body(body)
             .map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
-        let exchange = async {
-            let call = Call::start(&request);
-            let response = self.http.request(request).await;
-            let (head, body) = match response {
-                Ok(response) => response.into_parts(),
-                Err(error) => {
-                    call.failed(&error);
-                    return Err(unavailable(&error));
-                }
-            };
-            call.answered(head.status.as_u16());
-            let body = Limited::new(body, MAX_RESPONSE_BYTES)
-                .collect()
-                .await
-                .map_err(|error| unavailable(error.as_ref()))?
-                .to_bytes();
-            Ok(Response::new(head.status, &head.headers, body))
-        };
         let remaining = self.deadline.map_or(self.call_timeout, Deadline::remaining);
         let limit = remaining.min(self.call_timeout);
         if limit.is_zero() {
@@ -514,9 +460,14 @@ impl Stripe {
         let down = |(name, message): (&str, String)| {
             Health::Down(CallError { name: name.to_owned(), message, at, key_read_at })
         };
-        let response = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
-            Err(StripeError::Unavailable(format!("no response within {limit:?}")))
-        });
+        let limits = Limits { time: limit, body: MAX_RESPONSE_BYTES };
+        let response = self.web.send(request, limits).await;
+        let response = response
+            .map(|response| {
+                let (head, body) = response.into_parts();
+                Response::new(head.status, &head.headers, body)
+            })
+            .map_err(|error| StripeError::Unavailable(error.to_string()));
         self.health = Some(match &response {
             Ok(response) => response.problem().map_or(Health::Up, down),
             Err(error) => down((NO_ANSWER, error.to_string())),
@@ -637,17 +588,6 @@ fn in_metadata<'a>((name, value): &(&str, &'a str)) -> (Cow<'static, str>, &'a s
     (format!("metadata[{name}]").into(), *value)
 }
 
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-}
-
-/// Creates the error with all its causes. The outermost one says only "client error".
-fn unavailable(error: &(dyn Error + 'static)) -> StripeError {
-    let causes = std::iter::successors(Some(error), |error| (*error).source());
-    StripeError::Unavailable(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
-}
-
 #[cfg(test)]
 mod tests {
     use testkit::stripe::{Requests, response, response_with_header, serve};
@@ -657,7 +597,7 @@ mod tests {
 
     const SECRET: &str = "sk_test_4eC39HqLyjWDarjtT1zdp7dc";
     const NO_SUCH: &str = r#"{"error": {"code": "resource_missing", "message": "No such one"}}"#;
-    type TestResult = Result<(), Box<dyn Error>>;
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
 
     /// Returns a client of a fake provider with these responses, and the requests that the provider receives.
     async fn server(responses: Vec<String>) -> std::io::Result<(Stripe, Requests)> {

@@ -14,6 +14,7 @@ pub mod input;
 mod metric;
 pub mod names;
 pub mod number;
+pub mod operators;
 pub mod quarantine;
 pub mod readings;
 pub mod replay;

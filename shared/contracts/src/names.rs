@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// The services in the order of their first deployment. A service uses only resources of services before it.
-pub const SERVICES: [&str; 10] = [
+pub const SERVICES: [&str; 11] = [
     "failures",
     "events",
     "sites",
@@ -16,6 +16,7 @@ pub const SERVICES: [&str; 10] = [
     "telemetry",
     "alerting",
     "onboarding",
+    "operators",
     "gateway",
 ];
 
@@ -35,6 +36,12 @@ pub const INITIALIZE_SUBSCRIPTION: &str = "initialize-subscription";
 pub const CANCEL_SUBSCRIPTION: &str = "cancel-subscription";
 /// Table of kits, stock and reservations.
 pub const INVENTORY: &str = "inventory";
+/// Secret with which the first administrator creates a key. The credential is `fsb_` and the secret's value.
+pub const FIRST_ADMINISTRATOR: &str = "first-administrator";
+/// Table of the API keys.
+pub const KEYS: &str = "keys";
+/// Table of the operators.
+pub const OPERATORS: &str = "operators";
 /// Table of the readings, and the stream that receives them.
 pub const READINGS: &str = "readings";
 /// Table of the counters of refused readings.

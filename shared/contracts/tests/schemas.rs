@@ -15,9 +15,13 @@ fn generated() -> BTreeMap<String, String> {
     let inbound = contracts::inbound::schemas()
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
+    let managing = contracts::operators::schemas()
+        .into_iter()
+        .map(|(name, schema)| (format!("{name}.json"), schema));
     let bundle = (format!("{BUNDLE_SCHEMA}.json"), schemars::schema_for!(Bundle));
     outbound
         .chain(inbound)
+        .chain(managing)
         .chain([bundle])
         .map(|(file, schema)| {
             let text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");

@@ -1,0 +1,305 @@
+//! API keys.
+//!
+//! A key is `fs`, the letter of its kind, `_`, 30 random characters and 6 characters of checksum, all of them letters
+//! and digits: `fso_...`. The checksum finds typing errors and truncated keys without a read of the table, and lets
+//! scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the key is enough:
+//! nobody can find a key by trying.
+//!
+//! Only the hash is stored. The [visible prefix](ApiKey::visible_prefix) identifies a key in lists and logs.
+
+use std::fmt;
+
+use contracts::Scope;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// The digits of base 62, in ascending order.
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// The number of random characters.
+const RANDOM: usize = 30;
+/// The number of characters of the checksum.
+const CHECKSUM: usize = 6;
+/// The number of characters before the random ones.
+const PREFIX: usize = 4;
+/// The number of characters of the visible prefix.
+const VISIBLE: usize = 12;
+/// The number of characters of a key.
+const LENGTH: usize = PREFIX + RANDOM + CHECKSUM;
+
+/// The start of the credential that consists of the first administrator's secret.
+pub const BOOTSTRAP_PREFIX: &str = "fsb_";
+
+/// The kind of a key, which its third character shows. It helps people to recognise a key. The rights of a key are in
+/// its row, never in its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `fsa_`: [`Scope::Admin`].
+    Admin,
+    /// `fso_`: [`Scope::Operator`].
+    Operator,
+    /// `fsl_`: [`Scope::Logger`].
+    Logger,
+    /// `fsr_`: [`Scope::Read`].
+    Read,
+    /// `fsb_`: [`Scope::Bootstrap`].
+    Bootstrap,
+}
+
+impl Kind {
+    const ALL: [Self; 5] =
+        [Self::Admin, Self::Operator, Self::Logger, Self::Read, Self::Bootstrap];
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Admin => "fsa_",
+            Self::Operator => "fso_",
+            Self::Logger => "fsl_",
+            Self::Read => "fsr_",
+            Self::Bootstrap => BOOTSTRAP_PREFIX,
+        }
+    }
+}
+
+impl From<Scope> for Kind {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Admin => Self::Admin,
+            Scope::Operator => Self::Operator,
+            Scope::Logger(_) => Self::Logger,
+            Scope::Read => Self::Read,
+            Scope::Bootstrap => Self::Bootstrap,
+        }
+    }
+}
+
+/// Why a text is not a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// It does not have the format of a key.
+    #[error("it does not have the format of a key")]
+    Format,
+    /// Its checksum does not match: the key was mistyped or made up.
+    #[error("its checksum does not match")]
+    Checksum,
+}
+
+/// The system has no random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("no random numbers: {0}")]
+pub struct NoRandomness(getrandom::Error);
+
+/// A complete key. It is a secret: it is shown once and never stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+/// Prints only the visible prefix.
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey({}...)", self.visible_prefix())
+    }
+}
+
+impl ApiKey {
+    /// Creates a key from random numbers of the operating system.
+    pub fn generate(kind: Kind) -> Result<Self, NoRandomness> {
+        let mut key = String::with_capacity(LENGTH);
+        key.push_str(kind.prefix());
+        let mut bytes = [0; 64];
+        while key.len() < PREFIX + RANDOM {
+            getrandom::fill(&mut bytes).map_err(NoRandomness)?;
+            // 248 is a multiple of 62. With the bytes above it, some digits would be more frequent than others.
+            let digits = bytes.iter().filter(|byte| **byte < 248);
+            let digits = digits.map(|byte| char::from(DIGITS[usize::from(byte % 62)]));
+            key.extend(digits.take(PREFIX + RANDOM - key.len()));
+        }
+        key.push_str(&checksum(&key));
+        Ok(Self(key))
+    }
+
+    /// Parses a key and compares its checksum.
+    pub fn parse(text: &str) -> Result<Self, InvalidKey> {
+        let is_digit = |byte: u8| byte.is_ascii_alphanumeric();
+        let kind = Kind::ALL.into_iter().find(|kind| text.starts_with(kind.prefix()));
+        if kind.is_none() || text.len() != LENGTH || !text.bytes().skip(PREFIX).all(is_digit) {
+            return Err(InvalidKey::Format);
+        }
+        let (content, sum) = text.split_at(PREFIX + RANDOM);
+        if checksum(content) != sum {
+            return Err(InvalidKey::Checksum);
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Returns whether the text starts like a key. Such a text is not a token.
+    #[must_use]
+    pub fn is_key_like(text: &str) -> bool {
+        Kind::ALL.into_iter().any(|kind| text.starts_with(kind.prefix()))
+    }
+
+    /// Returns the complete key, for the one response that shows it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the first 12 characters, which identify the key for people.
+    #[must_use]
+    pub fn visible_prefix(&self) -> &str {
+        &self.0[..VISIBLE]
+    }
+
+    /// Returns the SHA-256 of the key, in hex. It is the key of the row.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let digest = Sha256::digest(&self.0);
+        digest.iter().fold(String::with_capacity(64), |hex, byte| hex + &format!("{byte:02x}"))
+    }
+}
+
+/// Returns the CRC-32 of the text as base 62.
+fn checksum(text: &str) -> String {
+    let mut rest = crc32fast::hash(text.as_bytes());
+    let mut digits = [DIGITS[0]; CHECKSUM];
+    for digit in digits.iter_mut().rev() {
+        *digit = DIGITS[(rest % 62) as usize];
+        rest /= 62;
+    }
+    digits.map(char::from).iter().collect()
+}
+
+/// A long secret that callers send as a credential. Only its hash is in memory.
+#[derive(Clone)]
+pub struct SharedSecret([u8; 32]);
+
+/// Prints a placeholder.
+impl fmt::Debug for SharedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedSecret(hidden)")
+    }
+}
+
+impl SharedSecret {
+    /// Creates the secret from the credential.
+    #[must_use]
+    pub fn new(credential: &str) -> Self {
+        Self(Sha256::digest(credential).into())
+    }
+
+    /// Returns whether the credential is the secret. The time that this takes does not depend on the characters that
+    /// match.
+    #[must_use]
+    pub fn matches(&self, credential: &str) -> bool {
+        let other: [u8; 32] = Sha256::digest(credential).into();
+        self.0.ct_eq(&other).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use contracts::{OperatorId, SiteId};
+
+    use super::*;
+
+    fn new(kind: Kind) -> ApiKey {
+        ApiKey::generate(kind).expect("random numbers")
+    }
+
+    #[test]
+    fn a_generated_key_has_the_documented_format() {
+        for kind in Kind::ALL {
+            let key = new(kind);
+            let text = key.reveal();
+            assert_eq!(text.len(), 40);
+            assert!(text.starts_with(kind.prefix()), "{text}");
+            assert!(text[4..].bytes().all(|byte| byte.is_ascii_alphanumeric()), "{text}");
+            assert_eq!(ApiKey::parse(text), Ok(key.clone()));
+            assert_eq!(key.visible_prefix(), &text[..12]);
+        }
+    }
+
+    #[test]
+    fn keys_are_random_and_use_all_digits_alike() {
+        let keys: BTreeSet<_> = (0..2_000).map(|_| new(Kind::Read).0).collect();
+        assert_eq!(keys.len(), 2_000);
+        let mut counts = [0_u32; 128];
+        for key in &keys {
+            key[4..34].bytes().for_each(|byte| counts[usize::from(byte)] += 1);
+        }
+        // The expected count is 968, with a standard deviation of 31. Without the limit of 248, eight digits would have
+        // 1,172.
+        for digit in DIGITS {
+            let count = counts[usize::from(*digit)];
+            assert!((780..1_120).contains(&count), "{}: {count}", char::from(*digit));
+        }
+    }
+
+    #[test]
+    fn a_changed_character_is_found_by_the_checksum() {
+        let key = new(Kind::Operator).0;
+        for index in 4..40 {
+            let mut changed = key.clone().into_bytes();
+            changed[index] = if changed[index] == b'a' { b'b' } else { b'a' };
+            let changed = String::from_utf8(changed).expect("text");
+            assert_eq!(ApiKey::parse(&changed), Err(InvalidKey::Checksum), "{index}");
+        }
+        let other_kind = key.replacen("fso_", "fsa_", 1);
+        assert_eq!(ApiKey::parse(&other_kind), Err(InvalidKey::Checksum));
+    }
+
+    #[test]
+    fn a_checksum_is_the_same_in_each_release() {
+        // Fixed values: if the checksum changed, all keys in use would be refused.
+        assert_eq!(checksum("fsa_000000000000000000000000000000"), "0CloOw");
+        let text = format!("fsa_{}0CloOw", "0".repeat(30));
+        let key = ApiKey::parse(&text).expect("a key");
+        assert_eq!(
+            key.hash(),
+            "7a3f1cf493ec8b1a11528f25313e8a6247404838aafc68a7807360f9c7f8dfde"
+        );
+    }
+
+    #[test]
+    fn other_texts_are_not_keys() {
+        let key = new(Kind::Logger).0;
+        let with_dash = format!("{}-{}", &key[..20], &key[21..]);
+        for text in
+            ["", "fsl_", &key[..39], &format!("{key}0"), &with_dash, &key.replacen('l', "x", 1), "ä"]
+        {
+            assert_eq!(ApiKey::parse(text), Err(InvalidKey::Format), "{text}");
+        }
+        assert!(ApiKey::is_key_like("fsl_x") && ApiKey::is_key_like("fsb_x"));
+        assert!(!ApiKey::is_key_like("fsx_x") && !ApiKey::is_key_like("eyJ"));
+    }
+
+    #[test]
+    fn the_debug_output_hides_the_secret() {
+        let key = new(Kind::Admin);
+        assert_eq!(format!("{key:?}"), format!("ApiKey({}...)", key.visible_prefix()));
+        assert_eq!(format!("{:?}", SharedSecret::new("hush")), "SharedSecret(hidden)");
+    }
+
+    #[test]
+    fn each_scope_has_a_kind() {
+        let site = SiteId::registered(OperatorId::DEFAULT, "", "a");
+        for (scope, start) in [
+            (Scope::Admin, "fsa_"),
+            (Scope::Operator, "fso_"),
+            (Scope::Logger(site), "fsl_"),
+            (Scope::Read, "fsr_"),
+            (Scope::Bootstrap, "fsb_"),
+        ] {
+            assert!(new(scope.into()).reveal().starts_with(start), "{scope}");
+        }
+    }
+
+    #[test]
+    fn only_the_same_text_matches_a_shared_secret() {
+        let secret = SharedSecret::new("fsb_secret");
+        assert!(secret.matches("fsb_secret"));
+        for other in ["", "fsb_", "fsb_secreT", "fsb_secret ", "fsb_secretfsb_secret"] {
+            assert!(!secret.matches(other), "{other}");
+        }
+    }
+}
