@@ -160,22 +160,6 @@ impl Stack {
         let target = format!("GraniteServiceVersion20100801.{operation}");
         self.json_call("monitoring", &target, input).await
     }
-
-    async fn json_call(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
-        let body = input.to_string();
-        let mut request = self
-            .http
-            .post(self.endpoint().clone())
-            .header(CONTENT_TYPE, "application/x-amz-json-1.0")
-            .header("x-amz-target", target)
-            .body(body.clone())
-            .build()?;
-        sign(&mut request, service, body.as_bytes())?;
-        let response = self.http.execute(request).await?;
-        let (status, text) = (response.status(), response.text().await?);
-        ensure!(status.is_success(), "{target}: {status}: {text}");
-        if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
-    }
 }
 
 /// A queue that is subscribed to the SNS topic of the alarms.

@@ -1,15 +1,18 @@
-//! Calls of the HTTP API, signed with AWS Signature Version 4 or unsigned.
+//! Calls of the HTTP API, with the key of an administrator, with another credential, or with none.
 
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aws_credential_types::Credentials;
+use contracts::names;
 use reqwest::{
     Method,
-    header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use signing::Signer;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
 
 use crate::{Stack, stack::REGION};
 
@@ -52,14 +55,29 @@ pub struct Call {
     path: String,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Vec<u8>,
-    signed: bool,
+    credential: Credential,
+}
+
+/// What a call sends in the header `Authorization`.
+#[derive(Clone, Debug)]
+enum Credential {
+    /// The key of an administrator of the default operator.
+    Administrator,
+    /// These values, each in its own header. No header if there is none.
+    Given(Vec<HeaderValue>),
 }
 
 impl Call {
     /// Creates a call of a path below the stage, with the query, such as `/sites?limit=1`.
     #[must_use]
     pub fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), headers: Vec::new(), body: Vec::new(), signed: true }
+        Self {
+            method,
+            path: path.into(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            credential: Credential::Administrator,
+        }
     }
 
     /// Creates a `GET` call.
@@ -106,11 +124,20 @@ impl Call {
         self
     }
 
-    /// Sends the call without a signature.
+    /// Sends the call with this key or token.
     #[must_use]
-    pub fn unsigned(mut self) -> Self {
-        self.signed = false;
-        self
+    pub fn bearing(self, credential: &str) -> Self {
+        self.authorizations(&[&format!("Bearer {credential}")])
+    }
+
+    /// Sends the call with these `Authorization` headers.
+    ///
+    /// # Panics
+    /// If a value is not a valid header value.
+    #[must_use]
+    pub fn authorizations(self, values: &[&str]) -> Self {
+        let values = values.iter().map(|value| value.parse().expect("a valid header value"));
+        Self { credential: Credential::Given(values.collect()), ..self }
     }
 }
 
@@ -127,6 +154,44 @@ impl Stack {
         url.trim_end_matches('/').rsplit('/').next().context("ApiUrl has no stage")
     }
 
+    /// Returns the key of an administrator of the default operator. Each process creates one, with the secret of the
+    /// first administrator.
+    pub async fn api_key(&self) -> Result<&'static str> {
+        static KEY: OnceCell<String> = OnceCell::const_new();
+        let key = KEY.get_or_try_init(async || {
+            let input = json!({ "SecretId": self.named(names::FIRST_ADMINISTRATOR) });
+            let target = "secretsmanager.GetSecretValue";
+            let secret = self.json_call("secretsmanager", target, &input).await?;
+            let secret = secret["SecretString"].as_str().context("the secret is not a text")?;
+            let body = json!({ "name": "End-to-end tests", "scope": "admin", "expiresInDays": 1 });
+            let call = Call::new(Method::POST, "/keys")
+                .key(&Uuid::new_v4().to_string())
+                .text(body.to_string())
+                .bearing(&format!("fsb_{secret}"));
+            let response = Box::pin(self.call(call)).await?;
+            let key = response.body["key"].as_str().map(str::to_owned);
+            key.with_context(|| format!("no key was created: {response}"))
+        });
+        Ok(key.await?)
+    }
+
+    /// Calls an operation of an AWS service that takes JSON, without an SDK.
+    pub(crate) async fn json_call(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
+        let body = input.to_string();
+        let mut request = self
+            .http
+            .post(self.endpoint().clone())
+            .header(CONTENT_TYPE, "application/x-amz-json-1.0")
+            .header("x-amz-target", target)
+            .body(body.clone())
+            .build()?;
+        sign(&mut request, service, body.as_bytes())?;
+        let response = self.http.execute(request).await?;
+        let (status, text) = (response.status(), response.text().await?);
+        ensure!(status.is_success(), "{target}: {status}: {text}");
+        if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+    }
+
     /// Sends a call to the API.
     pub async fn call(&self, call: Call) -> Result<Response> {
         let url = self.endpoint().join(&format!("/{}{}", self.api_stage()?, call.path))?;
@@ -137,8 +202,12 @@ impl Stack {
             .headers(call.headers.into_iter().collect())
             .body(call.body.clone())
             .build()?;
-        if call.signed {
-            sign(&mut request, "execute-api", &call.body)?;
+        let authorizations = match call.credential {
+            Credential::Administrator => vec![format!("Bearer {}", self.api_key().await?).parse()?],
+            Credential::Given(values) => values,
+        };
+        for value in authorizations {
+            request.headers_mut().append(AUTHORIZATION, value);
         }
         let response = self.http.execute(request).await.context("the API can't be reached")?;
         let status = response.status().as_u16();

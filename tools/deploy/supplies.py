@@ -1,7 +1,9 @@
-"""Delivers kits to an environment and creates plans at the payment provider. Without both, no site can be onboarded."""
+"""Delivers kits to an environment, creates plans at the payment provider, and creates the first key of an administrator. Without
+all three, no site can be onboarded."""
 
 import json
 import time
+import uuid
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -11,7 +13,7 @@ PLANS = {"community": 0, "standard": 4900, "professional": 14900}
 
 
 class Failed(Exception):
-    """The kits were not delivered, or the plans were not created."""
+    """The kits were not delivered, the plans were not created, or no key was created."""
 
 
 def is_delivered(client, environment, source, delivery):
@@ -62,3 +64,21 @@ def create_plans(api, key):
                 raise Failed(f"The payment provider refused the plan {plan}: {error.code} {detail}") from None
         except urllib.error.URLError as error:
             raise Failed(f"The payment provider at {api} does not respond: {error.reason}") from None
+
+
+def create_key(client, environment, url, name, days=1, host=None):
+    """Creates a key of an administrator with the secret that the deployment made, and returns it. `url` is the API's URL. On the
+    emulator, `host` is the value of the header `Host`."""
+    secret = client("secretsmanager").get_secret_value(SecretId=f"{environment}-first-administrator")["SecretString"]
+    headers = {"Authorization": f"Bearer fsb_{secret}", "Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+    body = json.dumps({"name": name, "scope": "admin", "expiresInDays": days}).encode()
+    request = urllib.request.Request(f"{url}/keys", data=body, headers=headers | ({"Host": host} if host else {}))
+    try:
+        # The address may be this machine's, which a proxy can't reach.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if host else None))
+        with opener.open(request, timeout=35) as response:
+            return json.load(response)["key"]
+    except urllib.error.HTTPError as error:
+        raise Failed(f"The API created no key: {error.code} {error.read().decode(errors='replace')}") from None
+    except urllib.error.URLError as error:
+        raise Failed(f"The API at {url} does not respond: {error.reason}") from None

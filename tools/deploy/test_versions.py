@@ -28,7 +28,6 @@ OTHER = {
     "StageName": "v2",
     "StripeApiBase": "https://payments.example.org",
     "StripePrices": "community=other,standard=other,professional=other",
-    "UserPoolArn": "arn:aws:cognito-idp:eu-central-1:123456789012:userpool/eu-central-1_example",
 }
 
 
@@ -114,21 +113,6 @@ class Versions(unittest.TestCase):
             for id, function in with_defaults(service).of_type("AWS::Lambda::Function").items():
                 with self.subTest(function=id):
                     self.assertNotIn("DeletionPolicy", function)
-
-
-class Stage(unittest.TestCase):
-    def deployed(self, changed, at):
-        """Returns the definition of the API, and the deployment of its stage."""
-        with mock.patch("time.time", return_value=at):
-            gateway = Resolved("gateway", changed)
-        (api,), (stage,) = (gateway.of_type(kind).values() for kind in ("AWS::ApiGateway::RestApi", "AWS::ApiGateway::Stage"))
-        return gateway.resolve(api["Properties"]["Body"]), stage["Properties"]["DeploymentId"]
-
-    def test_the_stage_follows_the_identity_provider(self):
-        before, first = self.deployed({}, at=1_000)
-        after, second = self.deployed({"UserPoolArn": OTHER["UserPoolArn"]}, at=1_060)
-        self.assertNotEqual(before, after)
-        self.assertNotEqual(first, second)
 
 
 if __name__ == "__main__":

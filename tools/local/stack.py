@@ -409,13 +409,23 @@ def api_url(stack):
     sys.exit(f"The local stack has no stack {stack}, and no {resource_name(stack, 'gateway')}: make deploy-local")
 
 
-def shell_variables(stack, url):
+def administrator_key(stack, url):
+    """Creates a key of an administrator for the documented examples. `url` is the API's URL."""
+    address = urllib.parse.urlsplit(url)
+    try:
+        return supplies.create_key(client, stack, f"{MINISTACK.url}{address.path}", "make env", days=7, host=address.netloc)
+    except supplies.Failed as error:
+        sys.exit(str(error))
+
+
+def shell_variables(stack, url, key):
     """Returns shell commands that set the variables of the documented examples, with the local stack's values."""
     # A proxy can't reach this machine's loopback address. The API's host is below localhost.
     direct = ",".join(dict.fromkeys([HOST, "localhost", *filter(None, os.environ.get("NO_PROXY", "").split(","))]))
     variables = {
         "FIELDSTATION_STACK": stack,
         "API_URL": url,
+        "FIELDSTATION_API_KEY": key,
         "EVENT_BUS": resource_name(stack, "events"),
         "READINGS_STREAM": resource_name(stack, "readings"),
         "AWS_ENDPOINT_URL": MINISTACK.url,
@@ -700,7 +710,8 @@ def main():
         case "api-url":
             print(api_url(STACK))
         case "env":
-            print(shell_variables(STACK, api_url(STACK)))
+            url = api_url(STACK)
+            print(shell_variables(STACK, url, administrator_key(STACK, url)))
         case "kits":
             kits(STACK, arguments.metric, arguments.quantity, arguments.delivery)
         case "logs":

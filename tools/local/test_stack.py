@@ -12,7 +12,7 @@ class ShellVariables(unittest.TestCase):
     def evaluated(self, environment):
         """The variables of a shell that evaluates the output."""
         with mock.patch.dict(os.environ, environment):
-            text = stack.shell_variables("a-stack", "http://api.localhost:1/v1")
+            text = stack.shell_variables("a-stack", "http://api.localhost:1/v1", "fsa_key")
         script = 'eval "$1"; env'
         output = subprocess.run(
             ["bash", "-c", script, "bash", text], env={"PATH": os.environ["PATH"], **environment},
@@ -24,6 +24,7 @@ class ShellVariables(unittest.TestCase):
         variables = self.evaluated({})
         self.assertEqual("a-stack", variables["FIELDSTATION_STACK"])
         self.assertEqual("http://api.localhost:1/v1", variables["API_URL"])
+        self.assertEqual("fsa_key", variables["FIELDSTATION_API_KEY"])
         self.assertEqual("a-stack-events", variables["EVENT_BUS"])
         self.assertEqual("a-stack-readings", variables["READINGS_STREAM"])
         self.assertEqual(stack.MINISTACK.url, variables["AWS_ENDPOINT_URL"])

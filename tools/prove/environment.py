@@ -13,8 +13,6 @@ from pathlib import Path
 import boto3
 import botocore.exceptions
 import urllib3
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 
 from steps import NotProved, Skipped, ensure, printable
@@ -171,20 +169,28 @@ class Environment:
         port = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
         return f"http://127.0.0.1:{port}{url.path}".rstrip("/"), f"{outputs['ApiId']}.execute-api.localhost:{port}"
 
-    def response(self, method, path, body=None, key=None, signed=True):
-        """Calls the API and returns its response. The call has the caller's signature, or the token FIELDSTATION_API_TOKEN."""
+    @cached_property
+    def _api_key(self):
+        """The key of the variable FIELDSTATION_API_KEY, or else a key of an administrator that is created now."""
+        if key := os.environ.get("FIELDSTATION_API_KEY"):
+            return key
+        url, host = self._api
+        self._guard("POST /keys", False)
+        return supplies.create_key(self.client, self.name, url, "tools/prove", host=host if self.emulator else None)
+
+    def response(self, method, path, body=None, key=None, authorization=None):
+        """Calls the API and returns its response. `authorization` is the value of the header; by default, an administrator's key.
+        An empty text sends no header."""
         self._guard(f"{method} {path}", method == "GET")
         url, host = self._api
         headers = {"Host": host, "Content-Type": "application/json"}
         if key:
             headers["Idempotency-Key"] = key
         data = json.dumps(body) if body is not None else ""
-        if signed and (token := os.environ.get("FIELDSTATION_API_TOKEN")):
-            headers["Authorization"] = token
-        elif signed:
-            request = AWSRequest(method, url + path, headers=headers, data=data)
-            SigV4Auth(self.session.get_credentials().get_frozen_credentials(), "execute-api", self.region).add_auth(request)
-            headers = dict(request.headers)
+        if authorization is None:
+            authorization = f"Bearer {self._api_key}"
+        if authorization:
+            headers["Authorization"] = authorization
         return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
 
     def api(self, method, path, body=None, key=None, retries=0):

@@ -10,20 +10,29 @@ CALL = {"apiRequest": 10, "request": 10, "gigabyteSecond": 5, "readUnit": 10, "t
 PROBLEM = "application/problem+json"
 
 
-@step("api", "API Gateway calls the alias, an unknown site is 404, and an unsigned call is refused; its own responses are problem documents, too",
+@step("api", "API Gateway calls the alias, an unknown site is 404; a call without a key, with a bad key or with two headers is 401, an unknown path 404 and a wrong method 405; all are problem documents",
       seconds=60, units=CALL)
 def api(environment):
     path = f"/sites/{NO_SITE}"
     status, response, seconds = environment.api("GET", path)
     ensure(status == 404, f"an unknown site returns {status}: {response}")
     ensure(isinstance(response, dict) and response.get("status") == 404, f"the response is not a problem document: {response}")
-    if environment.emulator:
-        return f"an unknown site is 404 after {seconds:.2f} s (the emulator's API requires no signature)"
-    refused = environment.response("GET", path, signed=False)
-    ensure(refused.status in (401, 403), f"an unsigned call returns {refused.status}: {refused.data}")
-    kind = refused.headers.get("Content-Type", "")
-    ensure(kind.startswith(PROBLEM), f"API Gateway's own response is {kind}: {refused.data}")
-    return f"an unknown site is 404 after {seconds:.2f} s, an unsigned call is {refused.status} as {kind}"
+    bad = f"Bearer fsr_{'0' * 36}"
+    for what, method, path, authorization, expected in [
+        ("a call without a key", "GET", path, "", 401),
+        ("a call with an unknown key", "GET", path, bad, 401),
+        ("a call with another scheme", "GET", path, "Basic YTpi", 401),
+        ("an unknown path with a key", "GET", "/nothing", None, 404),
+        ("an unknown path without a key", "GET", "/nothing", "", 404),
+        ("a method that the path does not have", "PUT", path, None, 405),
+    ]:
+        refused = environment.response(method, path, authorization=authorization)
+        ensure(refused.status == expected, f"{what} returns {refused.status}: {refused.data}")
+        kind = refused.headers.get("Content-Type", "")
+        ensure(kind.startswith(PROBLEM), f"{what} returns {refused.status} as {kind}: {refused.data}")
+        if expected == 401:
+            ensure(refused.headers.get("WWW-Authenticate") == "Bearer", f"{what} has no WWW-Authenticate: {refused.headers}")
+    return f"an unknown site is 404 after {seconds:.2f} s; every refused call is a problem document"
 
 
 def access_log_line(environment, since, matches):
@@ -42,7 +51,7 @@ def access_logs(environment):
     line = environment.until(
         "the call is in the access log", 150, lambda: access_log_line(environment, started, lambda line: line["path"].endswith(NO_SITE)), pause=5)
     ensure(line["status"] == "404", f"the access log has another status: {line}")
-    return f"the call of {line['time']} by {line['caller']} is in the access log"
+    return f"the call of {line['time']} of operator {line['operatorId']} is in the access log"
 
 
 @step("api-errors", "A call of a throttled function gets the response DEFAULT_5XX, a problem document", writes=True, seconds=300, units=CALL,

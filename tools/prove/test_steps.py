@@ -278,34 +278,6 @@ class Parameters(Case):
         self.assertEqual(env.level, ["INFO"])
 
 
-class Stage(Case):
-    def env(self, answers):
-        env = Fake()
-        pool = [""]
-
-        def update(**arguments):
-            pool[0] = arguments["Parameters"][0]["ParameterValue"]
-
-        env.stack = lambda name: {"StackStatus": "UPDATE_COMPLETE", "Parameters": [{"ParameterKey": "UserPoolArn", "ParameterValue": pool[0]}]}
-        env.clients["cloudformation"].update_stack.side_effect = update
-        env.clients["cognito-idp"].create_user_pool.return_value = {"UserPool": {"Id": "pool-1", "Arn": "arn:pool"}}
-        env.api = lambda method, path: (answers[pool[0]], {}, 0.1)
-        env.pool = pool
-        return env
-
-    def test_the_stage_follows_its_definition(self):
-        env = self.env({"": 404, "arn:pool": 401})
-        self.proved("stage", env)
-        self.assertEqual(env.pool, [""])
-        env.clients["cognito-idp"].delete_user_pool.assert_called_once_with(UserPoolId="pool-1")
-
-    def test_a_stage_that_does_not_change(self):
-        env = self.env({"": 404, "arn:pool": 404})
-        self.not_proved("stage", env, "requires a token")
-        self.assertEqual(env.pool, [""])
-        env.clients["cognito-idp"].delete_user_pool.assert_called_once_with(UserPoolId="pool-1")
-
-
 class Waiting(Case):
     def test_a_call_after_ten_minutes(self):
         env = Fake()
@@ -426,17 +398,25 @@ class Gateway(Case):
         return env
 
     def line(self, status, kind="-"):
-        return {"path": "/v1/sites/00000000-0000-5000-8000-000000000000", "status": status, "responseType": kind, "time": "now", "caller": "engineer"}
+        return {"path": "/v1/sites/00000000-0000-5000-8000-000000000000", "status": status, "responseType": kind, "time": "now", "operatorId": "c1"}
 
     def test_the_api(self):
+        def refused(kind="application/problem+json", www="Bearer", wrong=None):
+            def answer(method, path, authorization=None):
+                status = 405 if method == "PUT" else 404 if path == "/nothing" else 401
+                return mock.Mock(status=wrong or status, headers={"Content-Type": kind, "WWW-Authenticate": www}, data=b"{}")
+            return answer
+
         env = Fake()
         env.api = mock.Mock(return_value=(404, {"status": 404}, 0.2))
-        env.response = mock.Mock(return_value=self.response(403))
-        self.assertIn("403 as application/problem+json", self.proved("api", env))
-        env.response.return_value = self.response(403, "application/json")
-        self.not_proved("api", env, "own response is application/json")
-        env.response.return_value = self.response(200)
-        self.not_proved("api", env, "unsigned call returns 200")
+        env.response = refused()
+        self.assertIn("every refused call is a problem document", self.proved("api", env))
+        env.response = refused(kind="application/json")
+        self.not_proved("api", env, "as application/json")
+        env.response = refused(wrong=200)
+        self.not_proved("api", env, "without a key returns 200")
+        env.response = refused(www=None)
+        self.not_proved("api", env, "no WWW-Authenticate")
         env.api.return_value = (404, "not found", 0.2)
         self.not_proved("api", env, "not a problem document")
 

@@ -14,6 +14,8 @@ const COMMAND_QUEUES: [(&str, &str, &str); 2] = [
     ("CancelSubscriptionQueue", "SiteTeardown", "CancelSubscriptionFunction"),
     ("InitializeSubscriptionQueue", "SiteOnboarding", "InitializeSubscriptionFunction"),
 ];
+/// The function that identifies the callers of the API.
+const AUTHORIZER: &str = "AuthoriseCallerFunction";
 /// The HTTP methods, and API Gateway's own.
 const METHODS: [&str; 8] =
     ["delete", "get", "head", "options", "patch", "post", "put", "x-amazon-apigateway-any-method"];
@@ -29,33 +31,48 @@ fn routes(subject: &Subject) -> Vec<(String, &Value, &Value)> {
     routes.collect()
 }
 
-/// Returns the logical id of the function behind a route.
-fn function_of(route: &Value) -> &str {
-    let uri = text(&route["x-amazon-apigateway-integration"]["uri"]);
-    uri.split_once("functions/${")
+/// Returns the function behind a route or an authorizer: its logical id, followed by `Function`'s alias.
+fn function_of(uri: &Value) -> &str {
+    text(uri)
+        .split_once("functions/${")
         .and_then(|(_, rest)| rest.split_once(".Alias}"))
         .unwrap_or_default()
         .0
 }
 
+/// Returns the function that serves a route. API Gateway itself answers a route without one.
+fn served_by(route: &Value) -> Option<&str> {
+    let integration = &route["x-amazon-apigateway-integration"];
+    (integration["type"] != "mock").then(|| function_of(&integration["uri"]))
+}
+
 pub fn every_route_authenticates_its_caller(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    let either = json!(["UseCognito", [{ "Cognito": [] }], [{ "Iam": [] }]]);
     for (name, _, route) in routes(subject) {
-        violations.check(
-            route["security"] == either,
-            name,
-            "can be called without a signature or a token",
-        );
+        if served_by(route).is_some() {
+            let authenticated = route["security"] == json!([{ "Caller": [] }]);
+            violations.check(authenticated, name, "can be called without a key or a token");
+            continue;
+        }
+        let responses = &route["x-amazon-apigateway-integration"]["responses"];
+        let refused = members(responses).count() == 1
+            && text(&responses["default"]["statusCode"]).starts_with('4');
+        violations.check(refused, name, "is answered by API Gateway and is not an error");
     }
     let schemes =
         &subject.template.properties("Api")["DefinitionBody"]["components"]["securitySchemes"];
-    let signed = schemes["Iam"]["x-amazon-apigateway-authtype"] == "awsSigv4";
-    violations.check(signed, "Api", "the scheme Iam does not check signatures");
-    let pool = &schemes["Cognito"][1];
-    let users = pool["x-amazon-apigateway-authtype"] == "cognito_user_pools"
-        && pool["x-amazon-apigateway-authorizer"]["providerARNs"] == json!(["UserPoolArn"]);
-    violations.check(users, "Api", "the scheme Cognito does not check the user pool's tokens");
+    let caller = &schemes["Caller"];
+    let authorizer = &caller["x-amazon-apigateway-authorizer"];
+    let custom = members(schemes).count() == 1
+        && caller["x-amazon-apigateway-authtype"] == "custom"
+        && caller["name"] == "Authorization"
+        && authorizer["type"] == "request"
+        && authorizer["identitySource"] == "method.request.header.Authorization";
+    violations.check(custom, "Api", "the only scheme must be an authorizer of the header Authorization");
+    let function = function_of(&authorizer["authorizerUri"]);
+    violations.check(function == AUTHORIZER, "Api", "its authorizer is not authorise-caller");
+    let kept = authorizer["authorizerResultTtlInSeconds"].as_i64().unwrap_or(300);
+    violations.check(kept <= 60, "Api", "a revoked key works for more than a minute");
     violations
 }
 
@@ -63,7 +80,7 @@ pub fn requests_are_checked(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
     for (name, of_path, route) in routes(subject) {
         for rest in name.split('{').skip(1) {
-            let parameter = rest.split('}').next().unwrap_or_default();
+            let parameter = rest.split('}').next().unwrap_or_default().trim_end_matches('+');
             let declared =
                 items(&of_path["parameters"]).chain(items(&route["parameters"])).any(|it| {
                     it["name"] == json!(parameter) && it["in"] == "path" && it["required"] == true
@@ -74,8 +91,10 @@ pub fn requests_are_checked(subject: &Subject) -> Violations {
                 format!("does not require its parameter {parameter}"),
             );
         }
-        if ["PATCH", "POST", "PUT"].iter().any(|method| name.starts_with(method)) {
-            let module = testkit::template::kebab(function_of(route).trim_end_matches("Function"));
+        if let Some(function) = served_by(route)
+            && ["PATCH", "POST", "PUT"].iter().any(|method| name.starts_with(method))
+        {
+            let module = testkit::template::kebab(function.trim_end_matches("Function"));
             let file = format!("/src/{}.rs", module.replace('-', "_"));
             let source = subject.under("functions/").find(|(path, _)| path.ends_with(&file));
             let limited = source.is_some_and(|(_, text)| {
@@ -137,8 +156,8 @@ pub fn calls_are_logged(subject: &Subject) -> Violations {
     let group = text(&log["DestinationArn"]).trim_end_matches(".Arn");
     violations.check(subject.is(group, "AWS::Logs::LogGroup"), "Api", "has no access log");
     for field in [
-        "$context.identity.userArn",
-        "$context.authorizer.claims.sub",
+        "$context.authorizer.operatorId",
+        "$context.authorizer.scope",
         "$context.identity.sourceIp",
     ] {
         violations.check(
@@ -155,17 +174,28 @@ pub fn invocations_are_limited_to_one_route(subject: &Subject) -> Violations {
     let mut allowed = Vec::new();
     for (id, permission) in subject.template.resources("AWS::Lambda::Permission") {
         let permission = &permission["Properties"];
-        let route_of_source = text(&permission["SourceArn"]).rsplit_once("${Api}/${StageName}/");
+        let (function, source) = (text(&permission["FunctionName"]), text(&permission["SourceArn"]));
+        if source.ends_with("${Api}/authorizers/*") {
+            let authorizer = function == format!("{AUTHORIZER}.Alias");
+            violations.check(authorizer, id, "allows authorizers to invoke another function");
+            allowed.push((function, "an authorizer".to_owned()));
+            continue;
+        }
+        let route_of_source = source.rsplit_once("${Api}/${StageName}/");
         let (method, path) =
             route_of_source.and_then(|(_, route)| route.split_once('/')).unwrap_or_default();
         let one = !method.is_empty() && !method.contains('*') && !path.is_empty() && path != "*";
         violations.check(one, id, "allows more than one route of the API to invoke the function");
-        allowed.push((text(&permission["FunctionName"]), format!("{method} /{path}")));
+        allowed.push((function, format!("{method} /{path}")));
     }
-    for (name, _, route) in routes(subject) {
+    let authorizer = ("Api".to_owned(), "an authorizer".to_owned(), AUTHORIZER);
+    let routes = routes(subject);
+    let served = routes.iter().filter_map(|(name, _, route)| {
         let parts = name.split('/').map(|part| if part.starts_with('{') { "*" } else { part });
-        let source = parts.collect::<Vec<_>>().join("/");
-        let function = format!("{}.Alias", function_of(route));
+        Some((name.clone(), parts.collect::<Vec<_>>().join("/"), served_by(route)?))
+    });
+    for (name, source, function) in served.chain([authorizer]) {
+        let function = format!("{function}.Alias");
         let allowed_call = allowed.iter().any(|(of, from)| *of == function && *from == source);
         violations.check(allowed_call, name, format!("may not invoke {function}"));
     }
