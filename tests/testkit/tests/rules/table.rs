@@ -515,7 +515,7 @@ const VERSIONS: &[Rule] = &[
     },
     Rule {
         name: "An API whose definition refers to parameters has AlwaysDeploy",
-        why: "SAM hashes a parameter's name and not its value, so the stage would keep the previous identity provider",
+        why: "SAM hashes a parameter's name and not its value, so the stage would keep the previous definition",
         check: versions::stages_follow_their_definition,
         except: &[],
         breaks: &[(Remove("template/Resources/Api/Properties/AlwaysDeploy"), "Api")],
@@ -549,14 +549,17 @@ const VERSIONS: &[Rule] = &[
 #[rustfmt::skip]
 const ACCESS: &[Rule] = &[
     Rule {
-        name: "Every route of the API requires a signature or a token of the user pool",
+        name: "Every route of the API requires a key or a token, which authorise-caller checks",
         why: "anyone could register sites and cause charges",
         check: access::every_route_authenticates_its_caller,
         except: &[],
         breaks: &[
             (Remove("template/Resources/Api/Properties/DefinitionBody/paths/~1readings/post/security"), "POST /readings"),
             (Set("template/Resources/Api/Properties/DefinitionBody/paths/~1sites/put", "{}"), "PUT /sites"),
-            (Remove("template/Resources/Api/Properties/DefinitionBody/components/securitySchemes/Iam/x-amazon-apigateway-authtype"), "Api"),
+            (Set("template/Resources/Api/Properties/DefinitionBody/paths/~1sites/x-amazon-apigateway-any-method/x-amazon-apigateway-integration/responses/default/statusCode", "\"200\""), "X-AMAZON-APIGATEWAY-ANY-METHOD /sites"),
+            (Remove("template/Resources/Api/Properties/DefinitionBody/components/securitySchemes/Caller/x-amazon-apigateway-authtype"), "Api"),
+            (Set("template/Resources/Api/Properties/DefinitionBody/components/securitySchemes/Caller/x-amazon-apigateway-authorizer/authorizerResultTtlInSeconds", "300"), "Api"),
+            (Set("template/Resources/Api/Properties/DefinitionBody/components/securitySchemes/Caller/x-amazon-apigateway-authorizer/authorizerUri", "\"arn:functions/${GetSiteFunction.Alias}/invocations\""), "Api"),
         ],
     },
     Rule {
@@ -582,7 +585,7 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The API logs the caller's identity and IP address",
+        name: "The API logs the caller's operator, scope and IP address",
         why: "abuse could not be traced",
         check: access::calls_are_logged,
         except: &[],
@@ -600,6 +603,8 @@ const ACCESS: &[Rule] = &[
             (Set("template/Resources/CreateSitePermission/Properties/SourceArn", "\"arn:${Api}/${StageName}/*/*\""), "CreateSitePermission"),
             (Remove("template/Resources/CreateSitePermission/Properties/SourceArn"), "CreateSitePermission"),
             (Remove("template/Resources/GetReadingsPermission"), "GET /sensors/{sensorId}/readings"),
+            (Remove("template/Resources/AuthoriseCallerPermission"), "Api"),
+            (Set("template/Resources/GetReadingsPermission/Properties/SourceArn", "\"arn:${Api}/authorizers/*\""), "GetReadingsPermission"),
         ],
     },
     Rule {
