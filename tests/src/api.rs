@@ -154,15 +154,20 @@ impl Stack {
         url.trim_end_matches('/').rsplit('/').next().context("ApiUrl has no stage")
     }
 
+    /// Returns the secret of the first administrator.
+    pub async fn first_administrator_secret(&self) -> Result<String> {
+        let input = json!({ "SecretId": self.named(names::FIRST_ADMINISTRATOR) });
+        let secret = self.json_call("secretsmanager", "secretsmanager.GetSecretValue", &input).await?;
+        let secret = secret["SecretString"].as_str().context("the secret is not a text")?;
+        Ok(secret.to_owned())
+    }
+
     /// Returns the key of an administrator of the default operator. Each process creates one, with the secret of the
     /// first administrator.
     pub async fn api_key(&self) -> Result<&'static str> {
         static KEY: OnceCell<String> = OnceCell::const_new();
         let key = KEY.get_or_try_init(async || {
-            let input = json!({ "SecretId": self.named(names::FIRST_ADMINISTRATOR) });
-            let target = "secretsmanager.GetSecretValue";
-            let secret = self.json_call("secretsmanager", target, &input).await?;
-            let secret = secret["SecretString"].as_str().context("the secret is not a text")?;
+            let secret = self.first_administrator_secret().await?;
             let body = json!({ "name": "End-to-end tests", "scope": "admin", "expiresInDays": 1 });
             let call = Call::new(Method::POST, "/keys")
                 .key(&Uuid::new_v4().to_string())

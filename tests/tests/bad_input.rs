@@ -188,26 +188,6 @@ async fn the_response_to_a_bad_query_or_path_names_the_field() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
-    let stack = Stack::connect().await?;
-    let key = Uuid::new_v4().to_string();
-    let site = format!("/sites/{}", Uuid::new_v4());
-    let readings = format!("/sensors/{}/readings", Uuid::new_v4());
-    for call in [
-        Call::post_site(&key, &good()),
-        Call::get("/sites"),
-        Call::get(&site),
-        Call::delete(&site),
-        Call::post_readings("{}"),
-        Call::get(&readings),
-    ] {
-        let response = stack.call(call.clone().unsigned()).await?;
-        assert_eq!(response.status, 403, "{call:?}: {response}");
-    }
-    assert_not_stored(&stack, "an unsigned registration", &key).await
-}
-
 /// Checks the recorded failure of an asynchronous function: its payload is the event, and its error names the field.
 fn assert_recorded(failure: &Failure, detail: &Value, field: &str) -> Result<()> {
     assert_eq!(failure.kind, "FUNCTION_FAILED", "{failure}");
