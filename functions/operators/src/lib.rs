@@ -1,1 +1,230 @@
-//! Operators.
+//! Operators, API keys, and the authorizer of the API.
+//!
+//! An operator is an organisation that runs sites. This crate owns two tables.
+//!
+//! - The operators table has a row for each operator ([`OperatorRow`]). The default operator always exists and needs no
+//!   row.
+//! - The keys table has two rows for each API key. Their key attribute is `id`. The row with the hash of the API key
+//!   ([`KeyRow`]) has everything that the authorizer needs, so a check is one read. The row `key#<key id>`
+//!   ([`KeyIdRow`]) finds that row by the key's id, which is public. Only the first row is in the index `byOperator`.
+//!
+//! The text of an API key is in no table, log or message. It is in one response, that of `POST /keys`.
+
+pub mod authorise_caller;
+pub mod create_key;
+pub mod create_operator;
+pub mod credential;
+pub mod get_key;
+pub mod get_operator;
+pub mod issuer;
+mod listing;
+pub mod revoke_key;
+
+use contracts::{OperatorId, Plan, Scope, Timestamp, operators::KeyId};
+use fault::{ErrorKind, Fault};
+use keys::NoRandomness;
+use serde::{Deserialize, Serialize};
+use store::{Key, StoreError, Table};
+
+use crate::issuer::KeySetError;
+
+/// The status of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OperatorStatus {
+    /// Its callers are accepted.
+    Active,
+    /// All its callers are refused.
+    Suspended,
+}
+
+/// The row of an operator. Its key is the operator's id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorRow {
+    /// The name, without leading and trailing white space.
+    pub name: String,
+    /// The plan.
+    pub plan: Plan,
+    /// The status.
+    pub status: OperatorStatus,
+    /// When the operator was registered.
+    pub created_at: Timestamp,
+    /// The SHA-256 of the registration, in hex.
+    pub request_hash: String,
+    /// The partition of the index `byCreation`: [`OperatorRow::LIST`] in each row.
+    pub list: String,
+    /// The position in the index: `<createdAt>/<operator id>`.
+    pub listed: String,
+}
+
+impl OperatorRow {
+    /// The value of the attribute `list`.
+    pub const LIST: &'static str = "OPERATORS";
+
+    /// Returns the key of the operator's row.
+    #[must_use]
+    pub fn key(operator: OperatorId) -> Key {
+        Key::id(operator.to_string())
+    }
+}
+
+/// The part of an operator that each of its keys copies, so that a check needs no second read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorState {
+    /// The status.
+    pub status: OperatorStatus,
+    /// The plan.
+    pub plan: Plan,
+}
+
+impl OperatorState {
+    /// The state of the default operator.
+    const DEFAULT: Self = Self { status: OperatorStatus::Active, plan: Plan::Standard };
+
+    /// Reads the operator's state. Returns `None` if there is no such operator.
+    pub(crate) async fn read(
+        operators: &Table,
+        operator: OperatorId,
+    ) -> Result<Option<Self>, StoreError> {
+        if operator == OperatorId::DEFAULT {
+            return Ok(Some(Self::DEFAULT));
+        }
+        operators.get(&OperatorRow::key(operator)).await
+    }
+}
+
+/// The row of an API key. Its key is the hash of the API key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRow {
+    /// The public id.
+    pub key_id: KeyId,
+    /// The operator that the key belongs to.
+    pub operator_id: OperatorId,
+    /// A copy of the operator's state.
+    pub operator: OperatorState,
+    /// The name.
+    pub name: String,
+    /// What the key may do.
+    pub scope: Scope,
+    /// The first characters of the API key.
+    pub prefix: String,
+    /// When the key was created.
+    pub created_at: Timestamp,
+    /// The position in the index `byOperator`: `<createdAt>/<key id>`.
+    pub listed: String,
+    /// From this time on, the key is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// When the key was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+    /// The last day on which the key was used, in UTC, such as `2026-01-31`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_on: Option<String>,
+}
+
+impl KeyRow {
+    /// Returns the key of the row of the API key with this hash.
+    #[must_use]
+    pub fn key(hash: &str) -> Key {
+        Key::id(hash)
+    }
+}
+
+/// The row `key#<key id>`: what never changes of an API key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyIdRow {
+    /// The hash of the API key.
+    pub hash: String,
+    /// The operator that the key belongs to.
+    pub operator_id: OperatorId,
+    /// What the key may do.
+    pub scope: Scope,
+    /// The first characters of the API key.
+    pub prefix: String,
+}
+
+impl KeyIdRow {
+    /// Returns the key of the row for this key id.
+    #[must_use]
+    pub fn key(key: KeyId) -> Key {
+        Key::id(format!("key#{key}"))
+    }
+
+    /// Reads the row. Returns `None` if the key does not exist, or belongs to another operator.
+    pub(crate) async fn read(
+        keys: &Table,
+        operator: OperatorId,
+        key: KeyId,
+    ) -> Result<Option<Self>, StoreError> {
+        let row: Option<Self> = keys.get(&Self::key(key)).await?;
+        Ok(row.filter(|row| row.operator_id == operator))
+    }
+}
+
+/// Returns whether a caller with the scope `by` may create, replace or revoke a key with the scope `of`.
+fn may_manage(by: Scope, of: Scope) -> bool {
+    match by {
+        Scope::Admin => true,
+        Scope::Operator => of != Scope::Admin,
+        Scope::Bootstrap => of == Scope::Admin,
+        Scope::Logger(_) | Scope::Read => false,
+    }
+}
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorsError {
+    /// Another writer changed the key between the read and the conditional write.
+    #[error("another writer changed key {0}")]
+    Busy(KeyId),
+    /// The request of API Gateway has no ARN of a method, so no policy can be returned.
+    #[error("methodArn: is not the ARN of a method")]
+    NoMethod,
+    /// A call to a table failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The issuer's keys can't be read.
+    #[error(transparent)]
+    KeySet(#[from] KeySetError),
+    /// The first administrator's secret can't be read.
+    #[error("the first administrator's secret: {0}")]
+    Secret(String),
+    /// A key can't be generated.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+impl Fault for OperatorsError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Busy(_) | Self::KeySet(_) | Self::Secret(_) => ErrorKind::Transient,
+            Self::NoMethod => ErrorKind::InvalidInput,
+            Self::NoRandomness(_) => ErrorKind::Internal,
+            Self::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::SiteId;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_manages_no_keys_with_more_rights() {
+        let logger = Scope::Logger(SiteId::registered(OperatorId::DEFAULT, "", "a"));
+        let all = [Scope::Admin, Scope::Operator, logger, Scope::Read];
+        let managed = |by| all.map(|of| may_manage(by, of));
+        assert_eq!(managed(Scope::Admin), [true; 4]);
+        assert_eq!(managed(Scope::Operator), [false, true, true, true]);
+        assert_eq!(managed(Scope::Bootstrap), [true, false, false, false]);
+        assert_eq!(managed(Scope::Read), [false; 4]);
+        assert_eq!(managed(logger), [false; 4]);
+    }
+}

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::{Span, field::display};
 
-pub use crate::caller::Caller;
+pub use crate::{caller::Caller, idempotency::idempotency_key};
 use crate::{Deadline, Error, serve_raw};
 
 /// Time between the deadline that a handler gets and the timeout that cancels the handler. In this time the handler can

@@ -8,6 +8,7 @@ mod caller;
 mod calls;
 pub mod http;
 mod https;
+mod idempotency;
 mod replay;
 mod serve;
 mod telemetry;

@@ -40,6 +40,12 @@ pub const DEVICES: &str = "DevicesTable";
 pub const BILLING: &str = "BillingTable";
 /// Table of the service alerting.
 pub const ALERTING: &str = "AlertingTable";
+/// Table of the operators.
+pub const OPERATORS: &str = "OperatorsTable";
+/// Table of the API keys.
+pub const KEYS: &str = "KeysTable";
+/// Table of the rate limits.
+pub const LIMITS: &str = "LimitsTable";
 /// Table of the readings.
 pub const READINGS: &str = "ReadingsTable";
 /// Table of the counters of refused bundles.

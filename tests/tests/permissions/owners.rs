@@ -174,6 +174,12 @@ const BY_HAND: &[AllowedGrant] = &[
     other("telemetry", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("telemetry", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
+    // operators
+    own("operators", "OperatorsTable", &[GET, PUT]),
+    own("operators", "OperatorsTable/index/byCreation", &[QUERY]),
+    own("operators", "KeysTable", &[GET, PUT, UPDATE]),
+    own("operators", "KeysTable/index/byOperator", &[QUERY]),
+    own("operators", "FirstAdministratorSecret", &["secretsmanager:GetSecretValue"]),
     // events
     own("events", "EventsTable", &[BATCH_GET, QUERY, UPDATE]),
     own("events", "EventsTable/index/unpublished", &[QUERY]),

@@ -6,19 +6,22 @@ use serde_json::{Value, json};
 use crate::subject::{Subject, Violations, items, members, text};
 
 /// The resources that other services, fieldctl and the tests find by their fixed names.
-const NAMED_RESOURCES: [(&str, &str); 15] = [
+const NAMED_RESOURCES: [(&str, &str); 18] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::BILLING),
     ("AWS::DynamoDB::Table", names::DEVICES),
     ("AWS::DynamoDB::Table", names::EVENTS),
     ("AWS::DynamoDB::Table", names::FAILURES),
     ("AWS::DynamoDB::Table", names::INVENTORY),
+    ("AWS::DynamoDB::Table", names::KEYS),
+    ("AWS::DynamoDB::Table", names::OPERATORS),
     ("AWS::DynamoDB::Table", names::READINGS),
     ("AWS::DynamoDB::Table", names::REFUSALS),
     ("AWS::DynamoDB::Table", names::SITES),
     ("AWS::Events::EventBus", names::EVENTS),
     ("AWS::Kinesis::Stream", names::READINGS),
     ("AWS::SNS::Topic", names::ON_CALL),
+    ("AWS::SecretsManager::Secret", names::FIRST_ADMINISTRATOR),
     ("AWS::SecretsManager::Secret", names::STRIPE),
     ("AWS::Serverless::StateMachine", names::SITE_ONBOARDING),
     ("AWS::Serverless::StateMachine", names::SITE_TEARDOWN),

@@ -1,0 +1,13 @@
+//! Lambda function `create-key`.
+
+use contracts::Timestamp;
+use lambda::{Aws, Error, serve_http};
+use operators::create_key::CreateKey;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start(&["dynamodb"]).await?;
+    let step =
+        CreateKey { keys: aws.table("KEYS_TABLE")?, operators: aws.table("OPERATORS_TABLE")? };
+    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+}

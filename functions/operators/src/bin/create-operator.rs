@@ -1,0 +1,12 @@
+//! Lambda function `create-operator`.
+
+use contracts::Timestamp;
+use lambda::{Aws, Error, serve_http};
+use operators::create_operator::CreateOperator;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start(&["dynamodb"]).await?;
+    let step = CreateOperator { operators: aws.table("OPERATORS_TABLE")? };
+    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+}

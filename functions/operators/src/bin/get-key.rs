@@ -1,0 +1,11 @@
+//! Lambda function `get-key`.
+
+use lambda::{Aws, Error, serve_http};
+use operators::get_key::GetKey;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start(&["dynamodb"]).await?;
+    let step = GetKey { keys: aws.table("KEYS_TABLE")? };
+    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+}

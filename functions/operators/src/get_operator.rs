@@ -1,0 +1,77 @@
+//! `GET /operators/{operatorId}` returns an operator. `GET /operators` lists the registered operators.
+
+use contracts::{OperatorId, Scope};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use serde::Serialize;
+use store::{StoreError, Table, from_item};
+
+use crate::{OperatorRow, create_operator::Operator, listing::Listing};
+
+/// The dependencies of the function `get-operator`.
+#[derive(Debug)]
+pub struct GetOperator {
+    /// The operators table.
+    pub operators: Table,
+}
+
+#[derive(Debug, Serialize)]
+struct Page {
+    operators: Vec<Operator>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+impl GetOperator {
+    /// Returns one operator if the path has an id, otherwise a page of the list. Only for administrators.
+    ///
+    /// The list does not contain the default operator, which nobody registered.
+    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+        caller.require(caller.scope == Scope::Admin)?;
+        let Some(text) = request.path_parameters.get("operatorId") else {
+            let listing = Listing::from_request(request)?;
+            let page = self.list(listing).await.map_err(|error| Problem::from_fault(&error))?;
+            return Response::new(200, &page);
+        };
+        http::reject_query(request)?;
+        let operator = text.parse().map_err(|_| {
+            let message = format!("is {text:?}; give the UUID that POST /operators returned");
+            Problem::invalid(vec![FieldError::new("path operatorId", message)])
+        })?;
+        let body = self.operator(operator).await.map_err(|error| Problem::from_fault(&error))?;
+        let body = body.ok_or_else(|| {
+            let detail = format!("There is no operator {operator}. GET /operators lists all operators.");
+            Problem::not_found(detail)
+        })?;
+        Response::new(200, &body)
+    }
+
+    async fn operator(&self, operator: OperatorId) -> Result<Option<Operator>, StoreError> {
+        if operator == OperatorId::DEFAULT {
+            return Ok(Some(Operator::default_operator()));
+        }
+        let row = self.operators.get(&OperatorRow::key(operator)).await?;
+        Ok(row.map(|row| Operator::new(operator, row)))
+    }
+
+    async fn list(&self, listing: Listing) -> Result<Page, StoreError> {
+        let query = self
+            .operators
+            .query("#list = :list AND listed > :after")
+            .index("byCreation")
+            .text("list", OperatorRow::LIST);
+        let (items, next) = listing.read(query).await?;
+        let operator = |item: store::Item| {
+            let name = || "of the operators table".to_owned();
+            let id: Identified = from_item(item.clone(), name)?;
+            Ok(Operator::new(id.id, from_item(item, name)?))
+        };
+        let operators = items.into_iter().map(operator).collect::<Result<_, StoreError>>()?;
+        Ok(Page { operators, next })
+    }
+}
+
+/// The key of a row.
+#[derive(serde::Deserialize)]
+struct Identified {
+    id: OperatorId,
+}

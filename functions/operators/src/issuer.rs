@@ -1,0 +1,232 @@
+//! Verification of the tokens of one OpenID Connect issuer.
+//!
+//! The signature is verified locally with the issuer's key set, which is found by OpenID Connect Discovery and cached.
+//! The algorithm is that of the key, never that of the token's header. Symmetric keys are skipped: a public key could
+//! otherwise be used as the secret of an HMAC.
+
+use std::{collections::HashMap, time::Duration};
+
+use contracts::{OperatorId, Scope};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, Validation, decode, decode_header,
+    errors::ErrorKind,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::{sync::Mutex, time::Instant};
+use web::{Bytes, Limits, Request, Web};
+
+use crate::authorise_caller::Refusal;
+
+/// The maximum age of the cached key set.
+const MAX_AGE: Duration = Duration::from_mins(15);
+/// The minimum time between two reads of the key set because of an unknown key id.
+const MIN_REFRESH: Duration = Duration::from_mins(1);
+/// The limits of each call. The key set takes two.
+const LIMITS: Limits = Limits { time: Duration::from_secs(3), body: 256 * 1024 };
+/// The accepted difference between the issuer's clock and ours, in seconds.
+const LEEWAY_SECONDS: u64 = 60;
+
+/// The issuer's key set can't be read. This is not the caller's fault.
+#[derive(Debug, thiserror::Error)]
+#[error("the key set of {issuer}: {problem}")]
+pub struct KeySetError {
+    issuer: String,
+    problem: String,
+}
+
+/// An OpenID Connect issuer whose tokens are accepted.
+#[derive(Debug)]
+pub struct Issuer {
+    issuer: String,
+    audience: String,
+    web: Web,
+    cached: Mutex<Option<KeySet>>,
+}
+
+/// Who a valid token is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The claim `sub`.
+    pub subject: String,
+    /// The claim `fieldstation_operator`. Nothing is known about its existence.
+    pub operator: OperatorId,
+    /// The claim `fieldstation_scope`.
+    pub scope: Scope,
+}
+
+/// Why a token is not accepted.
+#[derive(Debug)]
+pub enum TokenError {
+    /// The token is not valid.
+    Refused(Refusal),
+    /// Nothing is known about the token, because the key set can't be read.
+    KeySet(KeySetError),
+}
+
+impl From<Refusal> for TokenError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+#[derive(Debug)]
+struct KeySet {
+    keys: HashMap<String, VerificationKey>,
+    read: Instant,
+    /// The last attempt to read it because of an unknown key id.
+    refreshed: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct VerificationKey {
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: String,
+}
+
+#[derive(Deserialize)]
+struct Keys {
+    keys: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    #[serde(default)]
+    fieldstation_operator: Value,
+    #[serde(default)]
+    fieldstation_scope: Value,
+}
+
+impl Issuer {
+    /// Creates the verification of the tokens that `issuer` makes for `audience`.
+    pub fn new(issuer: &str, audience: &str) -> Result<Self, web::ConfigError> {
+        web::secure_url(issuer)?;
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            audience: audience.to_owned(),
+            web: Web::new()?,
+            cached: Mutex::default(),
+        })
+    }
+
+    /// Verifies a token and reads its claims.
+    pub async fn verify(&self, token: &str) -> Result<Subject, TokenError> {
+        let header = decode_header(token).map_err(|_| Refusal::InvalidToken)?;
+        let key_id = header.kid.ok_or(Refusal::InvalidToken)?;
+        let key = self.key(&key_id).await.map_err(TokenError::KeySet)?;
+        let VerificationKey { algorithm, key } = key.ok_or(Refusal::UnknownTokenKey)?;
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        validation.set_audience(&[&self.audience]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        let claims = decode::<Claims>(token, &key, &validation).map_err(|error| {
+            TokenError::Refused(match error.kind() {
+                ErrorKind::ExpiredSignature => Refusal::ExpiredToken,
+                ErrorKind::ImmatureSignature => Refusal::TokenNotYetValid,
+                ErrorKind::InvalidAudience => Refusal::WrongAudience,
+                ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
+                _ => Refusal::InvalidToken,
+            })
+        })?;
+        subject(claims.claims).map_err(TokenError::Refused)
+    }
+
+    /// Returns the key with this id. If it is not in the cached set, the issuer may have a new key, so the set is read
+    /// again.
+    async fn key(&self, id: &str) -> Result<Option<VerificationKey>, KeySetError> {
+        let mut cached = self.cached.lock().await;
+        let set = match &mut *cached {
+            Some(set) if set.read.elapsed() < MAX_AGE => set,
+            old => old.insert(self.read().await?),
+        };
+        if !set.keys.contains_key(id) && set.refreshed.elapsed() >= MIN_REFRESH {
+            // Set before the call, so that a failed call is not repeated at once.
+            set.refreshed = Instant::now();
+            *set = self.read().await?;
+        }
+        Ok(set.keys.get(id).cloned())
+    }
+
+    async fn read(&self) -> Result<KeySet, KeySetError> {
+        let issuer = self.issuer.trim_end_matches('/');
+        let discovery: Discovery =
+            self.get(&format!("{issuer}/.well-known/openid-configuration")).await?;
+        if discovery.issuer != self.issuer {
+            return Err(self.error("its configuration names another issuer".to_owned()));
+        }
+        let set: Keys = self.get(&discovery.jwks_uri).await?;
+        let keys = set.keys.into_iter().filter_map(verification_key).collect();
+        let now = Instant::now();
+        Ok(KeySet { keys, read: now, refreshed: now })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, KeySetError> {
+        let uri = web::secure_url(url).map_err(|error| self.error(error.to_string()))?;
+        let request = Request::get(uri).body(Bytes::new());
+        let request = request.map_err(|error| self.error(error.to_string()))?;
+        let response = self.web.send(request, LIMITS).await;
+        let response = response.map_err(|error| self.error(error.to_string()))?;
+        if !response.status().is_success() {
+            return Err(self.error(format!("status {} of {url}", response.status().as_u16())));
+        }
+        serde_json::from_slice(response.body())
+            .map_err(|error| self.error(format!("the response of {url}: {error}")))
+    }
+
+    fn error(&self, problem: String) -> KeySetError {
+        KeySetError { issuer: self.issuer.clone(), problem }
+    }
+}
+
+/// Returns the key and its id. Returns `None` for a key that can't verify signatures, or that this code does not know.
+fn verification_key(key: Value) -> Option<(String, VerificationKey)> {
+    let jwk: Jwk = serde_json::from_value(key).ok()?;
+    if jwk.common.public_key_use.as_ref().is_some_and(|it| *it != PublicKeyUse::Signature) {
+        return None;
+    }
+    let usual = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(key) => match key.curve {
+            EllipticCurve::P256 => Algorithm::ES256,
+            EllipticCurve::P384 => Algorithm::ES384,
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(_) => Algorithm::EdDSA,
+        _ => return None,
+    };
+    let algorithm = match jwk.common.key_algorithm {
+        Some(named) => Algorithm::try_from(named).ok()?,
+        None => usual,
+    };
+    // The algorithms of an elliptic curve have one key size each.
+    let is_possible = match usual {
+        Algorithm::RS256 => algorithm.family() == usual.family(),
+        _ => algorithm == usual,
+    };
+    let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| is_possible)?;
+    Some((jwk.common.key_id?, VerificationKey { algorithm, key }))
+}
+
+fn subject(claims: Claims) -> Result<Subject, Refusal> {
+    let operator = claims.fieldstation_operator.as_str().and_then(|text| text.parse().ok());
+    let scope = match &claims.fieldstation_scope {
+        Value::Null => Some(Scope::Read),
+        claim => claim.as_str().and_then(|text| text.parse().ok()),
+    };
+    let is_for_people = |scope: &Scope| matches!(scope, Scope::Admin | Scope::Operator | Scope::Read);
+    Ok(Subject {
+        subject: claims.sub,
+        operator: operator.ok_or(Refusal::InvalidOperatorClaim)?,
+        scope: scope.filter(is_for_people).ok_or(Refusal::InvalidScopeClaim)?,
+    })
+}

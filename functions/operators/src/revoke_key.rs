@@ -1,0 +1,86 @@
+//! `DELETE /keys/{keyId}`: revokes an API key.
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::{Timestamp, operators::KeyId};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use serde::Serialize;
+use store::{Commit, Table, Transaction};
+
+use crate::{KeyIdRow, KeyRow, OperatorsError, may_manage};
+
+/// The dependencies of the function `revoke-key`.
+#[derive(Debug)]
+pub struct RevokeKey {
+    /// The keys table.
+    pub keys: Table,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Revoked {
+    key_id: KeyId,
+    prefix: String,
+    revoked_at: Timestamp,
+}
+
+impl RevokeKey {
+    /// Revokes the key and returns 200. A repeated request gets the same response.
+    ///
+    /// Returns 404 for a key that does not exist or belongs to another operator, and 403 for an administrator's key
+    /// if the caller is not an administrator. The authorizer caches its decisions, so a revoked key is accepted for
+    /// another minute.
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_write())?;
+        http::reject_query(request)?;
+        let key = key_id(request)?;
+        let public = KeyIdRow::read(&self.keys, caller.operator, key).await;
+        let public = public.map_err(|error| Problem::from_fault(&error))?.ok_or_else(|| {
+            Problem::not_found(format!("There is no key {key}. GET /keys lists your keys."))
+        })?;
+        caller.require(may_manage(caller.scope, public.scope))?;
+        let revoked_at = self.revoke(key, &public.hash, now).await;
+        let revoked_at = revoked_at.map_err(|error| Problem::from_fault(&error))?;
+        Response::new(200, &Revoked { key_id: key, prefix: public.prefix, revoked_at })
+    }
+
+    /// Marks the key as revoked. Returns when it was revoked.
+    async fn revoke(
+        &self,
+        key: KeyId,
+        hash: &str,
+        now: Timestamp,
+    ) -> Result<Timestamp, OperatorsError> {
+        let row_key = KeyRow::key(hash);
+        let commit = Transaction::on(&self.keys)
+            .update(
+                &self.keys,
+                &row_key,
+                "SET #revokedAt = :revokedAt",
+                Some("attribute_exists(id) AND attribute_not_exists(#revokedAt)"),
+                [("revokedAt", AttributeValue::S(now.to_string()))],
+            )
+            .commit()
+            .await?;
+        match commit {
+            Commit::Done => Ok(now),
+            Commit::Refused(refused) => {
+                let row: Option<KeyRow> = refused.row(&row_key)?;
+                row.and_then(|row| row.revoked_at).ok_or(OperatorsError::Busy(key))
+            }
+        }
+    }
+}
+
+fn key_id(request: &Request) -> Result<KeyId, Problem> {
+    let text = request.path_parameters.get("keyId").map_or("", String::as_str);
+    text.parse().map_err(|_| {
+        // The value is not quoted, because callers may send the key itself.
+        let message = "is not the id of a key; give the UUID that POST /keys returned as keyId";
+        Problem::invalid(vec![FieldError::new("path keyId", message)])
+    })
+}
