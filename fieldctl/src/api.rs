@@ -1,15 +1,14 @@
-//! A client of the stack's HTTP API. It signs requests with AWS Signature Version 4.
+//! A client of the stack's HTTP API. It calls the API with the key of [`crate::api_key`].
 
 use std::time::Duration;
 
-use aws_credential_types::provider::ProvideCredentials;
 use contracts::SiteId;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Uri, body::Bytes, header};
 use serde_json::Value;
-use signing::Signer;
 
 use crate::{
+    api_key::Credential,
     error::{CliError, Exit},
     stack::Stack,
 };
@@ -21,6 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(35);
 /// The delay before the first retry. Each further delay is twice as long.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRIES: u32 = 5;
+/// The maximum page size of the API.
+pub const MAX_PAGE_SIZE: usize = 100;
 
 /// A request to the API.
 #[derive(Clone, Debug)]
@@ -89,34 +90,70 @@ impl Stack {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
-    /// Calls the API and returns the body of the response. Returns an error if the API refuses. While the service is
-    /// busy, the call is retried up to five times. Every call of the API is idempotent.
-    pub async fn call(&self, call: Call) -> Result<Value, CliError> {
-        let mut delay = FIRST_RETRY_DELAY;
-        for _ in 0..MAX_RETRIES {
-            let response = self.send(&call).await?;
-            match response.status {
-                200..300 => return Ok(response.body),
-                429 | 502..=504 => tokio::time::sleep(delay).await,
-                status => return Err(CliError::refused(status, &response.body)),
+    /// Reads all pages of a list. `member` is the name of the list in a page.
+    pub async fn all(&self, path: &str, member: &str) -> Result<Vec<Value>, CliError> {
+        let (mut entries, mut next) = (Vec::new(), None);
+        loop {
+            let query = query(&[("limit", Some(MAX_PAGE_SIZE.to_string())), ("next", next)]);
+            let mut page = self.call(Call::get(format!("{path}?{query}"))).await?;
+            if let Value::Array(more) = page[member].take() {
+                entries.extend(more);
             }
-            delay *= 2;
-        }
-        let response = self.send(&call).await?;
-        match response.status {
-            200..300 => Ok(response.body),
-            status => Err(CliError::refused(status, &response.body).advise(format!(
-                "fieldctl tried {} times; wait a minute, then run the command again",
-                MAX_RETRIES + 1
-            ))),
+            next = page["next"].as_str().map(str::to_owned);
+            if next.is_none() {
+                return Ok(entries);
+            }
         }
     }
 
-    async fn send(&self, call: &Call) -> Result<ApiResponse, CliError> {
-        let request = self.request(call).await?;
+    /// Calls the API and returns the body of the response. Returns an error if the API refuses. If it does not accept the
+    /// stored key, the call is repeated once with a new key. Every call of the API is idempotent.
+    pub async fn call(&self, call: Call) -> Result<Value, CliError> {
+        let mut key = self.api_key().await?;
+        let mut response = self.exchange(&call, &key.credential).await?;
+        if response.status == 401 {
+            key = self.api_key_after(&key).await?;
+            response = self.exchange(&call, &key.credential).await?;
+        }
+        match response.status {
+            200..300 => Ok(response.body),
+            401 => Err(key.not_accepted()),
+            status => Err(CliError::refused(status, &response.body)),
+        }
+    }
+
+    /// Calls the API with that credential. While the service is busy, the call is retried up to five times.
+    pub(crate) async fn exchange(
+        &self,
+        call: &Call,
+        credential: &Credential,
+    ) -> Result<ApiResponse, CliError> {
+        let mut delay = FIRST_RETRY_DELAY;
+        for _ in 0..MAX_RETRIES {
+            let response = self.send(call, credential).await?;
+            if !is_busy(response.status) {
+                return Ok(response);
+            }
+            tokio::time::sleep(delay).await;
+            delay *= 2;
+        }
+        let response = self.send(call, credential).await?;
+        if is_busy(response.status) {
+            let error = CliError::refused(response.status, &response.body).advise(format!(
+                "fieldctl tried {} times; wait a minute, then run the command again",
+                MAX_RETRIES + 1
+            ));
+            return Err(error.after_sending());
+        }
+        Ok(response)
+    }
+
+    async fn send(&self, call: &Call, credential: &Credential) -> Result<ApiResponse, CliError> {
+        let request = self.request(call, credential)?;
         let unreachable = |error: String| {
             CliError::new(Exit::Aws, format!("the API can't be reached: {error}"))
                 .advise("check the network, and whether every service of the stack is deployed")
+                .after_sending()
         };
         let exchange = async {
             let response = self.http.0.request(request).await.map_err(|error| {
@@ -145,9 +182,13 @@ impl Stack {
         Ok(format!("http://{}.execute-api.localhost:{port}/{stage}", self.output("ApiId")?))
     }
 
-    /// Creates a signed request. On an emulator it is sent to the emulator's address, with the API's name as `Host`,
-    /// because not every system resolves subdomains of `localhost`.
-    async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, CliError> {
+    /// Creates a request. On an emulator it is sent to the emulator's address, with the API's name as `Host`, because not
+    /// every system resolves subdomains of `localhost`.
+    fn request(
+        &self,
+        call: &Call,
+        credential: &Credential,
+    ) -> Result<Request<Full<Bytes>>, CliError> {
         let invalid = |error: &dyn std::fmt::Display| {
             CliError::usage(format!("the request is not valid: {error}"))
         };
@@ -156,41 +197,23 @@ impl Stack {
         let emulator = self.emulator();
         let address = emulator.as_ref().and_then(Uri::authority).map_or(host, |it| it.as_str());
         let scheme = api.scheme_str().unwrap_or("https");
-        let uri = format!("{scheme}://{address}{}{}", api.path(), call.path);
         let mut request = Request::builder()
             .method(call.method.clone())
-            .uri(&uri)
+            .uri(format!("{scheme}://{address}{}{}", api.path(), call.path))
             .header(header::HOST, host)
+            .header(header::AUTHORIZATION, credential.header()?)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("fieldctl/", env!("CARGO_PKG_VERSION")));
         if let Some(key) = &call.idempotency_key {
             request = request.header("idempotency-key", key);
         }
-        let mut request = request.body(Full::new(call.body.clone())).map_err(|e| invalid(&e))?;
-        self.sign(&uri, &mut request, &call.body).await?;
-        Ok(request)
+        request.body(Full::new(call.body.clone())).map_err(|error| invalid(&error))
     }
+}
 
-    async fn sign(
-        &self,
-        uri: &str,
-        request: &mut Request<Full<Bytes>>,
-        body: &[u8],
-    ) -> Result<(), CliError> {
-        let cannot_sign =
-            |what: String| CliError::new(Exit::Aws, format!("the request can't be signed: {what}"));
-        let provider = self
-            .config()
-            .credentials_provider()
-            .ok_or_else(|| cannot_sign("there are no AWS credentials".to_owned()))?;
-        let credentials =
-            provider.provide_credentials().await.map_err(|e| cannot_sign(e.to_string()))?;
-        let signer = Signer { credentials, region: self.region(), service: "execute-api" };
-        let method = request.method().clone();
-        signer
-            .sign(&method, uri, request.headers_mut(), body)
-            .map_err(|e| cannot_sign(e.to_string()))
-    }
+/// Returns whether the service may accept the same request later.
+fn is_busy(status: u16) -> bool {
+    matches!(status, 429 | 502..=504)
 }
 
 #[cfg(test)]

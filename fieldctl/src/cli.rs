@@ -5,8 +5,9 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        events::Events, failures::Failures, logs::Logs, outputs::Outputs, readings::Readings,
-        sagas::Sagas, sites::Sites, status, subscriptions, trace::Trace,
+        events::Events, failures::Failures, keys::Keys, logs::Logs, operators::Operators,
+        outputs::Outputs, readings::Readings, sagas::Sagas, sites::Sites, status, subscriptions,
+        trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -19,8 +20,12 @@ use crate::{
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 failed at least in part; 2 wrong usage; 3 not found; \
-                  4 refused by the service; 5 AWS can't be reached or denies access; 6 the outcome is \
-                  not known yet.\n\n\
+                  4 refused by the service; 5 AWS or the API can't be reached or denies access; \
+                  6 the outcome is not known yet.\n\n\
+                  Commands that call the API use the key in FIELDSTATION_API_KEY, or else the one in \
+                  ~/.config/fieldstation/keys.json. If there is none, fieldctl creates an \
+                  administrator's key with the first administrator's secret and writes it to that \
+                  file.\n\n\
                   On the local stack: fieldctl --endpoint-url http://127.0.0.1:4566 --stack \
                   fieldstation-local ..."
 )]
@@ -105,6 +110,12 @@ pub enum Command {
     Failures(Failures),
     /// Logs of the functions: of a site, of a function, only errors, live.
     Logs(Logs),
+    /// Operators, the organisations that run sites: list, create, show.
+    #[command(subcommand)]
+    Operators(Operators),
+    /// API keys: list, create, rotate, revoke.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
     Outputs(Outputs),
     /// Prints a completion script for a shell.

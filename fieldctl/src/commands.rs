@@ -2,7 +2,9 @@
 
 pub mod events;
 pub mod failures;
+pub mod keys;
 pub mod logs;
+pub mod operators;
 pub mod outputs;
 pub mod readings;
 pub mod sagas;

@@ -40,12 +40,20 @@ pub struct CliError {
     pub details: Vec<String>,
     /// What to do.
     pub advice: Option<String>,
+    /// Whether a request was sent, and the API may have executed it.
+    pub may_be_done: bool,
 }
 
 impl CliError {
     /// Creates an error with an exit code and a message.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), details: Vec::new(), advice: None }
+        Self {
+            exit,
+            message: message.into(),
+            details: Vec::new(),
+            advice: None,
+            may_be_done: false,
+        }
     }
 
     /// Creates an error for a mistake on the command line.
@@ -65,6 +73,12 @@ impl CliError {
         self
     }
 
+    /// Marks the error of a request that the API may have executed.
+    #[must_use]
+    pub fn after_sending(self) -> Self {
+        Self { may_be_done: true, ..self }
+    }
+
     /// Creates an error from a refusal of the API: a problem (RFC 9457), or any other body.
     #[must_use]
     pub fn refused(status: u16, body: &Value) -> Self {
@@ -82,7 +96,7 @@ impl CliError {
         let error = match status {
             404 => Self::not_found(message),
             401 | 403 => Self::new(Exit::Aws, message)
-                .advise("your credentials need execute-api:Invoke on the stack's API"),
+                .advise("the key's scope does not allow this: docs/fieldctl.md lists what each scope may do"),
             500.. => Self::new(Exit::Refused, message)
                 .advise("the functions' logs have the reason: fieldctl logs --errors --since 10m"),
             _ => Self::new(Exit::Refused, message),

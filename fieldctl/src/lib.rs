@@ -5,6 +5,7 @@
 
 pub mod advice;
 pub mod api;
+pub mod api_key;
 pub mod cli;
 pub mod commands;
 pub mod decode;

@@ -48,6 +48,8 @@ async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Readings(command) => command.run(&stack, screen).await,
         Command::Subscriptions(options) => options.run(&stack, screen).await,
         Command::Failures(command) => command.run(&stack, screen).await,
+        Command::Operators(command) => command.run(&stack, screen).await,
+        Command::Keys(command) => command.run(&stack, screen).await,
         Command::Outputs(command) => command.run(&stack, screen),
         Command::Completions { .. } => Ok(Exit::Done),
     }?;

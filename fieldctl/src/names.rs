@@ -33,7 +33,7 @@ impl<'a> SiteNames<'a> {
         if self.may_look_up && !self.known.contains_key(&site) {
             let site_json = self.stack.site(site).await;
             self.may_look_up = self.known.len() + 1 < MAX_LOOKUPS
-                && !matches!(&site_json, Err(error) if error.exit == Exit::Aws);
+                && !matches!(&site_json, Err(error) if error.exit != Exit::NotFound);
             let name = site_json.ok().and_then(|site| Some(site["name"].as_str()?.to_owned()));
             self.known.insert(site, name);
         }

@@ -187,6 +187,11 @@ pub fn print_error(error: &CliError) {
     terminal::print_error(format_args!("fieldctl: {error}"));
 }
 
+/// Prints what the operator must know in addition to the output, on standard error.
+pub fn print_notice(text: &str) {
+    terminal::print_error(format_args!("fieldctl: {}", terminal::line(text)));
+}
+
 /// Prints the help or the usage error of clap. An error is escaped, because it quotes the arguments. Returns the exit
 /// code.
 #[must_use]

@@ -1,11 +1,11 @@
-//! Finds the site or the sensor that an argument means. A site is given by its id, the first digits of its id, or its
-//! name. A sensor is given by its id, the first digits of its id, or `<site>/<metric>`.
+//! Finds the site, the sensor or the operator that an argument means. A site or an operator is given by its id, the first
+//! digits of its id, or its name. A sensor is given by its id, the first digits of its id, or `<site>/<metric>`.
 
-use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS, names};
+use contracts::{OnboardingId, OperatorId, SensorId, SiteId, inbound::MAX_SENSORS, names};
 use serde_json::Value;
 
 use crate::{
-    api::{Call, query},
+    api::Call,
     error::{CliError, Exit},
     event_log::Period,
     stack::Stack,
@@ -14,7 +14,7 @@ use crate::{
 /// The minimum number of characters in the prefix of an id.
 pub const MIN_PREFIX: usize = 4;
 
-/// The maximum number of sites that an error lists if a name is ambiguous.
+/// The maximum number of candidates that an error lists if a name is ambiguous.
 const MAX_LISTED: usize = 5;
 
 /// A site and the onboarding that created it.
@@ -42,9 +42,10 @@ impl SiteOnboarding {
 pub async fn site_onboarding(stack: &Stack, text: &str) -> Result<SiteOnboarding, CliError> {
     let Ok(site) = text.trim().parse::<SiteId>() else {
         let sites = all_sites(stack).await?;
-        return only_match(text, sites.iter().map(Site::from_api)).map(SiteOnboarding::from_site);
+        let id = only_match(&SITE, text, sites.iter().map(Candidate::site))?;
+        return id_from_api(&SITE, &id).map(SiteOnboarding::from_site);
     };
-    let onboarding: OnboardingId = text.trim().parse().map_err(|_| no_site(text))?;
+    let onboarding: OnboardingId = text.trim().parse().map_err(|_| unknown(&SITE, text))?;
     let events = stack.events_of_onboarding(onboarding, Period::default(), usize::MAX).await?;
     let site_in_events = events
         .iter()
@@ -67,6 +68,19 @@ pub async fn site_onboarding(stack: &Stack, text: &str) -> Result<SiteOnboarding
 /// The same as those of [`site_onboarding`].
 pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
     site_onboarding(stack, text).await.map(|found| found.site)
+}
+
+/// Finds an operator by its id, the first digits of it, or its name. A whole id is returned without a check.
+///
+/// # Errors
+/// Exit code 3 if no operator has that name. Exit code 2 if more than one has it; the error lists their ids.
+pub async fn operator(stack: &Stack, text: &str) -> Result<OperatorId, CliError> {
+    if let Ok(id) = text.trim().parse() {
+        return Ok(id);
+    }
+    let operators = stack.all("/operators", "operators").await?;
+    let id = only_match(&OPERATOR, text, operators.iter().map(Candidate::operator))?;
+    id_from_api(&OPERATOR, &id)
 }
 
 /// Finds a sensor by its id, the first digits of its id, or `<site>/<metric>`.
@@ -140,74 +154,89 @@ fn is_prefix(text: &str) -> bool {
     text.len() >= MIN_PREFIX && text.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-')
 }
 
-fn no_site(text: &str) -> CliError {
-    CliError::not_found(format!("no site has the id or the name {text:?}"))
-        .advise("`fieldctl sites list` lists the sites")
+fn unknown(kind: &Kind, text: &str) -> CliError {
+    CliError::not_found(format!("no {} has the id or the name {text:?}", kind.name))
+        .advise(format!("`fieldctl {}s list` lists the {}s", kind.name, kind.name))
 }
 
 /// Returns every site, as `GET /sites` lists it.
 async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
-    let (mut sites, mut next) = (Vec::new(), None);
-    loop {
-        let query = query(&[("limit", Some("100".to_owned())), ("next", next)]);
-        let page = stack.call(Call::get(format!("/sites?{query}"))).await?;
-        sites.extend(page["sites"].as_array().into_iter().flatten().cloned());
-        next = page["next"].as_str().map(str::to_owned);
-        if next.is_none() {
-            return Ok(sites);
-        }
-    }
+    stack.all("/sites", "sites").await
 }
 
-/// The fields of a site with which a text is compared.
+/// What an argument names. The command `fieldctl <name>s list` lists all of them.
+struct Kind {
+    name: &'static str,
+}
+
+const SITE: Kind = Kind { name: "site" };
+const OPERATOR: Kind = Kind { name: "operator" };
+
+/// A site or an operator, as the fields with which a text is compared.
 #[derive(Clone, Debug)]
-struct Site {
+struct Candidate {
     id: String,
-    onboarding: String,
+    /// The id of the site's onboarding, which also names the site.
+    onboarding: Option<String>,
     name: String,
 }
 
-impl Site {
-    fn from_api(site: &Value) -> Self {
-        let id = site["siteId"].as_str().unwrap_or_default().to_owned();
-        let onboarding =
-            id.parse().map(|id| OnboardingId::from_site(id).to_string()).unwrap_or_default();
-        Self { id, onboarding, name: site["name"].as_str().unwrap_or_default().to_owned() }
+impl Candidate {
+    fn site(site: &Value) -> Self {
+        let id = text(site, "siteId");
+        let onboarding = id.parse().map(|id| OnboardingId::from_site(id).to_string()).ok();
+        Self { id, onboarding, name: text(site, "name") }
+    }
+
+    fn operator(operator: &Value) -> Self {
+        Self { id: text(operator, "operatorId"), onboarding: None, name: text(operator, "name") }
+    }
+
+    fn has_id_with_prefix(&self, prefix: &str) -> bool {
+        self.id.starts_with(prefix)
+            || self.onboarding.as_ref().is_some_and(|id| id.starts_with(prefix))
     }
 }
 
-/// Returns the only site that the text names.
-fn only_match(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
+fn text(value: &Value, name: &str) -> String {
+    value[name].as_str().unwrap_or_default().to_owned()
+}
+
+fn id_from_api<T: std::str::FromStr>(kind: &Kind, id: &str) -> Result<T, CliError> {
+    id.parse().map_err(|_| {
+        CliError::new(Exit::Failed, format!("the API returned an invalid {} id: {id:?}", kind.name))
+    })
+}
+
+/// Returns the id of the only candidate that the text names.
+fn only_match(
+    kind: &Kind,
+    text: &str,
+    candidates: impl Iterator<Item = Candidate>,
+) -> Result<String, CliError> {
     let text = text.trim();
     let lower = text.to_lowercase();
     let is_prefix = is_prefix(&lower);
     let (mut by_name, mut by_id, mut by_prefix) = (Vec::new(), Vec::new(), Vec::new());
-    for site in sites {
-        let name = site.name.to_lowercase();
+    for candidate in candidates {
+        let name = candidate.name.to_lowercase();
         if name == lower {
-            by_name.push(site);
-        } else if is_prefix && (site.id.starts_with(&lower) || site.onboarding.starts_with(&lower))
-        {
-            by_id.push(site);
+            by_name.push(candidate);
+        } else if is_prefix && candidate.has_id_with_prefix(&lower) {
+            by_id.push(candidate);
         } else if !lower.is_empty() && name.starts_with(&lower) {
-            by_prefix.push(site);
+            by_prefix.push(candidate);
         }
     }
     let found =
         [by_name, by_id, by_prefix].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
     match found.as_slice() {
-        [] => Err(no_site(text)),
-        [site] => site.id.parse().map_err(|_| {
-            CliError::new(
-                Exit::Failed,
-                format!("the API returned an invalid site id: {:?}", site.id),
-            )
-        }),
+        [] => Err(unknown(kind, text)),
+        [only] => Ok(only.id.clone()),
         several => {
-            let listed =
-                several.iter().take(MAX_LISTED).map(|site| format!("{} {}", site.id, site.name));
-            let error = CliError::usage(format!("{} sites match {text:?}", several.len()));
-            Err(CliError { details: listed.collect(), ..error }
+            let listed = several.iter().take(MAX_LISTED).map(|it| format!("{} {}", it.id, it.name));
+            let message = format!("{} {}s match {text:?}", several.len(), kind.name);
+            Err(CliError { details: listed.collect(), ..CliError::usage(message) }
                 .advise("use the id, or more digits of it"))
         }
     }
@@ -226,10 +255,8 @@ mod tests {
     fn named(text: &str) -> Result<String, (Exit, Vec<String>)> {
         let sites = SITES
             .iter()
-            .map(|(id, name)| Site::from_api(&serde_json::json!({"siteId": id, "name": name})));
-        only_match(text, sites)
-            .map(|id| id.to_string())
-            .map_err(|error| (error.exit, error.details))
+            .map(|(id, name)| Candidate::site(&serde_json::json!({"siteId": id, "name": name})));
+        only_match(&SITE, text, sites).map_err(|error| (error.exit, error.details))
     }
 
     #[test]

@@ -14,8 +14,10 @@ use contracts::names;
 use hyper::Uri;
 use ledger::{Ledger, files::Files};
 use store::Table;
+use tokio::sync::Mutex;
 
 use crate::{
+    api_key::CurrentKey,
     error::{CliError, aws, unreadable},
     http::Http,
 };
@@ -74,6 +76,8 @@ pub struct Stack {
     pub machines: aws_sdk_sfn::Client,
     /// The client for the HTTP API.
     pub(crate) http: Http,
+    /// The key for the HTTP API, once a call has needed it.
+    pub(crate) api_key: Mutex<Option<CurrentKey>>,
 }
 
 /// Returns the address of an endpoint that is on this machine.
@@ -159,6 +163,7 @@ impl Stack {
             dynamodb: aws_sdk_dynamodb::Client::new(&config),
             machines: aws_sdk_sfn::Client::new(&config),
             http: Http::new()?,
+            api_key: Mutex::default(),
             cloudformation,
             config,
         })
@@ -212,7 +217,10 @@ impl Stack {
             ("DevicesTable", self.named(names::DEVICES)),
             ("EventsTable", self.named(names::EVENTS)),
             ("FailuresTable", self.named(names::FAILURES)),
+            ("FirstAdministratorSecretName", self.named(names::FIRST_ADMINISTRATOR)),
             ("InventoryTable", self.named(names::INVENTORY)),
+            ("KeysTable", self.named(names::KEYS)),
+            ("OperatorsTable", self.named(names::OPERATORS)),
             ("ReadingsTable", self.named(names::READINGS)),
             ("RefusalsTable", self.named(names::REFUSALS)),
             ("SitesTable", self.named(names::SITES)),

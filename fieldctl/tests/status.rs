@@ -290,7 +290,7 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
         let (_, document) = status(&cloud).await;
         assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
         let check = check(&document, "stack");
-        assert_eq!(check["summary"], "2 of 10 services have no stack");
+        assert_eq!(check["summary"], "2 of 11 services have no stack");
         let details = check["details"].as_array().expect("details");
         assert!(details[0].as_str().expect("a text").starts_with("billing: "), "{check}");
         assert!(check["next"].as_str().expect("a text").starts_with("deploy billing, gateway: "));
@@ -305,7 +305,7 @@ async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
     compared(&cloud).await;
     let (_, document) = status(&cloud).await;
     assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
-    assert_eq!(check(&document, "stack")["summary"], "1 of 10 services have no stack");
+    assert_eq!(check(&document, "stack")["summary"], "1 of 11 services have no stack");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use clap::CommandFactory;
 use cloud::{Cloud, HOSTILE_OUTPUT, ReceivedRequest};
 use contracts::{
     OnboardingId, OperatorId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated,
+    operators::KeyId,
 };
 use fieldctl::cli::Cli;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
@@ -59,6 +60,21 @@ fn begun() -> Value {
     json!(1_767_225_600.0)
 }
 
+fn key_id() -> KeyId {
+    KeyId::from_request(OperatorId::DEFAULT, "key-1")
+}
+
+fn shown_operator() -> Value {
+    json!({ "operatorId": HOSTILE, "name": HOSTILE, "plan": HOSTILE, "status": HOSTILE,
+        "createdAt": HOSTILE })
+}
+
+/// Returns a key as the API lists it, and as it answers to the creation or the revocation of a key.
+fn shown_key() -> Value {
+    json!({ "keyId": key_id(), "prefix": HOSTILE, "name": HOSTILE, "scope": "read", "key": HOSTILE,
+        "operatorId": HOSTILE, "createdAt": "2026-01-01T00:00:00.000Z", "lastUsedOn": HOSTILE })
+}
+
 /// Answers as a stack in which each text that people or other systems can choose is hostile.
 fn hostile(request: &ReceivedRequest) -> FakeResponse {
     let name = format!("name {HOSTILE}");
@@ -92,6 +108,10 @@ fn hostile(request: &ReceivedRequest) -> FakeResponse {
         }
         "/local/sites" => json!({ "sites": [shown] }),
         "/local/readings" => json!({ "accepted": 1 }),
+        "/local/operators" if request.method == "GET" => json!({ "operators": [shown_operator()] }),
+        path if path.starts_with("/local/operators") => shown_operator(),
+        "/local/keys" if request.method == "GET" => json!({ "keys": [shown_key()] }),
+        path if path.starts_with("/local/keys") => shown_key(),
         path if path.starts_with("/local/sensors") && request.query.contains("aggregate") => {
             json!({ "unit": name, "buckets": [{ "start": name, "count": name, "min": name, "max": name }] })
         }
@@ -219,11 +239,17 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let sensor = SensorId::from_onboarding(onboarding(), 0).to_string();
     let onboarding = onboarding().to_string();
     let failure = failure().id.to_string();
+    let (operator, key) = (OperatorId::DEFAULT.to_string(), key_id().to_string());
     let (more, prints): (&[&str], _) = match command {
         "completions" => (&["bash"], (false, false)),
         "status" => (&["--all"], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
-        | "subscriptions" => (&[], (true, true)),
+        | "subscriptions" | "operators list" | "keys list" => (&[], (true, true)),
+        "operators show" => (&[&operator], (true, true)),
+        "operators create" => (&["name", "--plan", "standard"], (true, true)),
+        "keys create" => (&["name", "--scope", "read"], (true, true)),
+        "keys rotate" => (&[&key], (true, true)),
+        "keys revoke" => (&[&key, "--yes"], (true, true)),
         "sites show" | "sites health" | "trace" | "logs" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
@@ -360,6 +386,9 @@ async fn no_error_message_controls_a_terminal() {
         &["events", "list", "--type", HOSTILE],
         &["events", "list", "--entity", HOSTILE],
         &["readings", "get", &sensor, "--from", HOSTILE],
+        &["operators", "show", HOSTILE],
+        &["keys", "create", "name", "--scope", HOSTILE],
+        &["keys", "revoke", HOSTILE],
         &["failures", "show", HOSTILE],
     ] {
         let (code, out, err) = cloud.run(words).await;
@@ -411,16 +440,19 @@ async fn questions_and_progress_do_not_control_a_terminal() {
     }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let (site, onboarding) = (site().to_string(), onboarding().to_string());
+    let key = key_id().to_string();
     let expected = HashMap::from([
         ("teardown", "out of service permanently? [y/N]"),
         ("recover", "Undo steps that are already done change nothing. [y/N]"),
         ("onboard", "ONBOARDING: name \\u001b[45m"),
+        ("revoke", "last used on \\u001b[45m"),
         ("replay", "Ctrl-C stops after the running replays"),
     ]);
     for words in [
         &["sites", "teardown", &site][..],
         &["sagas", "recover", &onboarding],
         &["sites", "onboard", file, "--wait"],
+        &["keys", "revoke", &key],
         &["failures", "replay", "--all", "--yes"],
     ] {
         SITE_REQUESTS.store(0, Ordering::Relaxed);

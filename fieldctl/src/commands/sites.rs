@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    api::{Call, query},
+    api::{Call, MAX_PAGE_SIZE, query},
     commands::{POLL_INTERVAL, confirm, json_file},
     error::{CliError, Exit},
     output::{Progress, Screen, Tone},
@@ -20,9 +20,6 @@ use crate::{
     stack::Stack,
     trace::status_tone,
 };
-
-/// The maximum page size of the API.
-const MAX_PAGE_SIZE: usize = 100;
 
 /// Commands for sites.
 #[derive(Debug, Subcommand)]
@@ -247,10 +244,13 @@ async fn onboard(
     let registration = json_file(file)?;
     let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
     let call = Call::post("/sites", registration.to_string()).idempotency_key(&key);
-    let response = stack.call(call).await.map_err(|error| match error.exit {
-        // It is not known whether the site was registered. With the same key, a retry creates no second site.
-        Exit::Aws => error.advise(format!("to retry safely, add --idempotency-key {key}")),
-        _ => error,
+    let response = stack.call(call).await.map_err(|error| {
+        if error.may_be_done {
+            // With the same key, a retry creates no second site.
+            error.advise(format!("to retry safely, add --idempotency-key {key}"))
+        } else {
+            error
+        }
     })?;
     if !screen.json {
         screen.field("siteId", Tone::Strong, text(&response, "siteId"))?;

@@ -4,7 +4,7 @@
 
 use std::{
     process::Stdio,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use axum::{
@@ -20,6 +20,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use keys::{ApiKey, Kind};
 use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
 use tokio::{net::TcpListener, process::Command};
@@ -27,6 +28,10 @@ use tokio::{net::TcpListener, process::Command};
 /// A request that the fake received.
 #[derive(Clone, Debug)]
 pub struct ReceivedRequest {
+    /// The HTTP method.
+    pub method: String,
+    /// The header `Authorization`.
+    pub authorization: String,
     /// The operation: `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
     pub operation: String,
     /// The path's query.
@@ -44,6 +49,14 @@ pub struct Cloud {
     pub dynamo: Dynamo,
     endpoint: String,
     received: Arc<Mutex<Vec<ReceivedRequest>>>,
+}
+
+/// The API key of the commands, unless a test sets another one.
+pub static API_KEY: LazyLock<ApiKey> = LazyLock::new(|| new_key(Kind::Admin));
+
+/// Creates an API key.
+pub fn new_key(kind: Kind) -> ApiKey {
+    ApiKey::generate(kind).expect("random numbers")
 }
 
 /// The value of an output: hostile text, as far as XML can contain it.
@@ -350,6 +363,7 @@ impl Cloud {
             .env("FIELDSTATION_STACK", "test")
             .env("COLUMNS", "100")
             .env("HOME", "/nonexistent")
+            .env("FIELDSTATION_API_KEY", API_KEY.reveal())
             .env("USER", "tester")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -387,7 +401,10 @@ async fn respond(
         target.unwrap_or(head.uri.path()).to_owned()
     };
     let query = head.uri.query().unwrap_or_default().to_owned();
-    let received = ReceivedRequest { operation, query, body };
+    let authorization = head.headers.get("authorization").and_then(|it| it.to_str().ok());
+    let authorization = authorization.unwrap_or_default().to_owned();
+    let method = head.method.to_string();
+    let received = ReceivedRequest { method, authorization, operation, query, body };
     seen.lock().expect("no panic").push(received.clone());
     if form {
         let (status, xml) = stacks.respond(&received.body);
