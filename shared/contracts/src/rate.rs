@@ -1,0 +1,75 @@
+//! How many requests a caller may send.
+
+use crate::Plan;
+
+/// A rate limit: a bucket that holds `burst` tokens and gets `per_second` new ones each second. Each request takes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RateLimit {
+    per_second: u32,
+    burst: u32,
+}
+
+impl RateLimit {
+    /// The limit of each API key with the scope `logger:<site>`. It is for a data logger that sends its backlog after a
+    /// break: 120 bundles at once, then two per second.
+    pub const LOGGER_KEY: Self = Self::new(2, 120);
+
+    const fn new(per_second: u32, burst: u32) -> Self {
+        // A bucket's row counts in whole milliseconds.
+        assert!(
+            per_second > 0 && 1_000 % per_second == 0,
+            "the interval must be whole milliseconds"
+        );
+        assert!(burst >= 2 && burst <= 1_000_000, "a lease must be smaller than the bucket");
+        Self { per_second, burst }
+    }
+
+    /// Returns the number of tokens per second.
+    #[must_use]
+    pub const fn per_second(self) -> u32 {
+        self.per_second
+    }
+
+    /// Returns the number of tokens of a full bucket.
+    #[must_use]
+    pub const fn burst(self) -> u32 {
+        self.burst
+    }
+
+    /// Returns the time between two tokens, in milliseconds.
+    #[must_use]
+    pub const fn interval_millis(self) -> i64 {
+        (1_000 / self.per_second) as i64
+    }
+}
+
+impl Plan {
+    /// Returns the limit of all requests of an operator together.
+    ///
+    /// Each bucket is full again after 10 seconds without requests. Ten times the highest rate is below the rate that the
+    /// stage accepts from all operators together, so an operator that sends too much is refused here, alone, and not by
+    /// the stage, together with the others. See `ThrottlingRateLimit` in the gateway's template.
+    #[must_use]
+    pub const fn rate_limit(self) -> RateLimit {
+        match self {
+            Self::Community => RateLimit::new(20, 200),
+            Self::Standard => RateLimit::new(50, 500),
+            Self::Professional => RateLimit::new(100, 1_000),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plan_has_a_limit_and_a_change_of_the_plan_keeps_the_bucket() {
+        for plan in Plan::ALL {
+            let limit = plan.rate_limit();
+            assert_eq!(limit.burst(), 10 * limit.per_second(), "{plan:?}");
+            assert_eq!(limit.interval_millis() * i64::from(limit.per_second()), 1_000, "{plan:?}");
+            assert!(RateLimit::LOGGER_KEY.per_second() < limit.per_second(), "{plan:?}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A bucket in the memory of an execution environment. Decides whether a request needs a lease, and how large it is.
+
+use contracts::RateLimit;
+
+use crate::{is_ahead, is_due};
+
+/// The lifetime of a lease, in milliseconds.
+pub const LIFETIME_MILLIS: i64 = 10_000;
+/// The maximum size of a lease, in tokens.
+const MAX_LEASE: u32 = 100;
+/// The minimum time for which a refusal is remembered, in milliseconds. It is the unit of `Retry-After`.
+const MIN_REFUSAL_MILLIS: i64 = 1_000;
+/// The maximum time for which a refusal is remembered, in milliseconds.
+const MAX_REFUSAL_MILLIS: i64 = 60_000;
+
+/// What an execution environment knows of a bucket. All times are in milliseconds since the epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Bucket {
+    /// The size of the last lease, or what was used of it before it expired.
+    size: u32,
+    /// The leased tokens that are not used.
+    tokens: u32,
+    /// The tokens that were taken on credit.
+    owed: u32,
+    /// When the lease ends.
+    expires_at: i64,
+    /// Until when requests are refused.
+    refused_until: i64,
+    /// A `tat` that the row has reached.
+    tat: Option<i64>,
+    /// Whether the last lease found that the bucket was not full.
+    was_in_use: bool,
+    /// The number of refusals that no log line has reported.
+    refusals: u64,
+    logged_at: Option<i64>,
+}
+
+/// The decision on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Accepted,
+    Refused {
+        until: i64,
+    },
+    /// Tokens must be leased first.
+    Lease(Lease),
+}
+
+/// What to lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// The tokens that pay a credit. They can't be used.
+    pub owed: u32,
+    /// The wanted tokens, beyond those.
+    pub wanted: u32,
+    /// A `tat` that the row has reached. `None` if the environment does not know one.
+    pub tat: Option<i64>,
+    /// Whether the last lease found that the bucket was not full. Then other environments probably use it, too.
+    pub was_in_use: bool,
+}
+
+/// The result of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Tokens were taken, including those that were owed.
+    Taken { tokens: u32, tat: i64, was_in_use: bool },
+    /// There are not enough tokens before this time. Nothing was taken.
+    Empty { until: i64, tat: i64 },
+}
+
+impl Bucket {
+    /// Takes a token, if that is possible without the table.
+    pub fn take(&mut self, limit: RateLimit, now: i64) -> Decision {
+        if is_ahead(self.refused_until, now, MAX_REFUSAL_MILLIS) {
+            return Decision::Refused { until: self.refused_until };
+        }
+        if !self.is_in_use(now) {
+            self.size = self.size.saturating_sub(self.tokens);
+            (self.tokens, self.owed) = (0, 1);
+            self.expires_at = now.saturating_add(LIFETIME_MILLIS);
+            return Decision::Accepted;
+        }
+        if self.tokens > 0 {
+            self.tokens -= 1;
+            return Decision::Accepted;
+        }
+        let used_up_quickly = self.expires_at.saturating_sub(now) > LIFETIME_MILLIS / 2;
+        let size = match self.owed {
+            0 if used_up_quickly => self.size.saturating_mul(2),
+            _ => self.size,
+        };
+        let wanted = size.clamp(1, max_lease(limit));
+        Decision::Lease(Lease {
+            owed: self.owed,
+            wanted,
+            tat: self.tat,
+            was_in_use: self.was_in_use,
+        })
+    }
+
+    /// Applies the result of a lease. Takes a token for the request that needed it, or returns the time until which
+    /// requests are refused.
+    pub fn settle(&mut self, lease: Lease, outcome: Outcome, now: i64) -> Option<i64> {
+        match outcome {
+            Outcome::Taken { tokens, tat, was_in_use } => {
+                (self.tat, self.was_in_use) = (Some(tat), was_in_use);
+                self.owed = self.owed.saturating_sub(lease.owed);
+                self.size = tokens.saturating_sub(lease.owed);
+                // Another request may have leased at the same time.
+                self.tokens = self.tokens.saturating_add(self.size).saturating_sub(1);
+                self.refused_until = 0;
+                self.expires_at = now.saturating_add(LIFETIME_MILLIS);
+                None
+            }
+            Outcome::Empty { until, tat } => {
+                self.tat = Some(tat);
+                let wait = until.saturating_sub(now);
+                let wait = wait.clamp(MIN_REFUSAL_MILLIS, MAX_REFUSAL_MILLIS);
+                self.refused_until = now.saturating_add(wait);
+                // A sender that comes back soon after the refusal gets no new credit.
+                self.expires_at = self.refused_until.saturating_add(LIFETIME_MILLIS);
+                Some(self.refused_until)
+            }
+        }
+    }
+
+    /// Returns whether the bucket has a lease, a credit or a refusal that still counts.
+    pub fn is_in_use(&self, now: i64) -> bool {
+        is_ahead(self.expires_at, now, LIFETIME_MILLIS + MAX_REFUSAL_MILLIS)
+    }
+
+    /// Counts a refusal. Returns the number of refusals since the last log line if a line is due.
+    pub fn count_refusal(&mut self, now: i64) -> Option<u64> {
+        self.refusals = self.refusals.saturating_add(1);
+        if !is_due(self.logged_at, now) {
+            return None;
+        }
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.refusals))
+    }
+}
+
+/// Returns the maximum size of a lease: at most half of the bucket.
+fn max_lease(limit: RateLimit) -> u32 {
+    MAX_LEASE.min(limit.burst() / 2)
+}

@@ -1,0 +1,252 @@
+//! The rate limits that Fieldstation enforces itself.
+//!
+//! Each operator has a token bucket, and each logger key has one more ([`contracts::RateLimit`]). Each request takes a
+//! token. The limits table has one row per bucket, which is the state of the algorithm GCRA: `tat`, the time at which
+//! the bucket is full again, in milliseconds. Taking `n` tokens adds `n` intervals to it, in one conditional update
+//! without an earlier read.
+//!
+//! An execution environment leases tokens in blocks and serves requests from its lease, so a busy one writes once in
+//! 100 requests. A block has one token at first and doubles while it is used up quickly, so that idle environments do
+//! not hold the tokens of a small plan. What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is
+//! remembered until its end, so that refused requests cost no writes.
+//!
+//! The first request of an environment in a bucket takes a token on credit. The next lease pays for it. A data logger
+//! that sends every 15 minutes so costs no write at all.
+//!
+//! In any `t` seconds, the accepted requests of a bucket that is always in use are at most
+//! `rate * (t + 10) + burst`, and one for each execution environment. 10 seconds are the lifetime of a lease: its tokens
+//! may have been taken from the bucket that much earlier. The clocks of the environments may differ: a clock that is
+//! ahead by `s` seconds adds at most `rate * s`, once.
+
+mod bucket;
+mod row;
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use contracts::{OperatorId, Plan, RateLimit, Timestamp};
+use store::{StoreError, Table};
+
+pub use crate::bucket::LIFETIME_MILLIS;
+use crate::{
+    bucket::{Bucket, Decision},
+    row::Row,
+};
+
+/// The maximum number of buckets in memory. One is about 200 bytes.
+const MAX_BUCKETS: usize = 2_000;
+/// The timeout of a lease. After it, the request is allowed.
+const LEASE_TIMEOUT: Duration = Duration::from_millis(500);
+/// After a failed lease, requests are allowed without a lease for this time, in milliseconds. So a table that fails
+/// slowly does not make every request slow.
+const PAUSE_MILLIS: i64 = 1_000;
+/// The minimum time between two log lines about the same cause, in milliseconds.
+const LOG_INTERVAL_MILLIS: i64 = 60_000;
+
+/// A request that is refused, because its bucket is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose bucket is empty.
+    pub of: Holder,
+    /// The limit of the bucket.
+    pub limit: RateLimit,
+    /// The time after which there are tokens again, in seconds: at least 1.
+    pub retry_after: u16,
+    /// The number of refusals, including this one, that one log line should report. `None` if no line is due.
+    pub to_log: Option<u64>,
+}
+
+/// The holder of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// All requests of an operator.
+    Operator,
+    /// The requests with one logger key.
+    LoggerKey,
+}
+
+/// The caller of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// The operator.
+    pub operator: OperatorId,
+    /// The plan of the operator.
+    pub plan: Plan,
+    /// What identifies the logger key among the keys of the operator. `None` for all other callers.
+    pub logger_key: Option<&'a str>,
+}
+
+/// The rate limits, as one execution environment applies them.
+#[derive(Debug)]
+pub struct Limits {
+    table: Table,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buckets: HashMap<String, Bucket>,
+    /// Leases are not tried before this time, in milliseconds.
+    paused_until: i64,
+    failure_logged_at: Option<i64>,
+}
+
+impl Limits {
+    /// Creates the limits with their state in the limits table.
+    #[must_use]
+    pub fn new(table: Table) -> Self {
+        Self { table, state: Mutex::default() }
+    }
+
+    /// Takes a token from each bucket of the sender. Returns the refusal if one is empty.
+    ///
+    /// If the table can't be used, the request is allowed.
+    pub async fn check(&self, sender: Sender<'_>, now: Timestamp) -> Result<(), Refusal> {
+        let operator = sender.operator;
+        // The key's bucket first: what it refuses takes nothing from the other requests of the operator.
+        if let Some(key) = sender.logger_key {
+            let id = format!("key#{operator}#{key}");
+            self.take(id, Holder::LoggerKey, RateLimit::LOGGER_KEY, now.millis()).await?;
+        }
+        let id = format!("operator#{operator}");
+        self.take(id, Holder::Operator, sender.plan.rate_limit(), now.millis()).await
+    }
+
+    async fn take(
+        &self,
+        id: String,
+        of: Holder,
+        limit: RateLimit,
+        now: i64,
+    ) -> Result<(), Refusal> {
+        let refusal = |bucket: &mut Bucket, until: i64| Refusal {
+            of,
+            limit,
+            retry_after: seconds(until.saturating_sub(now)),
+            to_log: bucket.count_refusal(now),
+        };
+        let lease = {
+            let mut state = self.state();
+            let paused = is_ahead(state.paused_until, now, PAUSE_MILLIS);
+            let bucket = state.bucket(&id, now);
+            match bucket.take(limit, now) {
+                Decision::Accepted => return Ok(()),
+                Decision::Refused { until } => return Err(refusal(bucket, until)),
+                Decision::Lease(_) if paused => {
+                    count_unavailable();
+                    return Ok(());
+                }
+                Decision::Lease(lease) => lease,
+            }
+        };
+        let row = Row { table: &self.table, id: &id, limit };
+        let leased = tokio::time::timeout(LEASE_TIMEOUT, row.lease(lease, now)).await;
+        let leased = leased
+            .unwrap_or_else(|_| Err(StoreError::Transient("the lease took too long".to_owned())));
+        let mut state = self.state();
+        match leased {
+            Ok(outcome) => {
+                let bucket = state.bucket(&id, now);
+                match bucket.settle(lease, outcome, now) {
+                    None => Ok(()),
+                    Some(until) => Err(refusal(bucket, until)),
+                }
+            }
+            Err(error) => {
+                state.log_failure(&error, now);
+                state.paused_until = now.saturating_add(PAUSE_MILLIS);
+                count_unavailable();
+                Ok(())
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Returns the bucket. Buckets that are not in use are removed if there are too many.
+    fn bucket(&mut self, id: &str, now: i64) -> &mut Bucket {
+        if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(id) {
+            self.buckets.retain(|_, bucket| bucket.is_in_use(now));
+            if self.buckets.len() >= MAX_BUCKETS {
+                // The leased tokens are lost, and the refusals are found again in the table.
+                self.buckets.clear();
+            }
+        }
+        self.buckets.entry(id.to_owned()).or_default()
+    }
+
+    fn log_failure(&mut self, error: &StoreError, now: i64) {
+        if is_due(self.failure_logged_at, now) {
+            self.failure_logged_at = Some(now);
+            tracing::error!(reason = %error, "rate limits can't be checked; requests are allowed");
+        }
+    }
+}
+
+/// Counts a request that is allowed because the table can't be used.
+fn count_unavailable() {
+    metrics::counter!("RateLimitsUnavailable").increment(1);
+}
+
+/// Returns whether a log line is due.
+fn is_due(logged_at: Option<i64>, now: i64) -> bool {
+    logged_at.is_none_or(|at| {
+        !is_ahead(at.saturating_add(LOG_INTERVAL_MILLIS), now, LOG_INTERVAL_MILLIS)
+    })
+}
+
+/// Returns whether `time` is after `now`, but at most `by` milliseconds. A time that is further ahead was stored before
+/// the clock was set back, and must not have an effect.
+fn is_ahead(time: i64, now: i64, by: i64) -> bool {
+    (1..=by).contains(&time.saturating_sub(now))
+}
+
+/// Converts milliseconds to whole seconds, rounded up, at least 1.
+fn seconds(millis: i64) -> u16 {
+    u16::try_from(millis.max(1).div_euclid(1_000) + i64::from(millis.rem_euclid(1_000) > 0))
+        .unwrap_or(u16::MAX)
+        .max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_buckets_in_memory_is_bounded() {
+        let mut state = State::default();
+        for id in 0..3 * MAX_BUCKETS {
+            state.bucket(&id.to_string(), 0).take(RateLimit::LOGGER_KEY, 0);
+            assert!(state.buckets.len() <= MAX_BUCKETS);
+        }
+        // A bucket that is in use is kept if the others are not.
+        let later = LIFETIME_MILLIS;
+        state.bucket("in use", later).take(RateLimit::LOGGER_KEY, later);
+        for id in 0..MAX_BUCKETS {
+            state.bucket(&format!("new {id}"), later);
+        }
+        assert!(state.buckets.contains_key("in use"));
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_to_whole_seconds() {
+        for (millis, rounded) in [
+            (i64::MIN, 1),
+            (0, 1),
+            (1, 1),
+            (1_000, 1),
+            (1_001, 2),
+            (60_000, 60),
+            (i64::MAX, u16::MAX),
+        ] {
+            assert_eq!(seconds(millis), rounded, "{millis}");
+        }
+    }
+}

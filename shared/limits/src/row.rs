@@ -1,0 +1,129 @@
+//! The row of a bucket in the limits table.
+
+use aws_sdk_dynamodb::{
+    operation::update_item::UpdateItemError,
+    types::{AttributeValue, ReturnValuesOnConditionCheckFailure},
+};
+use contracts::RateLimit;
+use store::{Item, Key, StoreError, Table};
+
+use crate::bucket::{Lease, Outcome};
+
+/// The maximum number of updates of one lease.
+const MAX_UPDATES: usize = 4;
+/// A `tat` that is further ahead than a full window and this time, in milliseconds, was written by a clock that was
+/// wrong. The row is then started again.
+const MAX_SKEW_MILLIS: i64 = 60_000;
+/// The row is deleted this long after its last lease, in seconds.
+const RETENTION_SECONDS: i64 = 3_600;
+
+/// A row of the limits table. Its key is the id of the bucket.
+///
+/// `tat` is the theoretical arrival time: the bucket is full from that time on. Each token that is missing until then
+/// moves it by one interval into the future. It is at most one window (`burst` intervals) ahead, because the bucket is
+/// empty then.
+#[derive(Debug)]
+pub(crate) struct Row<'a> {
+    pub table: &'a Table,
+    pub id: &'a str,
+    pub limit: RateLimit,
+}
+
+/// A conditional update.
+enum Update {
+    /// Takes tokens from a bucket that is not full.
+    Extend { cost: i64, limit: i64 },
+    /// Takes tokens from a full bucket.
+    Start { cost: i64 },
+}
+
+impl Row<'_> {
+    /// Takes as many tokens as wanted, or as many as there are.
+    pub async fn lease(&self, lease: Lease, now: i64) -> Result<Outcome, StoreError> {
+        let interval = self.limit.interval_millis();
+        let window = self.window();
+        let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
+        // If the first update is the right one, it is the only one.
+        let mut seen = match lease.tat {
+            Some(tat) if lease.was_in_use && (now - window..now).contains(&tat) => Some(now),
+            tat => tat,
+        };
+        for _ in 0..MAX_UPDATES {
+            let not_full = seen.filter(|tat| *tat >= now && !self.is_wrong(*tat, now));
+            let update = if let Some(tat) = not_full {
+                // Negative if the clock is behind that of another execution environment.
+                let available = u32::try_from((now + window - tat) / interval).unwrap_or_default();
+                if available <= lease.owed {
+                    // The tokens that are owed, and one for the request.
+                    let needed = i64::from(lease.owed + 1) * interval;
+                    return Ok(Outcome::Empty { until: tat + needed - window, tat });
+                }
+                tokens = tokens.min(available);
+                let cost = i64::from(tokens) * interval;
+                Update::Extend { cost, limit: now + window - cost }
+            } else {
+                Update::Start { cost: i64::from(tokens) * interval }
+            };
+            match self.update(update, now).await? {
+                Ok(()) => {
+                    let tat = not_full.unwrap_or(now) + i64::from(tokens) * interval;
+                    return Ok(Outcome::Taken { tokens, tat, was_in_use: not_full.is_some() });
+                }
+                Err(row) => seen = tat(&row),
+            }
+        }
+        Err(StoreError::Transient("other leases were faster each time".to_owned()))
+    }
+
+    fn is_wrong(&self, tat: i64, now: i64) -> bool {
+        tat > now + self.window() + MAX_SKEW_MILLIS
+    }
+
+    /// Returns the time in which an empty bucket fills, in milliseconds.
+    fn window(&self) -> i64 {
+        i64::from(self.limit.burst()) * self.limit.interval_millis()
+    }
+
+    /// Returns the row's attributes if the condition does not hold.
+    async fn update(&self, update: Update, now: i64) -> Result<Result<(), Item>, StoreError> {
+        let number = |number: i64| AttributeValue::N(number.to_string());
+        let window = self.window();
+        let expires_at = (now + window) / 1_000 + RETENTION_SECONDS;
+        let request = self
+            .table
+            .client()
+            .update_item()
+            .table_name(self.table.name())
+            .set_key(Some(Key::id(self.id).item()))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .expression_attribute_values(":now", number(now))
+            .expression_attribute_values(":expiresAt", number(expires_at));
+        let request = match update {
+            Update::Extend { cost, limit } => request
+                .update_expression("SET tat = tat + :cost, expiresAt = :expiresAt")
+                .condition_expression("tat BETWEEN :now AND :limit")
+                .expression_attribute_values(":cost", number(cost))
+                .expression_attribute_values(":limit", number(limit)),
+            Update::Start { cost } => request
+                .update_expression("SET tat = :tat, expiresAt = :expiresAt")
+                .condition_expression("attribute_not_exists(tat) OR tat < :now OR tat > :wrong")
+                .expression_attribute_values(":tat", number(now + cost))
+                .expression_attribute_values(":wrong", number(now + window + MAX_SKEW_MILLIS)),
+        };
+        let error = match request.send().await {
+            Ok(_) => return Ok(Ok(())),
+            Err(error) => error,
+        };
+        match error.as_service_error() {
+            Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
+                Ok(Err(refused.item.clone().unwrap_or_default()))
+            }
+            _ => Err(error.into()),
+        }
+    }
+}
+
+/// Returns the row's `tat`. Returns `None` if the row does not exist or has none that this crate wrote.
+fn tat(item: &Item) -> Option<i64> {
+    item.get("tat").and_then(|tat| tat.as_n().ok()).and_then(|tat| tat.parse().ok())
+}
