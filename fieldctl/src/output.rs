@@ -230,12 +230,13 @@ impl Progress {
         Self(bar)
     }
 
-    /// Starts a bar with the given number of steps.
+    /// Starts a bar with the given number of steps. `note` says what Ctrl-C does.
     #[must_use]
-    pub fn bar(steps: usize) -> Self {
+    pub fn bar(steps: usize, note: &str) -> Self {
         let bar = ProgressBar::new(u64::try_from(steps).unwrap_or(u64::MAX));
-        let template = "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C stops after the running replays {msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        let template =
+            format!("{{bar:40}} {{pos}}/{{len}} {{per_sec}}, {{eta}} left; {note} {{msg}}");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
         Self(bar)

@@ -13,11 +13,11 @@ use contracts::{
 use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
-use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
+use series::{RefusalRow, SeriesRow, partition};
 use store::{Commit, Transaction};
 use telemetry::store_readings::rows;
 use testkit::{
-    dynamo::{FAILURES, READINGS, REFUSALS},
+    dynamo::{FAILURES, READINGS, REFUSALS, SITES},
     golden,
     sample::noon,
 };
@@ -40,7 +40,8 @@ fn shown(status: &str) -> Value {
     let sensor =
         |index, metric| json!({ "sensorId": sensor(index), "unit": "Cel", "metric": metric });
     json!({
-        "siteId": site(), "name": "Desert Rock", "operator": "NOAA", "status": status,
+        "siteId": site(), "operatorId": OperatorId::DEFAULT, "name": "Desert Rock",
+        "operator": "NOAA", "status": status,
         "onboarding": { "onboardingId": OnboardingId::from_site(site()), "steps": [
             { "name": "ActivateSite", "status": "COMPLETED", "at": "2025-01-01T00:00:00.000Z" } ] },
         "sensors": [sensor(0, "air_temperature"), sensor(1, "water_temperature")],
@@ -79,10 +80,16 @@ async fn store(cloud: &Cloud, sensors: &[usize], until: Timestamp) {
     }
 }
 
-async fn refuse(cloud: &Cloud, site: &str, at: Timestamp, refused: u64) {
+async fn refuse(
+    cloud: &Cloud,
+    sender: OperatorId,
+    site: Option<SiteId>,
+    at: Timestamp,
+    refused: u64,
+) {
     let hour = Timestamp::from_millis(at.millis() / HOUR * HOUR);
     let row = RefusalRow {
-        site_id: site.to_owned(),
+        site_id: partition(sender, site),
         row: format!("{hour}/ClockAhead/series[].samples[]/{}", sensor(0)),
         refused,
         first_at: at,
@@ -201,12 +208,16 @@ async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
     // A refusal that is older than 24 hours does not count.
-    refuse(&cloud, &site().to_string(), now.plus_millis(-30 * HOUR), 7).await;
-    refuse(&cloud, &site().to_string(), now.plus_millis(-2 * HOUR), 4).await;
-    refuse(&cloud, &site().to_string(), now.plus_millis(-MINUTE), 1).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(site()), now.plus_millis(-30 * HOUR), 7).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(site()), now.plus_millis(-2 * HOUR), 4).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(site()), now.plus_millis(-MINUTE), 1).await;
     let other = SiteId::registered(OperatorId::DEFAULT, "http", "key-2");
-    refuse(&cloud, &other.to_string(), now, 100).await;
-    refuse(&cloud, UNKNOWN_SITE, now, 3).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(other), now, 100).await;
+    refuse(&cloud, OperatorId::DEFAULT, None, now, 3).await;
+    // What another operator sent does not count, whether or not it names the site.
+    let stranger = OperatorId::registered("another operator");
+    refuse(&cloud, stranger, Some(site()), now, 1_000).await;
+    refuse(&cloud, stranger, None, now, 1_000).await;
     let (code, document) = health(&cloud).await;
     assert_eq!((code, &document["verdict"]), (1, &json!("REFUSED")), "{document:#}");
     assert_eq!(document["refused"][0]["count"], 5, "{document:#}");
@@ -268,11 +279,68 @@ async fn a_site_out_of_service_is_not_silent() {
 }
 
 #[tokio::test]
+async fn the_refusals_of_a_site_are_those_of_its_operator() {
+    let operator = OperatorId::registered("another operator");
+    let cloud = Cloud::start(move |request| {
+        let (status, mut body, headers) = respond(request);
+        let site = if body["sites"].is_array() { &mut body["sites"][0] } else { &mut body };
+        site["operatorId"] = json!(operator);
+        (status, body, headers)
+    })
+    .await;
+    let now = Timestamp::now();
+    refuse(&cloud, operator, Some(site()), now, 2).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(site()), now, 1_000).await;
+    let (_, document) = health(&cloud).await;
+    assert_eq!(document["refused"][0]["count"], 2, "{document:#}");
+}
+
+#[tokio::test]
+async fn old_sites_are_migrated_once() {
+    let cloud = Cloud::start(respond).await;
+    let operator = OperatorId::registered("another operator");
+    let ids = ["a", "b", "c"].map(|key| SiteId::registered(OperatorId::DEFAULT, "http", key));
+    let migrated = json!({
+        "siteId": ids[2], "row": "SITE", "status": "ACTIVE", "createdAt": noon(0),
+        "operatorId": operator, "operatorStatus": format!("{operator}#ACTIVE"),
+    });
+    let step = json!({ "siteId": ids[0], "row": "STEP#ReserveKits", "status": "COMPLETED" });
+    for row in [
+        json!({ "siteId": ids[0], "row": "SITE", "status": "ACTIVE", "createdAt": noon(0) }),
+        json!({ "siteId": ids[1], "row": "SITE", "status": "REJECTED", "createdAt": noon(0) }),
+        migrated.clone(),
+        step.clone(),
+    ] {
+        cloud.dynamo.put(SITES, row).await;
+    }
+    let migrate = async || {
+        let (code, out, err) = cloud.run(&["sites", "migrate"]).await;
+        assert_eq!(code, 0, "{err}");
+        (out, cloud.dynamo.rows(SITES).await)
+    };
+    let (out, rows) = migrate().await;
+    assert_eq!(out, "2 of 3 sites were changed.\n");
+    let of = |id: SiteId, kind: &str| {
+        let is_of = |row: &&Value| row["siteId"] == json!(id) && row["row"] == kind;
+        rows.iter().find(is_of).expect("a row").clone()
+    };
+    for (id, status) in [(ids[0], "ACTIVE"), (ids[1], "REJECTED")] {
+        let row = of(id, "SITE");
+        assert_eq!(row["operatorId"], json!(OperatorId::DEFAULT));
+        assert_eq!(row["operatorStatus"], format!("{}#{status}", OperatorId::DEFAULT));
+    }
+    assert_eq!(of(ids[2], "SITE"), migrated);
+    assert_eq!(of(ids[0], "STEP#ReserveKits"), step);
+    let again = migrate().await;
+    assert_eq!(again, ("0 of 3 sites were changed.\n".to_owned(), rows));
+}
+
+#[tokio::test]
 async fn at_80_columns_nothing_is_truncated() {
     let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
-    refuse(&cloud, &site().to_string(), now, 4).await;
+    refuse(&cloud, OperatorId::DEFAULT, Some(site()), now, 4).await;
     let id = quarantine(&cloud, site(), now).await;
     let output = cloud
         .command(&["sites", "health", "Desert Rock"])

@@ -6,12 +6,13 @@ from environment import NO_SITE, Environment
 from steps import NotProved, Skipped, ensure, step
 
 ONBOARDING = "6c8a7e8a-af7c-5f5a-855c-0cc480251501"
+OPERATOR = "c1c74101-9d25-5a81-83c5-196efff0c060"
 CAUSE = "3fbeaac9-9e49-5723-bc13-e54e98346d74"
 
 # The input of an execution of site-onboarding; site-teardown reads less of it.
 INPUT = {
-    "onboardingId": ONBOARDING, "siteId": NO_SITE, "causationId": CAUSE, "name": "Alamosa, Colorado", "plan": "standard",
-    "paymentMethod": "pm_card_visa", "sensors": [{"sensorId": "737de119-a774-5662-91c7-51fffae3b74b", "metric": "air_temperature", "unit": "Cel"}],
+    "onboardingId": ONBOARDING, "siteId": NO_SITE, "operatorId": OPERATOR, "causationId": CAUSE, "name": "Alamosa, Colorado",
+    "plan": "standard", "paymentMethod": "pm_card_visa", "sensors": [{"sensorId": "737de119-a774-5662-91c7-51fffae3b74b", "metric": "air_temperature", "unit": "Cel"}],
 }
 FAILURE = {"step": "ReserveKits", "error": "KitsOutOfStock", "message": 'no kit of "air_temperature".'}
 UNDO_FAILURE = {"step": "CancelSubscription", "error": "Transient", "message": "no answer."}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use contracts::{
-    Event, OnboardingFailure, OnboardingId, OperatorId, SagaContext, SiteId, Timestamp,
+    Event, Metadata, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp,
     events::SiteCreated, names, saga::TeardownInput,
 };
 use futures_util::TryStreamExt;
@@ -227,8 +227,8 @@ async fn teardown_input(
     })?;
     let site = SiteId::deserialize(&created.data["siteId"]);
     let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
-    let saga =
-        SagaContext::for_site(OperatorId::DEFAULT, site, Some(created.metadata.event_id.uuid()));
+    let Metadata { operator_id, event_id, .. } = created.metadata;
+    let saga = SagaContext::for_site(operator_id, site, Some(event_id.uuid()));
     saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
     Ok(TeardownInput::new(saga, None))
 }

@@ -1,6 +1,7 @@
 //! The command `fieldctl sites`.
 
 mod health;
+mod migrate;
 
 use std::fmt;
 
@@ -58,6 +59,11 @@ pub enum Sites {
         #[arg(long)]
         wait: bool,
     },
+    /// Adds the operator to the sites of releases before there were operators.
+    ///
+    /// Run it once after the upgrade. Until then the API does not list these sites. It reads and writes the sites table
+    /// itself, and it can be run again at any time.
+    Migrate,
     /// Takes a site out of service permanently.
     Teardown {
         /// The site: its id, the first digits of it, or its name.
@@ -95,6 +101,7 @@ impl Sites {
             Self::Health { site } => {
                 health::run(stack, screen, resolve::site(stack, &site).await?).await
             }
+            Self::Migrate => migrate::run(stack, screen).await,
             Self::Onboard { file, idempotency_key, wait } => {
                 onboard(stack, screen, &file, idempotency_key, wait).await
             }
@@ -204,6 +211,9 @@ async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
     screen.field("status", status_tone(text(&site, "status")), text(&site, "status"))?;
     screen.field("siteId", Tone::Plain, text(&site, "siteId"))?;
     screen.field("operator", Tone::Plain, text(&site, "operator"))?;
+    if let Some(operator) = site["operatorId"].as_str() {
+        screen.field("operatorId", Tone::Plain, operator)?;
+    }
     screen.field("location", Tone::Plain, &place)?;
     let onboarding = &site["onboarding"];
     screen.field("onboardingId", Tone::Plain, text(onboarding, "onboardingId"))?;

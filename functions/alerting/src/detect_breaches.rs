@@ -7,15 +7,16 @@
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
-    AlertingId, OnboardingId, OperatorId, SagaContext, Sensor, Timestamp,
+    AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::{Bundle, Sample},
+    readings::Sample,
     stream::Record,
 };
 use fault::{Fault, InvocationError, ReplayResponse};
 use lambda::Deadline;
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
+use stream::SentBundle;
 
 use crate::{
     Alerting, AlertingError, AlertingRow, Rule,
@@ -61,7 +62,7 @@ impl DetectBreaches {
             Err(error) => ReplayResponse::nothing_to_do(format!(
                 "{error}; store-readings quarantines the same record"
             )),
-            Ok(bundle) => match self.detect(&bundle, now).await {
+            Ok(sent) => match self.detect(&sent, now).await {
                 Ok(()) => ReplayResponse::Done,
                 Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
             },
@@ -70,23 +71,28 @@ impl DetectBreaches {
 
     async fn record(&self, record: &Record<'_>) -> Result<(), String> {
         let now = Timestamp::now();
-        let Ok(bundle) = stream::bundle(record, now) else {
+        let Ok(sent) = stream::bundle(record, now) else {
             // store-readings gets the same record and quarantines it.
             metrics::counter!("BundlesSkipped").increment(1);
             return Ok(());
         };
-        self.detect(&bundle, now).await.map_err(|error| error.to_string())
+        self.detect(&sent, now).await.map_err(|error| error.to_string())
     }
 
     /// Judges a bundle until all changes are committed.
     ///
     /// The row is read for each bundle. A cached row could hide what another execution environment committed, and the
-    /// read costs a fraction of storing the bundle.
-    async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
+    /// read costs a fraction of storing the bundle. A bundle that an operator sent for a site of another operator is not
+    /// judged. store-readings quarantines it.
+    async fn detect(&self, sent: &SentBundle, now: Timestamp) -> Result<(), AlertingError> {
+        let bundle = &sent.bundle;
         let alerting_id = AlertingId::from_onboarding(OnboardingId::from_site(bundle.site_id));
         let existing: Option<AlertingRow> =
             self.alerting.get(&AlertingRow::key(alerting_id)).await?;
         let Some(mut row) = existing else { return Ok(()) };
+        if !sent.may_be_from(row.saga.operator_id) {
+            return Ok(());
+        }
         let watermarks = self.watermarks.get(bundle);
 
         let mut counts = None;
@@ -144,7 +150,7 @@ impl DetectBreaches {
             at: now,
         };
         // The cause of these events is a reading, not the event that started the saga.
-        let saga = SagaContext::for_site(OperatorId::DEFAULT, row.saga.site_id, None);
+        let saga = SagaContext::for_site(row.saga.operator_id, row.saga.site_id, None);
         let mut breaches = 0;
         let mut transaction = Transaction::on(&self.alerting);
         transaction = transaction.put_if_sequence(&self.alerting, &key, &after, row.sequence);

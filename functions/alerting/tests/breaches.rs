@@ -18,7 +18,9 @@ use testkit::{
     dynamo::ALERTING,
     http::Stub,
     saga::run,
-    sample::{self, WEATHER, noon, payload, payload_with_sensors, saga, sensors},
+    sample::{
+        self, WEATHER, noon, other_operator, payload, payload_with_sensors, saga, saga_of, sensors,
+    },
 };
 
 const BREACH: &str = "ReadingBreachedThreshold";
@@ -73,11 +75,22 @@ fn first(readings: &[Reading]) -> Value {
 
 /// Delivers bundles in one batch. Returns the index of the record that Lambda must deliver again.
 async fn deliver(step: &DetectBreaches, bundles: &[Value]) -> Option<usize> {
+    deliver_from(step, None, bundles).await
+}
+
+/// Delivers bundles that this operator has sent through the API.
+async fn deliver_from(
+    step: &DetectBreaches,
+    sender: Option<OperatorId>,
+    bundles: &[Value],
+) -> Option<usize> {
     let records = bundles.iter().enumerate().map(|(index, bundle)| {
+        let site: SiteId = serde_json::from_value(bundle["siteId"].clone()).expect("an id");
+        let key = sender.map_or(site.to_string(), |sender| stream::partition_key(site, sender));
         json!({
             "eventID": index.to_string(),
             "kinesis": {
-                "partitionKey": bundle["siteId"],
+                "partitionKey": key,
                 "sequenceNumber": index.to_string(),
                 "data": STANDARD.encode(bundle.to_string()),
                 "approximateArrivalTimestamp": 1_767_268_800.5,
@@ -206,6 +219,48 @@ async fn a_breach_and_its_event_are_one_transaction() {
         "value": 49.5, "at": noon(121), "breachedAt": noon(61),
     });
     assert_eq!(data, [(BREACH, breach), (BACK, back)]);
+}
+
+#[tokio::test]
+async fn a_bundle_that_another_operator_sent_is_not_judged() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    let rows = dynamo.all_rows().await;
+    let stranger = Some(other_operator());
+    // The bundle is later than those below. It must not make them late.
+    assert_eq!(deliver_from(&step, stranger, &[first(&[(600, 60.0)])]).await, None);
+    assert_eq!(calls(&dynamo), call("GetItem"));
+    assert_eq!(dynamo.all_rows().await, rows);
+    let own = Some(OperatorId::DEFAULT);
+    assert_eq!(deliver_from(&step, own, &[first(&[(0, 60.0)])]).await, None);
+    assert_eq!(emitted(&dynamo).await, [breach(0, 60.0)]);
+}
+
+#[tokio::test]
+async fn a_breach_is_an_event_of_the_sites_operator() {
+    let dynamo = Dynamo::start().await;
+    let saga = saga_of(other_operator(), "a");
+    configure(&dynamo, saga).await;
+    assert_eq!(dynamo.rows(ALERTING).await[0]["operatorId"], json!(other_operator()));
+    let reading = bundle(saga, &[(0, &[(0, 60.0)])]);
+    let step = detector(&dynamo);
+    assert_eq!(deliver_from(&step, Some(other_operator()), &[reading]).await, None);
+    let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
+    let operators: Vec<_> = events.iter().map(|event| event.operator_id).collect();
+    assert_eq!(operators, [other_operator(); 2]);
+}
+
+#[tokio::test]
+async fn a_row_without_an_operator_belongs_to_the_default_operator() {
+    let dynamo = configured_site().await;
+    let mut row = dynamo.rows(ALERTING).await.remove(0);
+    row.as_object_mut().expect("an object").remove("operatorId").expect("an operator");
+    dynamo.put(ALERTING, row).await;
+    let step = detector(&dynamo);
+    assert_eq!(deliver_from(&step, Some(other_operator()), &[first(&[(0, 60.0)])]).await, None);
+    assert_eq!(emitted(&dynamo).await, []);
+    assert_eq!(deliver_from(&step, Some(OperatorId::DEFAULT), &[first(&[(0, 60.0)])]).await, None);
+    assert_eq!(emitted(&dynamo).await, [breach(0, 60.0)]);
 }
 
 #[tokio::test]

@@ -454,7 +454,7 @@ fn failed_work(
     error: ErrorInfo,
 ) -> FailedWork {
     let content = serde_json::from_str(payload).unwrap_or_default();
-    // The partition key of a bundle is the site's id.
+    // The partition key of a bundle begins with the site's id.
     let site_id = find(&content, &["siteId", "partitionKey"]);
     let affected_ids = Some(AffectedIds { site_id, ..AffectedIds::default() });
     FailedWork {
@@ -497,13 +497,16 @@ fn canonical(json: &str) -> [u8; 32] {
     }
 }
 
-/// Returns the first id in a field with one of the names, at any depth. The id may be a text, an attribute in
-/// DynamoDB's format, or inside JSON that is embedded in a text.
+/// Returns the first id in a field with one of the names, at any depth. The id may be a text or its part before a slash,
+/// an attribute in DynamoDB's format, or inside JSON that is embedded in a text.
 fn find<I: std::str::FromStr>(value: &Value, names: &[&str]) -> Option<I> {
     match value {
         Value::Object(fields) => {
             let mut candidates = names.iter().filter_map(|name| fields.get(*name));
-            let id = |value: &Value| value.as_str().or(value["S"].as_str())?.parse().ok();
+            let id = |value: &Value| {
+                let text = value.as_str().or(value["S"].as_str())?;
+                text.split('/').next()?.parse().ok()
+            };
             candidates.find_map(id).or_else(|| fields.values().find_map(|value| find(value, names)))
         }
         Value::Array(values) => values.iter().find_map(|value| find(value, names)),

@@ -24,7 +24,7 @@ pub struct StartOnboarding {
 pub struct Input {
     /// The ids of the saga and the sensors of the site.
     #[serde(flatten)]
-    pub sensors: ContextWithSensors,
+    pub context: ContextWithSensors,
     /// The name of the site, for the payment provider's records.
     pub name: String,
     /// The subscription plan.
@@ -41,7 +41,7 @@ impl TryFrom<Envelope<SiteCreated>> for Input {
         let data = event.data;
         saga.check_onboarding(data.onboarding_id)?;
         Ok(Self {
-            sensors: ContextWithSensors::new(saga, data.sensors)?,
+            context: ContextWithSensors::new(saga, data.sensors)?,
             name: data.name,
             plan: data.plan,
             payment_method: data.payment_method,
@@ -72,7 +72,7 @@ impl Step for StartOnboarding {
             .map_err(|mismatch| OnboardingError::Invalid(mismatch.into()))?;
         let json = serde_json::to_string(&input)
             .map_err(|error| OnboardingError::Input(error.to_string()))?;
-        let name = input.sensors.saga.onboarding_id.to_string();
+        let name = input.context.saga.onboarding_id.to_string();
         Ok(match self.onboarding.start(&name, json).await? {
             StartResult::Started => Reply::Started,
             StartResult::AlreadyStarted => Reply::Already,

@@ -36,12 +36,11 @@ fn decide_activation(
     now: Timestamp,
 ) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
-    match row.status {
+    match row.status() {
         Status::Onboarding => Ok(Decision::Activate(Box::new(SiteRow {
-            status: Status::Active,
             activated_at: Some(now),
             sequence: row.sequence + 1,
-            ..row
+            ..row.with_status(Status::Active)
         }))),
         Status::Active => Ok(Decision::AlreadyActive),
         Status::Rejected | Status::Decommissioning | Status::Decommissioned => {

@@ -42,22 +42,21 @@ fn decide_closing(
     now: Timestamp,
 ) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
-    let from = row.status;
+    let from = row.status();
     match from {
         Status::Rejected | Status::Decommissioned => Ok(Decision::AlreadyClosed(from)),
-        Status::Onboarding | Status::Active | Status::Decommissioning => Ok(Decision::Close {
-            row: Box::new(SiteRow {
-                status: match failure {
-                    Some(_) => Status::Rejected,
-                    None => Status::Decommissioned,
-                },
-                closed_at: Some(now),
-                failure,
-                sequence: row.sequence + 1,
-                ..row
-            }),
-            from,
-        }),
+        Status::Onboarding | Status::Active | Status::Decommissioning => {
+            let to = if failure.is_some() { Status::Rejected } else { Status::Decommissioned };
+            Ok(Decision::Close {
+                row: Box::new(SiteRow {
+                    closed_at: Some(now),
+                    failure,
+                    sequence: row.sequence + 1,
+                    ..row.with_status(to)
+                }),
+                from,
+            })
+        }
     }
 }
 
@@ -110,10 +109,11 @@ impl Step for CloseSite {
         };
         match transaction.commit().await? {
             Commit::Done => {
+                let status = row.status();
                 if let Some(failure) = row.failure {
                     count_failure(failure);
                 }
-                Ok(Reply { status: row.status })
+                Ok(Reply { status })
             }
             Commit::Refused(_) => Err(SitesError::Busy(site_id)),
         }

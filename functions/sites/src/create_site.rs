@@ -5,7 +5,7 @@ use contracts::{
     inbound::{MAX_ID, SiteRegistration},
     input::Reason,
 };
-use lambda::http::{self, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
@@ -31,12 +31,18 @@ struct Reply {
 impl CreateSite {
     /// Registers the site and returns 202 with its id. A repeated request gets the same response.
     ///
-    /// Returns 400 for an invalid request, 409 for a reused idempotency key and 413 for a body that is too large.
-    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Response, Problem> {
+    /// Returns 400 for an invalid request, 403 if the caller may not register sites, 409 for a reused idempotency key and 413 for a body that is too large.
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_write())?;
         let key = idempotency_key(request)?;
         http::reject_query(request)?;
         let registration: SiteRegistration = http::read(request, MAX_BODY_BYTES)?;
-        match self.0.register(HTTP, key, registration, None, now).await {
+        match self.0.register(caller.operator, HTTP, key, registration, None, now).await {
             Ok(registered) => {
                 let reply = Reply {
                     site_id: registered.site_id,

@@ -1,8 +1,8 @@
 //! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, OperatorId, SagaContext, SiteId, saga::TeardownInput};
-use lambda::http::{self, Problem, Request, Response};
+use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
+use lambda::http::{self, Caller, Problem, Request, Response};
 use machines::StateMachine;
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
@@ -32,13 +32,15 @@ struct Reply {
 impl DecommissionSite {
     /// Starts the teardown and returns 202. A repeated request returns 202, too.
     ///
-    /// Returns 404 for an unknown site. Returns 409 for a site that is still being onboarded or was rejected.
-    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
+    /// Returns 403 if the caller may not change sites. Returns 404 for an unknown site and for one of another operator. Returns 409 for a site that is still being onboarded or was rejected.
+    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_write())?;
         http::reject_query(request)?;
         let site = site_id(request)?;
         let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
+        let row = row.filter(|row| row.owned.operator_id == caller.operator);
         let row = row.ok_or_else(|| site_not_found(site))?;
-        let status = match row.status {
+        let status = match row.status() {
             Status::Active | Status::Decommissioning => {
                 self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
                 Status::Decommissioning
@@ -72,11 +74,11 @@ impl DecommissionSite {
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let saga = SagaContext::for_site(OperatorId::DEFAULT, site, None);
+        let saga = SagaContext::for_site(row.owned.operator_id, site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
-        let decommissioning = SiteRow { status: Status::Decommissioning, ..row.clone() };
+        let decommissioning = row.clone().with_status(Status::Decommissioning);
         let commit = Transaction::on(&self.sites)
             .put_if_status(
                 &self.sites,

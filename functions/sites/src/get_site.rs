@@ -1,14 +1,15 @@
 //! `GET /sites/{siteId}` returns a site with the state of its onboarding. `GET /sites` lists the sites.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Location, Metric, OnboardingFailure, OnboardingId, SensorId, SiteId, Timestamp,
+    Location, Metric, OnboardingFailure, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
+    names::operator_status,
     saga::{ACTIVATE_SITE, STEPS},
 };
-use lambda::http::{self, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use store::{Item, StoreError, Table, from_item};
 
@@ -30,6 +31,7 @@ pub struct GetSite {
 #[serde(rename_all = "camelCase")]
 struct Site {
     site_id: SiteId,
+    operator_id: OperatorId,
     name: String,
     operator: String,
     location: Location,
@@ -93,10 +95,11 @@ impl Site {
         });
         Self {
             site_id,
+            operator_id: row.owned.operator_id,
             name: row.name,
             operator: row.operator,
             location: row.location,
-            status: row.status,
+            status: row.owned.status,
             sensors: sensors.collect(),
             onboarding: Onboarding {
                 onboarding_id: row.onboarding_id,
@@ -107,7 +110,7 @@ impl Site {
     }
 }
 
-/// An entry of `GET /sites`. The attributes are those of the index `byStatus`.
+/// An entry of `GET /sites`. The attributes are those of the index `byOperator`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {
@@ -130,7 +133,49 @@ struct Page {
 struct Query {
     status: Option<Status>,
     limit: i32,
-    next: Option<HashMap<String, String>>,
+    next: Option<PageToken>,
+}
+
+/// The position after an entry of the list. A page token is this as JSON in base64url.
+///
+/// It is not signed. A changed token only selects another position in the caller's own list.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PageToken {
+    operator_id: OperatorId,
+    status: Status,
+    created_at: Timestamp,
+    site_id: SiteId,
+}
+
+impl PageToken {
+    fn after(operator_id: OperatorId, last: &Summary) -> Self {
+        let Summary { site_id, status, created_at, .. } = *last;
+        Self { operator_id, status, created_at, site_id }
+    }
+
+    fn text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Returns `None` for a text that is not a token of this operator.
+    fn parse(operator: OperatorId, text: &str) -> Option<Self> {
+        let json = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let token: Self = serde_json::from_slice(&json).ok()?;
+        (token.operator_id == operator).then_some(token)
+    }
+
+    /// Returns the key of the entry in the index `byOperator`.
+    fn key(&self) -> Item {
+        let status = operator_status(self.operator_id, self.status.name());
+        let attributes = [
+            ("operatorStatus", status),
+            ("createdAt", self.created_at.to_string()),
+            ("siteId", self.site_id.to_string()),
+            ("row", "SITE".to_owned()),
+        ];
+        attributes.map(|(name, value)| (name.to_owned(), AttributeValue::S(value))).into()
+    }
 }
 
 /// Parses the site's id in the path.
@@ -148,16 +193,21 @@ pub(crate) fn site_not_found(site: SiteId) -> Problem {
 
 impl GetSite {
     /// Returns one site if the path has a site id, otherwise a page of the list.
-    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
+    ///
+    /// Returns 403 if the caller may not read. A site of another operator gets the same 404 as an unknown one.
+    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_read())?;
         if request.path_parameters.contains_key("siteId") {
             http::reject_query(request)?;
             let site = site_id(request)?;
             let body = self.site(site).await.map_err(|error| Problem::from_fault(&error))?;
+            let body = body.filter(|body| body.operator_id == caller.operator);
             let body = body.ok_or_else(|| site_not_found(site))?;
             return Response::new(200, &body);
         }
-        let query = query(request)?;
-        let page = self.list(query).await.map_err(|error| Problem::from_fault(&error))?;
+        let query = query(caller.operator, request)?;
+        let page = self.list(caller.operator, query).await;
+        let page = page.map_err(|error| Problem::from_fault(&error))?;
         Response::new(200, &page)
     }
 
@@ -174,18 +224,35 @@ impl GetSite {
         Ok(row.map(|row| Site::new(site, row, steps)))
     }
 
-    async fn list(&self, query: Query) -> Result<Page, StoreError> {
-        let start = query.next.map(|next| {
-            next.into_iter().map(|(name, value)| (name, AttributeValue::S(value))).collect()
-        });
-        let rows = match query.status {
-            Some(status) => self.sites.query("#status = :status").text("status", status.name()),
-            // The index is sparse: only site rows have a `createdAt`.
-            None => self.sites.scan(),
+    /// Reads a page of the operator's sites, one status after the other, unless the query is for one status. Each status
+    /// is a partition of the index.
+    async fn list(&self, operator: OperatorId, query: Query) -> Result<Page, StoreError> {
+        let statuses = match (query.status, &query.next) {
+            (Some(status), _) => vec![status],
+            (None, None) => Status::ALL.to_vec(),
+            (None, Some(next)) => {
+                Status::ALL.into_iter().skip_while(|status| *status != next.status).collect()
+            }
         };
-        let page = rows.index("byStatus").limit(query.limit).page(start).await?;
-        let sites = page.items.into_iter().map(parse).collect::<Result<_, _>>()?;
-        Ok(Page { sites, next: page.next.map(encode_token) })
+        let mut start = query.next.map(|next| next.key());
+        let mut page = Page { sites: Vec::new(), next: None };
+        for status in &statuses {
+            let rows = self.sites.query("operatorStatus = :partition").index("byOperator");
+            let rows = rows.text("partition", operator_status(operator, status.name()));
+            let remaining = query.limit - i32::try_from(page.sites.len()).unwrap_or(query.limit);
+            let rows = rows.limit(remaining).page(start.take()).await?;
+            for item in rows.items {
+                page.sites.push(parse(item)?);
+            }
+            let is_full = page.sites.len() >= usize::try_from(query.limit).unwrap_or_default();
+            if is_full && (rows.next.is_some() || Some(status) != statuses.last()) {
+                page.next = page.sites.last().map(|last| PageToken::after(operator, last).text());
+            }
+            if is_full {
+                break;
+            }
+        }
+        Ok(page)
     }
 }
 
@@ -193,27 +260,7 @@ fn parse<R: DeserializeOwned>(item: Item) -> Result<R, StoreError> {
     from_item(item, || "of the sites table".to_owned())
 }
 
-/// Encodes the start key of the next page as a page token for the URL.
-fn encode_token(key: Item) -> String {
-    let key: HashMap<_, _> = key
-        .into_iter()
-        .filter_map(|(name, value)| value.as_s().ok().cloned().map(|value| (name, value)))
-        .collect();
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(&key).unwrap_or_default())
-}
-
-fn decode_token(token: &str) -> Option<HashMap<String, String>> {
-    let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-    let key: HashMap<String, String> = serde_json::from_slice(&bytes).ok()?;
-    let is_valid = key.len() == 4
-        && key.get("row")? == "SITE"
-        && key.get("siteId")?.parse::<SiteId>().is_ok()
-        && key.get("createdAt")?.parse::<Timestamp>().is_ok()
-        && status(key.get("status")?).is_ok();
-    is_valid.then_some(key)
-}
-
-fn query(request: &Request) -> Result<Query, Problem> {
+fn query(operator: OperatorId, request: &Request) -> Result<Query, Problem> {
     let mut query = Query { status: None, limit: DEFAULT_LIMIT, next: None };
     let mut errors = Vec::new();
     let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
@@ -221,7 +268,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
         let result = match name {
             "status" => status(value).map(|status| query.status = Some(status)),
             "limit" => limit(value).map(|limit| query.limit = limit),
-            "next" => next(value).map(|next| query.next = Some(next)),
+            "next" => next(operator, value).map(|next| query.next = Some(next)),
             _ => Err("is not known; give status, limit or next".to_owned()),
         };
         if let Err(message) = result {
@@ -229,7 +276,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
         }
     }
     if let (Some(status), Some(next)) = (query.status, &query.next)
-        && next["status"] != status.name()
+        && next.status != status
     {
         let message = "belongs to a list with another status; omit it to start over";
         errors.push(FieldError::new("query next", message));
@@ -251,8 +298,8 @@ fn limit(value: &str) -> Result<i32, String> {
         .ok_or_else(|| format!("is {value:?}; give a number from 1 to {MAX_LIMIT}"))
 }
 
-fn next(value: &str) -> Result<HashMap<String, String>, String> {
-    decode_token(value).ok_or_else(|| {
+fn next(operator: OperatorId, value: &str) -> Result<PageToken, String> {
+    PageToken::parse(operator, value).ok_or_else(|| {
         "is not a valid page token; give the previous page's `next` unchanged, or omit it to start \
          over"
             .to_owned()

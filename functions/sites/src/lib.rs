@@ -18,8 +18,10 @@ pub mod project_site;
 pub mod registration;
 
 use contracts::{
-    IdMismatch, Location, OnboardingFailure, OnboardingId, Plan, Sensor, SiteId, Timestamp,
+    IdMismatch, Location, OnboardingFailure, OnboardingId, OperatorId, Plan, Sensor, SiteId,
+    Timestamp,
     input::{FieldError, join_errors},
+    names::operator_status,
 };
 use fault::{ErrorKind, Fault};
 use machines::MachineError;
@@ -65,12 +67,47 @@ impl Status {
     }
 }
 
+/// The owner of a site and its status. A row also has both in one attribute, `operatorStatus`, which is the partition key
+/// of the index `byOperator`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredStatus", into = "StoredStatus")]
+pub struct OwnedStatus {
+    /// The operator that owns the site. It never changes.
+    pub operator_id: OperatorId,
+    /// The status.
+    pub status: Status,
+}
+
+/// The attributes of [`OwnedStatus`]. Rows of releases before there were operators have only the status.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredStatus {
+    status: Status,
+    #[serde(default)]
+    operator_id: OperatorId,
+    #[serde(default)]
+    operator_status: String,
+}
+
+impl From<StoredStatus> for OwnedStatus {
+    fn from(stored: StoredStatus) -> Self {
+        Self { operator_id: stored.operator_id, status: stored.status }
+    }
+}
+
+impl From<OwnedStatus> for StoredStatus {
+    fn from(OwnedStatus { operator_id, status }: OwnedStatus) -> Self {
+        Self { status, operator_id, operator_status: operator_status(operator_id, status.name()) }
+    }
+}
+
 /// The row `SITE`: the site itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SiteRow {
-    /// The status; partition key of the index `byStatus`.
-    pub status: Status,
+    /// The owner and the status.
+    #[serde(flatten)]
+    pub owned: OwnedStatus,
     /// The name of the site.
     pub name: String,
     /// The name of the organisation that operates the site.
@@ -88,7 +125,7 @@ pub struct SiteRow {
     pub request_hash: String,
     /// The sequence number of the site's last event.
     pub sequence: u64,
-    /// The time of the registration; sort key of the index `byStatus`.
+    /// The time of the registration; sort key of the index `byOperator`.
     pub created_at: Timestamp,
     /// The time of the activation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +143,18 @@ impl SiteRow {
     #[must_use]
     pub fn key(site: SiteId) -> Key {
         Key::pair(("siteId", site.to_string()), ("row", "SITE"))
+    }
+
+    /// Returns the site's status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.owned.status
+    }
+
+    /// Returns the row with another status.
+    #[must_use]
+    pub fn with_status(self, status: Status) -> Self {
+        Self { owned: OwnedStatus { status, ..self.owned }, ..self }
     }
 }
 

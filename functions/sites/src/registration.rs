@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 use uuid::Uuid;
 
-use crate::{SiteRow, SitesError, Status};
+use crate::{OwnedStatus, SiteRow, SitesError, Status};
 
 /// The dependencies of a registration.
 #[derive(Debug)]
@@ -30,23 +30,24 @@ pub struct Registered {
 }
 
 impl Registrar {
-    /// Registers a site under the id that is derived from `channel` and `key`.
+    /// Registers an operator's site under the id that is derived from the operator, `channel` and `key`.
     ///
     /// The site's row is the idempotency record. A repeated registration finds the row, and the row's hash shows
     /// whether the registration is the same. Another registration with the same key is
     /// [`SitesError::KeyReused`].
     pub async fn register(
         &self,
+        operator: OperatorId,
         channel: &str,
         key: &str,
         registration: SiteRegistration,
         causation_id: Option<Uuid>,
         now: Timestamp,
     ) -> Result<Registered, SitesError> {
-        let site_id = SiteId::registered(OperatorId::DEFAULT, channel, key);
-        let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, causation_id);
+        let site_id = SiteId::registered(operator, channel, key);
+        let saga = SagaContext::for_site(operator, site_id, causation_id);
         let onboarding_id = saga.onboarding_id;
-        let row = row(onboarding_id, &registration, now);
+        let row = row(saga, &registration, now);
         let created = SiteCreated {
             site_id,
             onboarding_id,
@@ -78,10 +79,11 @@ impl Registrar {
     }
 }
 
-fn row(onboarding_id: OnboardingId, registration: &SiteRegistration, now: Timestamp) -> SiteRow {
+fn row(saga: SagaContext, registration: &SiteRegistration, now: Timestamp) -> SiteRow {
+    let SagaContext { onboarding_id, operator_id, .. } = saga;
     let sensors = registration.sensors.iter().enumerate();
     SiteRow {
-        status: Status::Onboarding,
+        owned: OwnedStatus { operator_id, status: Status::Onboarding },
         name: registration.name.trim().to_owned(),
         operator: registration.operator.trim().to_owned(),
         location: registration.location,

@@ -6,13 +6,13 @@ mod support;
 use contracts::inbound::SITE_REGISTRATION_REQUESTED;
 use lambda::Step;
 use serde_json::{Value, json};
-use sites::{create_site::CreateSite, import_site::ImportSite};
-use support::{api_response, post, registrar};
+use sites::create_site::CreateSite;
+use support::{api_response, import_site, post, registrar};
 use testkit::{
     Dynamo,
     dynamo::SITES,
     rng::Rng,
-    sample::{self, noon},
+    sample::{self, default_caller, noon},
     schema::{InvalidDocument, Schema},
 };
 
@@ -39,13 +39,13 @@ async fn a_registration_that_matches_the_schema_is_accepted_over_http() {
         let mut rng = Rng::from_seed(seed);
         let body = in_order(schema.document(&mut rng));
         let request = post(Some(&format!("key-{seed}")), &body.to_string());
-        let response = api_response(step.handle(&request, noon(0)).await);
+        let response = api_response(step.handle(&default_caller(), &request, noon(0)).await);
         assert_eq!(response["statusCode"], 202, "seed {seed}: {body} {response}");
 
         let InvalidDocument { field, what, document } =
             schema.random_invalid_document(&body, &mut rng);
         let request = post(Some(&format!("outside-{seed}")), &document.to_string());
-        let response = api_response(step.handle(&request, noon(0)).await);
+        let response = api_response(step.handle(&default_caller(), &request, noon(0)).await);
         assert_eq!(response["statusCode"], 400, "seed {seed}, {what} of {field}: {response}");
         let field = if field.is_empty() { "body" } else { &field };
         let errors = response["body"]["errors"].as_array().expect("errors");
@@ -61,7 +61,7 @@ async fn a_registration_that_matches_the_schema_is_accepted_over_http() {
 async fn a_registration_that_matches_the_schema_is_accepted_by_event() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED);
     let dynamo = Dynamo::start().await;
-    let step = ImportSite(registrar(&dynamo));
+    let step = import_site(&dynamo, "");
     let run = async |detail: &Value| {
         let mut event = sample::event("import-site");
         event["detail"] = detail.clone();
@@ -97,8 +97,10 @@ async fn every_keyword_of_the_schema_is_checked() {
     let documents = schema.invalid_documents(&support::registration());
     assert!(documents.len() > 60, "{} documents", documents.len());
     for InvalidDocument { field, what, document } in documents {
-        let response =
-            api_response(step.handle(&post(Some("key"), &document.to_string()), noon(0)).await);
+        let response = api_response(
+            step.handle(&default_caller(), &post(Some("key"), &document.to_string()), noon(0))
+                .await,
+        );
         let field = if field.is_empty() { "body" } else { &field };
         let errors = response["body"]["errors"].as_array();
         let names_field =

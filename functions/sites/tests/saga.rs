@@ -10,16 +10,16 @@ use fault::ErrorKind;
 use lambda::Step;
 use serde_json::{Value, json};
 use sites::{
-    activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite,
+    activate_site::ActivateSite, close_site::CloseSite, import_site::SourceOperators,
     project_site::ProjectSite,
 };
-use support::{create, project, registrar, registration, saga_for_key, step_event};
+use support::{create, import_site, project, registration, saga_for_key, step_event};
 use testkit::{
     Dynamo,
     dynamo::SITES,
     measured::measured,
     saga::{StepEvents, StepPair, check_step_contract, correlation, run},
-    sample::{self, noon, payload},
+    sample::{self, noon, other_operator, payload},
 };
 
 fn activate(dynamo: &Dynamo) -> ActivateSite {
@@ -114,7 +114,7 @@ fn requested(registration_id: &str, site: &Value) -> Value {
 #[tokio::test]
 async fn repeated_imports_create_one_site_with_its_causation_id() {
     let dynamo = Dynamo::start().await;
-    let import = ImportSite(registrar(&dynamo));
+    let import = import_site(&dynamo, "");
     let event = requested("SLV", &registration());
     let site = SiteId::registered(OperatorId::DEFAULT, "acme.registry", "SLV");
     for _ in 0..2 {
@@ -125,7 +125,6 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
     let metadata = created.envelope().expect("an envelope").metadata;
     assert_eq!(json!(metadata.causation_id), event["id"]);
     assert_eq!(metadata.correlation_id, OnboardingId::from_site(site));
-    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::from_site(site).to_string()));
 
     // The same registration id from another system is another site. A different registration under the same id is
     // refused.
@@ -140,9 +139,38 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
 }
 
 #[tokio::test]
+async fn a_listed_source_registers_sites_of_its_operator() {
+    let dynamo = Dynamo::start().await;
+    let operator = other_operator();
+    let import = import_site(&dynamo, &format!("acme.registry={operator}"));
+    let event = requested("SLV", &registration());
+    let site = SiteId::registered(operator, "acme.registry", "SLV");
+    assert_eq!(run(&import, &event).await, Ok(json!({ "siteId": site })));
+    assert_eq!(dynamo.rows(SITES).await[0]["operatorId"], json!(operator));
+    assert_eq!(dynamo.events(site).await[0].operator_id, operator);
+
+    let mut not_listed = event.clone();
+    not_listed["source"] = "other.registry".into();
+    let site = SiteId::registered(OperatorId::DEFAULT, "other.registry", "SLV");
+    assert_eq!(run(&import, &not_listed).await, Ok(json!({ "siteId": site })));
+}
+
+#[test]
+fn the_operators_of_sources_are_parsed() {
+    let (a, b) = (OperatorId::registered("a"), OperatorId::registered("b"));
+    let operators: SourceOperators = format!("acme.one={a}, acme.two={b}").parse().expect("valid");
+    assert_eq!([operators.operator("acme.one"), operators.operator("acme.two")], [a, b]);
+    assert_eq!(operators.operator("acme"), OperatorId::DEFAULT);
+    assert_eq!("".parse(), Ok(SourceOperators::default()));
+    for wrong in ["acme.one", "acme.one=", &format!("={a}"), &format!("x={a},x={b}"), "x=default"] {
+        assert!(wrong.parse::<SourceOperators>().is_err(), "{wrong}");
+    }
+}
+
+#[tokio::test]
 async fn an_invalid_import_is_refused_with_its_fields() {
     let dynamo = Dynamo::start().await;
-    let import = ImportSite(registrar(&dynamo));
+    let import = import_site(&dynamo, "");
     let mut invalid = registration();
     invalid["operator"] = "".into();
     invalid["sensors"] = json!([]);

@@ -11,18 +11,19 @@ use aws_sdk_kinesis::{
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
 use contracts::{
-    Timestamp,
+    OperatorId, Timestamp,
     input::{Problems, Reason},
     readings::{Bundle, BundleId},
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
     Deadline,
-    http::{self, FieldError, Problem, Request, Response},
+    http::{self, Caller, FieldError, Problem, Request, Response},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
 use store::jittered;
+use stream::partition_key;
 
 use crate::refusals::Refusals;
 
@@ -87,7 +88,8 @@ impl Record<'_> {
 impl AcceptReadings {
     /// Puts all bundles of the request on the stream and returns 202.
     ///
-    /// Returns 400 or 413 for an invalid request; nothing is put then. Returns 503 if the stream does not accept all
+    /// Returns 400 or 413 for an invalid request, and 403 if the caller may not send for the site of a bundle; nothing is
+    /// put then. Returns 503 if the stream does not accept all
     /// bundles before the deadline; the response lists the bundles that were put and those that were not. Returns 500
     /// if Kinesis refuses the call permanently before any bundle is on the stream.
     ///
@@ -95,15 +97,17 @@ impl AcceptReadings {
     /// counts of earlier refusals are still pending in this execution environment.
     pub async fn handle(
         &self,
+        caller: &Caller,
         request: &Request,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Response, Problem> {
-        let response = self.accept(request, now, deadline).await;
+        let response = self.accept(caller, request, now, deadline).await;
         if let Err(problem) = &response
             && (400..500).contains(&problem.status)
         {
-            self.refusals.count(request.body.as_deref().unwrap_or_default(), problem, now);
+            let body = request.body.as_deref().unwrap_or_default();
+            self.refusals.count(caller.operator, body, problem, now);
         }
         self.refusals.write(deadline).await;
         response
@@ -111,6 +115,7 @@ impl AcceptReadings {
 
     async fn accept(
         &self,
+        caller: &Caller,
         request: &Request,
         now: Timestamp,
         deadline: Deadline,
@@ -119,7 +124,8 @@ impl AcceptReadings {
         let body = body(request)?;
         let (texts, is_list) = texts(body)?;
         let bundles = bundles(&texts, is_list, now)?;
-        let records = records(&bundles, &texts, is_list)?;
+        check_sites(caller, &bundles, is_list)?;
+        let records = records(caller.operator, &bundles, &texts, is_list)?;
 
         let put =
             self.put(&records, deadline).await.map_err(|error| Problem::from_fault(&error))?;
@@ -296,9 +302,26 @@ fn bundles(texts: &[&str], is_list: bool, now: Timestamp) -> Result<Vec<Bundle>,
     problems.or(Some(bundles)).map_err(Problem::invalid)
 }
 
+/// Checks that the caller may send for the site of each bundle.
+///
+/// Only the scope decides, so the response does not show which sites exist. Whether the site belongs to the caller's
+/// operator is decided when the bundle is stored.
+fn check_sites(caller: &Caller, bundles: &[Bundle], is_list: bool) -> Result<(), Problem> {
+    let refused = bundles.iter().enumerate();
+    let refused = refused.filter(|(_, bundle)| !caller.scope.may_send(bundle.site_id));
+    let errors: Vec<_> = refused
+        .map(|(index, _)| {
+            let message = "is not a site for which your credential may send readings";
+            FieldError::new(field(is_list, index, "siteId"), message)
+        })
+        .collect();
+    caller.require(errors.is_empty()).map_err(|problem| Problem { errors, ..problem })
+}
+
 /// Returns the records of the bundles. Each record has the bundle's text as it was sent, byte for byte. A text
 /// that exceeds a record's size only because of its white space is serialized again.
 fn records<'a>(
+    sender: OperatorId,
     bundles: &'a [Bundle],
     texts: &[&str],
     is_list: bool,
@@ -309,7 +332,7 @@ fn records<'a>(
         let mut record = Record {
             path: field(is_list, index, ""),
             bundle,
-            partition_key: bundle.site_id.to_string(),
+            partition_key: partition_key(bundle.site_id, sender),
             data: text.as_bytes().to_vec(),
         };
         if record.bytes() > MAX_RECORD_BYTES {

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use contracts::{SensorId, Timestamp};
-use lambda::http::{FieldError, Problem, Request, Response};
+use contracts::{OperatorId, SensorId, Timestamp};
+use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use series::SeriesRow;
 use store::{StoreError, Table};
@@ -43,11 +43,13 @@ struct Page {
 }
 
 impl GetReadings {
-    /// Returns 200 with a page, 400 for invalid parameters, or 404 for an unknown sensor.
-    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
+    /// Returns 200 with a page, 400 for invalid parameters, 403 if the caller may not read, or 404 for an unknown sensor
+    /// and for one of another operator.
+    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_read())?;
         let sensor = sensor_id(request)?;
         let query = query(request)?;
-        let scope = query.scope(sensor);
+        let scope = query.scope(caller.operator, sensor);
         let start = match &query.next {
             None => None,
             Some(token) => {
@@ -60,6 +62,7 @@ impl GetReadings {
 
         let row = self.readings.get(&SensorRow::key(sensor)).await;
         let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
+        let row = row.filter(|row| row.operator_id == caller.operator);
         let sensor_info = row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
         let merge = self.merge(sensor, &query, start).await;
@@ -129,11 +132,16 @@ fn invalid_token() -> Problem {
 
 impl Query {
     /// Returns the scope of a page token: everything that must be the same for the next page.
-    fn scope(&self, sensor: SensorId) -> String {
+    fn scope(&self, operator: OperatorId, sensor: SensorId) -> String {
         let time = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
         let (from, to) = (time(self.from), time(self.to));
         let aggregate = self.aggregate.map_or("-", Span::name);
-        format!("readings/1 {sensor} {from} {to} {} {aggregate}", self.order.name())
+        // The default operator's tokens are those of the releases before there were operators. They stay valid.
+        let caller = match operator {
+            OperatorId::DEFAULT => "readings/1".to_owned(),
+            operator => format!("readings/2 {operator}"),
+        };
+        format!("{caller} {sensor} {from} {to} {} {aggregate}", self.order.name())
     }
 }
 

@@ -18,7 +18,7 @@ pub mod refusals;
 pub mod register;
 pub mod store_readings;
 
-use contracts::{IdMismatch, Sensor, SensorId, SiteId, Timestamp};
+use contracts::{IdMismatch, OperatorId, Sensor, SensorId, SiteId, Timestamp};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -31,6 +31,9 @@ use store::{Key, StoreError};
 pub struct SensorRow {
     /// The site of the sensor.
     pub site_id: SiteId,
+    /// The operator that owns the sensor. Rows of releases before there were operators have none.
+    #[serde(default)]
+    pub operator_id: OperatorId,
     /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
@@ -50,7 +53,7 @@ impl SensorRow {
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The sensor was never provisioned.
+    /// The sensor was never provisioned, or it belongs to another operator than the sender.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
     /// The sensor was deprovisioned.

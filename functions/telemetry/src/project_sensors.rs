@@ -6,7 +6,8 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    ContextWithSensors, Envelope, OnboardingId, Sensor, SensorId, SiteData, SiteId, Timestamp,
+    ContextWithSensors, Envelope, OnboardingId, SagaContext, Sensor, SensorId, SiteData, SiteId,
+    Timestamp,
     events::{SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
@@ -61,11 +62,12 @@ enum SensorChange {
 impl ProjectSensors {
     async fn project(
         &self,
-        site: SiteId,
+        saga: SagaContext,
         at: Timestamp,
         change: SensorChange,
     ) -> Result<(), TelemetryError> {
-        let site_id = ("siteId", AttributeValue::S(site.to_string()));
+        let site_id = ("siteId", AttributeValue::S(saga.site_id.to_string()));
+        let operator_id = ("operatorId", AttributeValue::S(saga.operator_id.to_string()));
         let update = Transaction::on(&self.readings);
         let update = match change {
             SensorChange::Provisioned(sensor) => {
@@ -73,14 +75,16 @@ impl ProjectSensors {
                 let row = serde_dynamo::to_attribute_value(&sensor).map_err(|error| {
                     StoreError::Corrupt { row: key.to_string(), reason: error.to_string() }
                 })?;
-                let set = "SET #siteId = :siteId, #sensor = :sensor";
-                update.update(&self.readings, &key, set, None, [site_id, ("sensor", row)])
+                let set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor";
+                let values = [site_id, operator_id, ("sensor", row)];
+                update.update(&self.readings, &key, set, None, values)
             }
             SensorChange::Retired(sensor) => {
                 let key = SensorRow::key(sensor);
                 let at = ("retiredAt", AttributeValue::S(at.to_string()));
-                let set = "SET #siteId = :siteId, #retiredAt = :retiredAt";
-                update.update(&self.readings, &key, set, None, [site_id, at])
+                let set =
+                    "SET #siteId = :siteId, #operatorId = :operatorId, #retiredAt = :retiredAt";
+                update.update(&self.readings, &key, set, None, [site_id, operator_id, at])
             }
         };
         match update.commit().await? {
@@ -114,7 +118,7 @@ impl Step for ProjectSensors {
         };
         let sensors = changes.len();
         futures::iter(changes)
-            .map(|change| self.project(saga.site_id, metadata.occurred_at, change))
+            .map(|change| self.project(saga, metadata.occurred_at, change))
             .buffer_unordered(CONCURRENT_UPDATES)
             .try_collect::<()>()
             .await?;

@@ -1,4 +1,4 @@
-//! Counts the bundles that `POST /readings` refused, by site, hour, reason, field and sensor.
+//! Counts the bundles that `POST /readings` refused, by sender, site, hour, reason, field and sensor.
 //!
 //! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
 //! the table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of
@@ -14,7 +14,7 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{SensorId, SiteId, Timestamp, input::FieldError};
+use contracts::{OperatorId, SensorId, SiteId, Timestamp, input::FieldError};
 use futures_util::{StreamExt, stream as futures};
 use lambda::{
     Deadline,
@@ -22,7 +22,7 @@ use lambda::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use series::{UNKNOWN_SITE, start_of_hour};
+use series::{partition, start_of_hour};
 use store::{Commit, Key, StoreError, Table, Transaction};
 use tokio::time::Instant;
 
@@ -34,7 +34,7 @@ pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// The maximum number of rows that an execution environment writes at a time.
 const MAX_WRITES: usize = 100;
-/// The maximum number of counters in memory. Beyond it, refusals are counted for [`UNKNOWN_SITE`].
+/// The maximum number of counters in memory. Beyond it, refusals are counted without their site.
 const MAX_PENDING: usize = 1_000;
 /// The maximum number of counters that one bundle adds to.
 const MAX_COUNTERS_PER_BUNDLE: usize = 10;
@@ -52,6 +52,8 @@ const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sen
 /// The key of a counter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Counter {
+    /// The operator that sent the body.
+    sender: OperatorId,
     /// `None` if the body names no site.
     site: Option<SiteId>,
     /// The beginning of the hour, in milliseconds since the epoch.
@@ -116,9 +118,9 @@ impl Refusals {
     }
 
     /// Counts the bundles of a refused body.
-    pub fn count(&self, body: &str, problem: &Problem, now: Timestamp) {
+    pub fn count(&self, sender: OperatorId, body: &str, problem: &Problem, now: Timestamp) {
         let mut state = self.state();
-        for (counter, count) in counters(body, problem, now) {
+        for (counter, count) in counters(sender, body, problem, now) {
             let full = state.pending.len() >= MAX_PENDING && !state.pending.contains_key(&counter);
             let counter = if full {
                 Counter { site: None, field: "(any)".to_owned(), sensor: None, ..counter }
@@ -167,7 +169,7 @@ impl Refusals {
     }
 
     async fn add(&self, counter: &Counter, count: &Count) -> Result<(), StoreError> {
-        let site = counter.site.map_or(UNKNOWN_SITE.to_owned(), |site| site.to_string());
+        let site = partition(counter.sender, counter.site);
         let sensor = counter.sensor.map_or("-".to_owned(), |sensor| sensor.to_string());
         let hour = Timestamp::from_millis(counter.hour);
         let row = format!("{hour}/{}/{}/{sensor}", counter.reason, counter.field);
@@ -200,9 +202,19 @@ impl Refusals {
 /// Returns the counters of a refused body: each bundle counts once per reason, field and sensor.
 ///
 /// Also logs the site and sensor of the first invalid bundle, and counts the bundles by reason as a metric.
-fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Count)> {
+fn counters(
+    sender: OperatorId,
+    body: &str,
+    problem: &Problem,
+    now: Timestamp,
+) -> Vec<(Counter, Count)> {
     let (texts, is_list) = split_bundles(body);
     let errors = by_bundle(&problem.errors, texts.len(), is_list);
+    // The reasons of field errors are those of an invalid request.
+    let reason_of = |error: &FieldError| match problem.status {
+        400 => error.reason.name().to_owned(),
+        _ => problem.reason(),
+    };
     let mut counters = Vec::new();
     let mut ids_recorded = false;
     for (text, errors) in texts.iter().zip(errors) {
@@ -214,7 +226,8 @@ fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Coun
         };
         let mut seen = BTreeSet::new();
         let mut add = |reason: String, field: String, sensor, message: &str| {
-            let counter = Counter { site, hour: start_of_hour(now), reason, field, sensor };
+            let hour = start_of_hour(now);
+            let counter = Counter { sender, site, hour, reason, field, sensor };
             if seen.len() < MAX_COUNTERS_PER_BUNDLE && seen.insert(counter.clone()) {
                 let example = loggable(message);
                 let count = Count { refused: 1, first_at: now, last_at: now, example };
@@ -229,10 +242,10 @@ fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Coun
                     record_ids(site, sensor_of(first));
                 }
                 for error in &errors {
-                    let reason = error.reason.name().to_owned();
+                    let reason = reason_of(error);
                     add(reason, normalize_path(&error.field), sensor_of(error), &error.message);
                 }
-                first.reason.name().to_owned()
+                reason_of(first)
             }
             (None, Some(body_error), _) => {
                 add(problem.reason(), normalize_path(&body_error.field), None, &body_error.message);
@@ -398,7 +411,7 @@ mod tests {
                 let random = saga(&format!("{second}/{n}")).site_id;
                 for site in [random, saga("real").site_id] {
                     let body = format!("[{}]", bundle(site));
-                    refusals.count(&body, &clock_ahead(0), noon(second));
+                    refusals.count(OperatorId::DEFAULT, &body, &clock_ahead(0), noon(second));
                     requests += 1;
                 }
                 let due = refusals.due();
@@ -425,7 +438,7 @@ mod tests {
     #[tokio::test]
     async fn counts_that_can_not_be_written_are_kept() {
         let refusals = refusals();
-        refusals.count(&bundle(saga("a").site_id), &clock_ahead(0), noon(0));
+        refusals.count(OperatorId::DEFAULT, &bundle(saga("a").site_id), &clock_ahead(0), noon(0));
         refusals.write(Deadline::after(Duration::from_secs(5))).await;
         let pending: Vec<_> = refusals.state().pending.values().map(|it| it.refused).collect();
         assert_eq!(pending, [1]);

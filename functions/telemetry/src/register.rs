@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use contracts::{SensorId, SiteId, Timestamp};
+use contracts::{OperatorId, SensorId, SiteId, Timestamp};
 use serde::{Deserialize, de::IgnoredAny};
 use store::{StoreError, Table};
+use stream::may_send;
 use tokio::time::Instant;
 
 use crate::{SensorRow, TelemetryError};
@@ -33,6 +34,8 @@ pub struct Register {
 #[serde(rename_all = "camelCase")]
 struct RegisterRow {
     site_id: SiteId,
+    #[serde(default)]
+    operator_id: OperatorId,
     sensor: Option<IgnoredAny>,
     retired_at: Option<Timestamp>,
 }
@@ -40,6 +43,7 @@ struct RegisterRow {
 #[derive(Clone, Copy, Debug)]
 struct ActiveSensor {
     site: SiteId,
+    operator: OperatorId,
     read_at: Instant,
 }
 
@@ -50,10 +54,14 @@ impl Register {
         Self { readings, age_limit, active: Mutex::default() }
     }
 
-    /// Checks that all sensors are active sensors of the site. Returns the first sensor that is not, with the reason.
+    /// Checks that all sensors are active sensors of the site, and that the sender may send for them. Returns the first
+    /// sensor for which this is not the case, with the reason.
+    ///
+    /// A sender learns nothing about the sensors of another operator: they are refused like sensors that don't exist.
     pub async fn check_sensors(
         &self,
         site: SiteId,
+        sender: Option<OperatorId>,
         sensors: impl Iterator<Item = SensorId>,
     ) -> Result<(), TelemetryError> {
         let now = Instant::now();
@@ -61,7 +69,9 @@ impl Register {
             let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             let fresh = |active: &ActiveSensor| active.read_at.elapsed() < self.age_limit;
             let is_cached = |sensor: &SensorId| {
-                active.get(sensor).is_some_and(|cached| fresh(cached) && cached.site == site)
+                active.get(sensor).is_some_and(|cached| {
+                    fresh(cached) && cached.site == site && may_send(sender, cached.operator)
+                })
             };
             sensors.filter(|sensor| !is_cached(sensor)).collect()
         };
@@ -71,30 +81,26 @@ impl Register {
         let mut rows = self.read(&uncached).await?;
         let mut refused = Ok(());
         for sensor in uncached {
-            let result = match rows.remove(&sensor) {
-                None | Some(RegisterRow { sensor: None, retired_at: None, .. }) => {
-                    Err(TelemetryError::UnknownSensor(sensor))
-                }
-                Some(RegisterRow { retired_at: Some(at), site_id, .. }) => {
-                    Err(TelemetryError::RetiredSensor { sensor, site: site_id, at })
-                }
-                Some(row) if row.site_id != site => {
-                    Err(TelemetryError::SensorOfAnotherSite { sensor, site: row.site_id })
-                }
-                Some(_) => Ok(()),
-            };
-            let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            if result.is_ok() {
+            let row = rows.remove(&sensor);
+            self.remember(sensor, row.as_ref(), now);
+            refused = refused.and(check(sensor, row, site, sender));
+        }
+        refused
+    }
+
+    /// Caches an active sensor as the register has it, whoever sends for it.
+    fn remember(&self, sensor: SensorId, row: Option<&RegisterRow>, read_at: Instant) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        match row {
+            Some(RegisterRow { sensor: Some(_), retired_at: None, site_id, operator_id }) => {
                 if active.len() >= MAX_CACHED {
                     active.clear();
                 }
-                active.insert(sensor, ActiveSensor { site, read_at: now });
-            } else {
-                active.remove(&sensor);
-                refused = refused.and(result);
+                let cached = ActiveSensor { site: *site_id, operator: *operator_id, read_at };
+                active.insert(sensor, cached);
             }
+            _ => drop(active.remove(&sensor)),
         }
-        refused
     }
 
     async fn read(
@@ -118,5 +124,28 @@ impl Register {
                 Ok((id, row))
             })
             .collect()
+    }
+}
+
+/// Decides whether a sender may send readings of a sensor for a site.
+fn check(
+    sensor: SensorId,
+    row: Option<RegisterRow>,
+    site: SiteId,
+    sender: Option<OperatorId>,
+) -> Result<(), TelemetryError> {
+    // The owner is compared first, because the other errors contain data of the sensor.
+    let row = row.filter(|row| may_send(sender, row.operator_id));
+    match row {
+        None | Some(RegisterRow { sensor: None, retired_at: None, .. }) => {
+            Err(TelemetryError::UnknownSensor(sensor))
+        }
+        Some(RegisterRow { retired_at: Some(at), site_id, .. }) => {
+            Err(TelemetryError::RetiredSensor { sensor, site: site_id, at })
+        }
+        Some(row) if row.site_id != site => {
+            Err(TelemetryError::SensorOfAnotherSite { sensor, site: row.site_id })
+        }
+        Some(_) => Ok(()),
     }
 }

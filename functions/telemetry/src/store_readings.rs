@@ -24,7 +24,7 @@ use serde_json::value::RawValue;
 use series::{SeriesRow, packing::pack};
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
-use stream::GZIP;
+use stream::{GZIP, SentBundle};
 
 use crate::{TelemetryError, register::Register};
 
@@ -96,17 +96,18 @@ impl StoreReadings {
 
     async fn record(&self, record: &Record<'_>) -> Result<(), RecordError> {
         let now = Timestamp::now();
-        let bundle = stream::bundle(record, now)?;
-        let Stored { samples, repeated } = self.store(&bundle, now).await?;
+        let sent = stream::bundle(record, now)?;
+        let Stored { samples, repeated } = self.store(&sent, now).await?;
         metrics::counter!("ReadingsStored").increment(samples as u64);
         metrics::counter!("ReadingsRepeated").increment(repeated as u64);
         Ok(())
     }
 
     /// Stores a bundle. Stores nothing unless all its sensors may send.
-    async fn store(&self, bundle: &Bundle, now: Timestamp) -> Result<Stored, TelemetryError> {
+    async fn store(&self, sent: &SentBundle, now: Timestamp) -> Result<Stored, TelemetryError> {
+        let SentBundle { bundle, sender } = sent;
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
-        self.register.check_sensors(bundle.site_id, sensors).await?;
+        self.register.check_sensors(bundle.site_id, *sender, sensors).await?;
 
         let site = bundle.site_id;
         let puts =

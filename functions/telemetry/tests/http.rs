@@ -12,7 +12,7 @@ use std::{
 use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    Metric, SensorId, SiteId, Timestamp,
+    Metric, OperatorId, Scope, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample},
 };
 use lambda::{
@@ -39,7 +39,7 @@ use testkit::{
     golden,
     http::{self, Call, NO_RESPONSE, Stub},
     rng::Rng,
-    sample::{self, noon, saga, sensors},
+    sample::{self, caller, default_caller, noon, other_operator, saga, saga_of, sensors},
     schema::{InvalidDocument, Schema},
 };
 
@@ -101,7 +101,9 @@ async fn accept(stream: &Stub, body: &str) -> Result<Response, Problem> {
 }
 
 async fn accept_within(time: Duration, stream: &Stub, body: &str) -> Result<Response, Problem> {
-    accept_readings(stream).handle(&post(body), noon(0), Deadline::after(time)).await
+    accept_readings(stream)
+        .handle(&default_caller(), &post(body), noon(0), Deadline::after(time))
+        .await
 }
 
 /// Returns the ids of the bundles in a `PutRecords` call.
@@ -110,7 +112,8 @@ fn put_ids(call: &Call) -> Vec<String> {
     let records = records.as_array().expect("records").iter().map(|record| {
         let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
         let bundle: Bundle = serde_json::from_slice(&data).expect("a bundle");
-        assert_eq!(record["PartitionKey"], bundle.site_id.to_string());
+        let key = record["PartitionKey"].as_str().expect("a key");
+        assert!(key.starts_with(&format!("{}/", bundle.site_id)), "{key}");
         bundle.bundle_id.to_string()
     });
     records.collect()
@@ -168,7 +171,7 @@ async fn a_bundle_and_a_list_are_put_on_the_stream() {
     assert_eq!(call.operation(), "PutRecords");
     assert_eq!(call.json()["StreamName"], "readings");
     let record = call.json()["Records"][0].take();
-    assert_eq!(record["PartitionKey"], site("a").to_string());
+    assert_eq!(record["PartitionKey"], stream::partition_key(site("a"), OperatorId::DEFAULT));
     let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
     // The bundle as it was sent, without the white space around it.
     assert_eq!(String::from_utf8(data).expect("text"), format!("{one:#}"));
@@ -302,13 +305,42 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
 }
 
 #[tokio::test]
+async fn a_caller_sends_only_for_the_sites_of_its_scope() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let step = accept_readings(&stream);
+    let mut list = bundles(3);
+    list[1] = bundle("b-1", site("b"), &json!([["2026-01-01T11:00:00Z", 1.5]]));
+    let deadline = || Deadline::after(Duration::from_secs(30));
+    let send = async |scope, body: &Value| {
+        let caller = caller(other_operator(), scope);
+        step.handle(&caller, &post(&body.to_string()), noon(0), deadline()).await
+    };
+    check("accept-readings.forbidden", send(Scope::Logger(site("a")), &list).await);
+    check("accept-readings.forbidden-alone", send(Scope::Logger(site("a")), &list[1]).await);
+    for scope in [Scope::Read, Scope::Bootstrap] {
+        assert_eq!(api_response(send(scope, &list[0]).await)["statusCode"], 403, "{scope}");
+    }
+    assert!(stream.take_calls().is_empty());
+
+    // The response does not depend on which sites exist. The partition key names the sender.
+    for scope in [Scope::Logger(site("a")), Scope::Operator, Scope::Admin] {
+        assert_eq!(api_response(send(scope, &list[0]).await)["statusCode"], 202, "{scope}");
+        let record = stream.take_calls().remove(0).json()["Records"][0].take();
+        let key = stream::partition_key(site("a"), other_operator());
+        assert_eq!(record["PartitionKey"], key, "{scope}");
+    }
+}
+
+#[tokio::test]
 async fn posting_readings_with_a_query_parameter_is_refused() {
     let stream = stream(|_, _| accepted_entry()).await;
     let mut request = post(&bundles(1).to_string());
     let query = std::collections::HashMap::from([("colour".to_owned(), "red".to_owned())]);
     request.query_string_parameters = query.into();
     let deadline = Deadline::after(Duration::from_secs(30));
-    let response = api_response(accept_readings(&stream).handle(&request, noon(0), deadline).await);
+    let response = api_response(
+        accept_readings(&stream).handle(&default_caller(), &request, noon(0), deadline).await,
+    );
     assert_eq!(error_fields(&response), ["query colour"]);
     assert!(stream.take_calls().is_empty());
 }
@@ -381,7 +413,7 @@ fn bundle_of_bytes(bytes: usize) -> String {
 #[tokio::test]
 async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
     let stream = stream(|_, _| accepted_entry()).await;
-    let key = site("a").to_string().len();
+    let key = stream::partition_key(site("a"), OperatorId::DEFAULT).len();
     for bytes in [975_148, 1024 * 1024 - key] {
         let body = bundle_of_bytes(bytes);
         assert_eq!(body.len(), bytes);
@@ -394,7 +426,7 @@ async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
     let response = api_response(accept(&stream, &bundle_of_bytes(1024 * 1024 - key + 1)).await);
     assert_eq!(response["statusCode"], 413);
     let message = response["body"]["errors"][0]["message"].as_str().expect("a message");
-    assert_eq!(message, "bundle b-1 has 1048541 bytes; give at most 1048540");
+    assert_eq!(message, "bundle b-1 has 1048504 bytes; give at most 1048503");
 
     // White space alone does not make a bundle too large.
     let indented: Value = serde_json::from_str(&bundle_of_bytes(500_000)).expect("JSON");
@@ -523,14 +555,19 @@ fn get_request(sensor: &str, query: &[(&str, &str)]) -> Request {
 }
 
 async fn get(dynamo: &Dynamo, query: &[(&str, &str)]) -> Result<Response, Problem> {
-    get_readings(dynamo).handle(&get_request(&sensor().to_string(), query)).await
+    get_readings(dynamo).handle(&default_caller(), &get_request(&sensor().to_string(), query)).await
 }
 
 /// Adds the sensor to the register.
 async fn register(dynamo: &Dynamo, retired_at: Option<Timestamp>) {
     let saga = saga("a");
     let known = sensors(saga, &[Metric::AirTemperature]).remove(0);
-    let row = SensorRow { site_id: saga.site_id, sensor: Some(known), retired_at };
+    let row = SensorRow {
+        site_id: saga.site_id,
+        operator_id: saga.operator_id,
+        sensor: Some(known),
+        retired_at,
+    };
     create(dynamo, &SensorRow::key(sensor()), &row).await;
 }
 
@@ -554,11 +591,15 @@ fn row(bundle: &str, stored_at: i64, samples: &[(Timestamp, f64)]) -> SeriesRow 
 }
 
 async fn fill(dynamo: &Dynamo, rows: &[SeriesRow]) {
+    fill_sensor(dynamo, sensor(), rows).await;
+}
+
+async fn fill_sensor(dynamo: &Dynamo, sensor: SensorId, rows: &[SeriesRow]) {
     for rows in rows.chunks(25) {
         let puts = rows.iter().map(|row| {
             let mut item: std::collections::HashMap<_, _> =
                 serde_dynamo::to_item(row).expect("a row");
-            item.insert("sensorId".to_owned(), AttributeValue::S(sensor().to_string()));
+            item.insert("sensorId".to_owned(), AttributeValue::S(sensor.to_string()));
             let put = PutRequest::builder().set_item(Some(item)).build().expect("a put");
             WriteRequest::builder().put_request(put).build()
         });
@@ -599,7 +640,7 @@ async fn samples_and_their_aggregates_are_returned() {
     check("get-readings.hours", get(&dynamo, &hours).await);
     let sample = sample::event("get-readings");
     let request = serde_json::from_value(sample).expect("an event of API Gateway");
-    let response = api_response(get_readings(&dynamo).handle(&request).await);
+    let response = api_response(get_readings(&dynamo).handle(&default_caller(), &request).await);
     assert_eq!(
         response["statusCode"], 404,
         "a valid request for a sensor that is not here: {response}"
@@ -629,8 +670,77 @@ async fn a_page_has_a_token_for_the_next_page() {
     let changed = format!("{}A", &next[..next.len() - 1]);
     check("get-readings.foreign-next", get(&dynamo, &[("next", &changed)]).await);
     let other = SensorId::from_onboarding(saga("a").onboarding_id, 1).to_string();
-    let response = get_readings(&dynamo).handle(&get_request(&other, &[("next", next)])).await;
+    let response = get_readings(&dynamo)
+        .handle(&default_caller(), &get_request(&other, &[("next", next)]))
+        .await;
     check("get-readings.foreign-next", response);
+}
+
+#[tokio::test]
+async fn a_sensor_of_another_operator_is_answered_like_an_unknown_sensor() {
+    let dynamo = Dynamo::start().await;
+    let other = saga_of(other_operator(), "a");
+    let described = sensors(other, &[Metric::AirTemperature]).remove(0);
+    let row = SensorRow {
+        site_id: other.site_id,
+        operator_id: other.operator_id,
+        sensor: Some(described.clone()),
+        retired_at: None,
+    };
+    create(&dynamo, &SensorRow::key(described.sensor_id), &row).await;
+    fill_sensor(&dynamo, described.sensor_id, &sample_rows()).await;
+    let unknown = SensorId::from_onboarding(saga("nobody").onboarding_id, 0);
+    let mut answers = Vec::new();
+    for sensor in [unknown, described.sensor_id] {
+        let request = get_request(&sensor.to_string(), &[]);
+        drop(dynamo.take_usage());
+        let response = get_readings(&dynamo).handle(&default_caller(), &request).await;
+        let response = api_response(response).to_string().replace(&sensor.to_string(), "<id>");
+        answers.push((response, dynamo.take_usage().calls));
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert!(answers[0].0.contains("404"), "{answers:?}");
+
+    // Its own operator reads it, also page by page. The token is not valid for another operator.
+    let owner = caller(other_operator(), Scope::Read);
+    let request = get_request(&described.sensor_id.to_string(), &[("limit", "2")]);
+    let first = api_response(get_readings(&dynamo).handle(&owner, &request).await);
+    let next = first["body"]["next"].as_str().expect("another page");
+    let request = get_request(&described.sensor_id.to_string(), &[("next", next)]);
+    let second = api_response(get_readings(&dynamo).handle(&owner, &request).await);
+    assert_eq!(second["statusCode"], 200, "{second}");
+    let response = get_readings(&dynamo).handle(&default_caller(), &request).await;
+    check("get-readings.foreign-next", response);
+
+    for scope in [Scope::Logger(other.site_id), Scope::Bootstrap] {
+        let caller = caller(other_operator(), scope);
+        let response = api_response(get_readings(&dynamo).handle(&caller, &request).await);
+        assert_eq!(response["statusCode"], 403, "{scope}");
+    }
+}
+
+#[tokio::test]
+async fn the_rows_and_page_tokens_of_earlier_releases_belong_to_the_default_operator() {
+    let dynamo = Dynamo::start().await;
+    let described = sensors(saga("a"), &[Metric::AirTemperature]).remove(0);
+    // The row has no operator.
+    let row = json!({ "siteId": site("a"), "sensor": described });
+    create(&dynamo, &SensorRow::key(sensor()), &row).await;
+    fill(&dynamo, &sample_rows()).await;
+    assert_eq!(api_response(get(&dynamo, &[]).await)["statusCode"], 200);
+    let request = get_request(&sensor().to_string(), &[]);
+    let stranger = caller(other_operator(), Scope::Operator);
+    let response = api_response(get_readings(&dynamo).handle(&stranger, &request).await);
+    assert_eq!(response["statusCode"], 404);
+
+    // The token that version 1 made for the first page.
+    let first = api_response(get(&dynamo, &[("limit", "2")]).await);
+    let golden = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/goldens/get-readings.page.json"
+    ));
+    let golden: Value = serde_json::from_str(&golden.expect("a file")).expect("JSON");
+    assert_eq!(first["body"]["next"], golden["body"]["next"]);
 }
 
 #[tokio::test]
@@ -638,11 +748,19 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
     let dynamo = Dynamo::start().await;
     check("get-readings.unknown", get(&dynamo, &[]).await);
     // Only the sensor's retirement has arrived: its unit is unknown.
-    let row = SensorRow { site_id: site("a"), sensor: None, retired_at: Some(noon(0)) };
+    let row = SensorRow {
+        site_id: site("a"),
+        operator_id: OperatorId::DEFAULT,
+        sensor: None,
+        retired_at: Some(noon(0)),
+    };
     let early = SensorId::from_onboarding(saga("a").onboarding_id, 1);
     create(&dynamo, &SensorRow::key(early), &row).await;
-    let response =
-        api_response(get_readings(&dynamo).handle(&get_request(&early.to_string(), &[])).await);
+    let response = api_response(
+        get_readings(&dynamo)
+            .handle(&default_caller(), &get_request(&early.to_string(), &[]))
+            .await,
+    );
     assert_eq!(response["statusCode"], 404);
 
     register(&dynamo, Some(minute(100))).await;
@@ -654,7 +772,10 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
 async fn an_invalid_query_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    check("get-readings.no-id", get_readings(&dynamo).handle(&get_request("42", &[])).await);
+    check(
+        "get-readings.no-id",
+        get_readings(&dynamo).handle(&default_caller(), &get_request("42", &[])).await,
+    );
     let query = [
         ("aggregate", "week"),
         ("colour", "red"),
@@ -685,7 +806,8 @@ async fn an_internal_problem_is_a_5xx_response_without_internal_details() {
         let table = Stub::start(move |_| (status, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
         let step = GetReadings { readings: Table::new(client, READINGS), paging: paging() };
-        let response = step.handle(&get_request(&sensor().to_string(), &[])).await;
+        let response =
+            step.handle(&default_caller(), &get_request(&sensor().to_string(), &[])).await;
         check(&format!("get-readings.{name}"), response);
     }
     let dynamo = Dynamo::start().await;

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use contracts::{SensorId, SiteId};
-use lambda::{Deadline, http::Request};
+use contracts::{OperatorId, Scope, SensorId, SiteId};
+use lambda::{
+    Deadline,
+    http::{Caller, Request},
+};
 use serde_json::{Value, json};
-use series::{RefusalRow, UNKNOWN_SITE};
+use series::RefusalRow;
 use telemetry::{
     accept_readings::AcceptReadings,
     refusals::{REFUSED_WITH_LIST, Refusals},
@@ -14,7 +17,7 @@ use testkit::{
     Dynamo,
     dynamo::REFUSALS,
     http::Stub,
-    sample::{self, noon, saga},
+    sample::{self, caller, default_caller, noon, other_operator, saga},
 };
 
 const SEQUENCE_NUMBER: &str = "49543463076548007577105092703039560359975228518395012686";
@@ -60,25 +63,33 @@ impl World {
         Self { dynamo, _stream: stream, step }
     }
 
-    /// Returns the status of the response to a body.
+    /// Returns the status of the response to a body of the default operator.
     async fn post(&self, body: &str) -> u16 {
+        self.post_as(&default_caller(), body).await
+    }
+
+    async fn post_as(&self, caller: &Caller, body: &str) -> u16 {
         let mut event = sample::event("accept-readings");
         event["body"] = body.into();
         let request: Request = serde_json::from_value(event).expect("an event of API Gateway");
         let deadline = Deadline::after(Duration::from_secs(30));
-        match self.step.handle(&request, noon(0), deadline).await {
+        match self.step.handle(caller, &request, noon(0), deadline).await {
             Ok(_) => 202,
             Err(problem) => problem.status,
         }
     }
 
-    async fn rows(&self, site: &str) -> Vec<RefusalRow> {
+    async fn rows(&self, site: Option<SiteId>) -> Vec<RefusalRow> {
+        self.rows_of(OperatorId::DEFAULT, site).await
+    }
+
+    async fn rows_of(&self, sender: OperatorId, site: Option<SiteId>) -> Vec<RefusalRow> {
         let table = self.dynamo.table(REFUSALS);
-        RefusalRow::for_site(&table, site, noon(0)).await.expect("the rows of the counters")
+        RefusalRow::for_site(&table, sender, site, noon(0)).await.expect("the rows of the counters")
     }
 
     /// Returns the reason, field, sensor and count of each counter.
-    async fn counts(&self, site: &str) -> Vec<(String, String, Option<SensorId>, u64)> {
+    async fn counts(&self, site: Option<SiteId>) -> Vec<(String, String, Option<SensorId>, u64)> {
         let rows = self.rows(site).await;
         let key_and_count = |row: &RefusalRow| {
             (row.reason().to_owned(), row.field().to_owned(), row.sensor(), row.refused)
@@ -101,10 +112,10 @@ async fn a_wrong_clock_is_counted_for_its_site_and_sensor() {
     let world = World::start().await;
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
     assert_eq!(world.post(&ahead.to_string()).await, 400);
-    let counts = world.counts(&site("a").to_string()).await;
+    let counts = world.counts(Some(site("a"))).await;
     let (reason, field) = ("ClockAhead".to_owned(), "series[].samples[]".to_owned());
     assert_eq!(counts, [(reason, field, Some(sensor("a", 1)), 1)]);
-    let row = world.rows(&site("a").to_string()).await.remove(0);
+    let row = world.rows(Some(site("a"))).await.remove(0);
     assert_eq!((row.first_at, row.last_at), (noon(0), noon(0)));
     assert!(row.example.contains("more than 15 minutes ahead"), "{}", row.example);
     assert!(row.expires_at > noon(0).millis() / 1000, "seconds, after its hour");
@@ -122,11 +133,11 @@ async fn a_valid_bundle_of_a_refused_list_is_counted_for_its_own_site() {
         bundle("b-3", "good", "2026-01-01T11:00:00Z"),
     ]);
     assert_eq!(world.post(&list.to_string()).await, 400);
-    let good = world.counts(&site("good").to_string()).await;
+    let good = world.counts(Some(site("good"))).await;
     assert_eq!(good, [(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, 2)]);
-    let example = &world.rows(&site("good").to_string()).await[0].example;
+    let example = &world.rows(Some(site("good"))).await[0].example;
     assert!(example.starts_with("[1].series[1].samples[0]: "), "{example}");
-    let bad = world.counts(&site("bad").to_string()).await;
+    let bad = world.counts(Some(site("bad"))).await;
     assert_eq!((bad[0].0.as_str(), bad[0].2), ("ClockNotSet", Some(sensor("bad", 1))));
 }
 
@@ -134,15 +145,15 @@ async fn a_valid_bundle_of_a_refused_list_is_counted_for_its_own_site() {
 async fn a_body_that_names_no_site_is_counted_for_the_unknown_site() {
     let world = World::start().await;
     assert_eq!(world.post("").await, 400);
-    let counts = world.counts(UNKNOWN_SITE).await;
+    let counts = world.counts(None).await;
     assert_eq!(counts, [("InvalidJson".to_owned(), "body".to_owned(), None, 1)]);
 
     // A truncated body still names its site.
     let world = World::start().await;
     let whole = bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string();
     assert_eq!(world.post(&whole[..whole.len() - 1]).await, 400);
-    assert_eq!(world.counts(&site("a").to_string()).await[0].0, "InvalidJson");
-    assert_eq!(world.counts(UNKNOWN_SITE).await, []);
+    assert_eq!(world.counts(Some(site("a"))).await[0].0, "InvalidJson");
+    assert_eq!(world.counts(None).await, []);
 }
 
 #[tokio::test]
@@ -150,13 +161,13 @@ async fn a_body_that_is_too_large_is_counted() {
     let world = World::start().await;
     let good = bundle("b-1", "a", "2026-01-01T11:00:00Z");
     assert_eq!(world.post(&format!("{good}{}", " ".repeat(4 << 20))).await, 413);
-    assert_eq!(world.counts(&site("a").to_string()).await[0].0, "TooLarge");
+    assert_eq!(world.counts(Some(site("a"))).await[0].0, "TooLarge");
 
     let world = World::start().await;
     let list: Vec<_> =
         (0..501).map(|n| bundle(&format!("b-{n}"), "a", "2026-01-01T11:00:00Z")).collect();
     assert_eq!(world.post(&json!(list).to_string()).await, 413);
-    let counts = world.counts(&site("a").to_string()).await;
+    let counts = world.counts(Some(site("a"))).await;
     assert_eq!(counts, [("TooLarge".to_owned(), "body".to_owned(), None, 501)]);
 }
 
@@ -167,7 +178,7 @@ async fn names_and_values_of_the_sender_are_never_keys_and_never_printed_unescap
     hostile["\u{1b}[2J/\u{202e}password"] = "hunter2".into();
     hostile["series"][0]["sensorId"] = format!("\u{1b}]0;x\u{7}{}", "x".repeat(1_000)).into();
     assert_eq!(world.post(&hostile.to_string()).await, 400);
-    let rows = world.rows(&site("a").to_string()).await;
+    let rows = world.rows(Some(site("a"))).await;
     let fields: Vec<_> = rows.iter().map(|row| (row.reason(), row.field())).collect();
     let expected = [("InvalidValue", "series[].sensorId"), ("UnknownField", "(unknown)")];
     assert_eq!(fields, expected, "{rows:?}");
@@ -185,4 +196,31 @@ async fn an_unreachable_refusals_table_changes_no_response() {
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
     assert_eq!(world.post(&ahead.to_string()).await, 400);
     assert_eq!(world.post(&bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string()).await, 202);
+}
+
+#[tokio::test]
+async fn a_sender_does_not_change_the_counters_of_another_operators_site() {
+    let world = World::start().await;
+    let stranger = caller(other_operator(), Scope::Operator);
+    let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z").to_string();
+    assert_eq!(world.post_as(&stranger, &ahead).await, 400);
+    assert_eq!(world.counts(Some(site("a"))).await, []);
+    assert_eq!(world.rows_of(other_operator(), Some(site("a"))).await.len(), 1);
+
+    let world = World::start().await;
+    assert_eq!(world.post_as(&stranger, "").await, 400);
+    assert_eq!(world.counts(None).await, []);
+    assert_eq!(world.rows_of(other_operator(), None).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_forbidden_bundle_is_counted_for_its_sender() {
+    let world = World::start().await;
+    let logger = caller(other_operator(), Scope::Logger(site("own")));
+    let good = bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string();
+    assert_eq!(world.post_as(&logger, &good).await, 403);
+    assert_eq!(world.counts(Some(site("a"))).await, []);
+    let rows = world.rows_of(other_operator(), Some(site("a"))).await;
+    let counted: Vec<_> = rows.iter().map(|row| (row.reason(), row.field())).collect();
+    assert_eq!(counted, [("Forbidden", "siteId")]);
 }

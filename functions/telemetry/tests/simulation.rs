@@ -18,7 +18,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    Metric, SensorId, SiteId, Timestamp,
+    Metric, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
 use flate2::{Compression, write::GzEncoder};
@@ -601,7 +601,12 @@ fn simulate(seed: u64) -> Counts {
         for &sensor in site.sensors.iter().chain([&site.retired]) {
             let described = sensors(saga("any"), &[Metric::AirTemperature]).remove(0);
             let retired_at = (sensor == site.retired).then(|| noon(0));
-            let row = SensorRow { site_id: site.id, sensor: Some(described), retired_at };
+            let row = SensorRow {
+                site_id: site.id,
+                operator_id: OperatorId::DEFAULT,
+                sensor: Some(described),
+                retired_at,
+            };
             let mut row = serde_json::to_value(row).expect("JSON");
             row["sensorId"] = json!(sensor);
             row["row"] = "SENSOR".into();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Read, rc::Rc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    EntityType, Metric, SensorId, SiteId, Timestamp,
+    EntityType, Metric, OperatorId, SagaContext, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
 use fault::{ErrorKind, ReplayResponse};
@@ -25,7 +25,7 @@ use testkit::{
     measured::measured,
     rng::Rng,
     saga::{correlation, run},
-    sample::{self, noon, saga, sensors},
+    sample::{self, noon, other_operator, saga, saga_of, sensors},
 };
 use tokio::time::sleep;
 
@@ -75,6 +75,12 @@ impl World {
 
     fn put(&mut self, key: SiteId, data: Vec<u8>) -> Rc<Record> {
         self.stream.put(&key.to_string(), data, Duration::ZERO)
+    }
+
+    /// Puts a bundle that this operator sends through the API.
+    fn put_from(&mut self, sender: OperatorId, bundle: &Bundle) -> Rc<Record> {
+        let key = stream::partition_key(bundle.site_id, sender);
+        self.stream.put(&key, plain(bundle), Duration::ZERO)
     }
 
     fn put_bundle(&mut self, bundle: &Bundle) -> Rc<Record> {
@@ -131,8 +137,8 @@ fn sensor(name: &str, index: usize) -> SensorId {
     SensorId::from_onboarding(saga(name).onboarding_id, index)
 }
 
-fn sensor_event(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
-    let mut event = sample::event_of("project-sensors", saga(name), EntityType::Sensors, data);
+fn sensor_event(saga: SagaContext, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
+    let mut event = sample::event_of("project-sensors", saga, EntityType::Sensors, data);
     event["detail-type"] = kind.into();
     event["detail"]["metadata"]["type"] = kind.into();
     event["detail"]["metadata"]["occurredAt"] = json!(occurred_at);
@@ -140,15 +146,19 @@ fn sensor_event(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> 
 }
 
 fn provisioned(name: &str) -> Value {
-    let sensors = sensors(saga(name), &METRICS);
-    let data = json!({ "siteId": site(name), "sensors": sensors });
-    sensor_event(name, "SensorsProvisioned", noon(0), data)
+    provisioned_for(saga(name))
+}
+
+fn provisioned_for(saga: SagaContext) -> Value {
+    let sensors = sensors(saga, &METRICS);
+    let data = json!({ "siteId": saga.site_id, "sensors": sensors });
+    sensor_event(saga, "SensorsProvisioned", noon(0), data)
 }
 
 fn deprovisioned(name: &str) -> Value {
     let ids: Vec<_> = (0..METRICS.len()).map(|index| sensor(name, index)).collect();
     let data = json!({ "siteId": site(name), "sensorIds": ids });
-    sensor_event(name, "SensorsDeprovisioned", noon(60), data)
+    sensor_event(saga(name), "SensorsDeprovisioned", noon(60), data)
 }
 
 /// Returns `count` samples, one every `seconds` seconds.
@@ -335,6 +345,98 @@ fn a_bundle_with_a_sensor_that_may_not_send_is_not_stored_at_all() {
             assert!(last["reason"].as_str().is_some_and(|it| it.contains(&other.to_string())));
         }
         assert_eq!(world.rows(), []);
+    });
+}
+
+/// Returns the last quarantined bundle: its error, its reason without the sensor's id, and the sensor's site.
+fn quarantined(world: &World) -> (Value, String, Value) {
+    let messages = world.cloud.messages();
+    let last = messages.last().expect("a message");
+    let reason = last["reason"].as_str().expect("a reason");
+    let sensor = last["sensorId"].as_str().expect("a sensor");
+    (last["error"].clone(), reason.replace(sensor, "<id>"), last["sensorSiteId"].clone())
+}
+
+#[test]
+fn a_sensor_of_another_operator_is_refused_like_an_unknown_sensor() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        world.project(&deprovisioned("b")).await;
+        let own = saga_of(other_operator(), "own");
+        world.project(&provisioned_for(own)).await;
+        let from = |site_id, sensor_id| Bundle {
+            site_id,
+            ..bundle("b-1", vec![(sensor_id, samples(2, 60))])
+        };
+        let own_sensor = SensorId::from_onboarding(own.onboarding_id, 0);
+        let unknown = world.put_from(other_operator(), &from(own.site_id, sensor("nobody", 0)));
+        assert_eq!(world.deliver(&[unknown]).await, None);
+        let expected = quarantined(&world);
+        assert_eq!((&expected.0, &expected.2), (&json!("UnknownSensor"), &Value::Null));
+        // The cache of the function has the sensor of site `a`, because its own operator has sent for it.
+        world.deliver_bundle(&from(site("a"), sensor("a", 0))).await;
+        let sent = world.put_from(OperatorId::DEFAULT, &from(site("a"), sensor("a", 0)));
+        assert_eq!(world.deliver(&[sent]).await, None);
+        let rows = world.rows();
+        assert_eq!(rows.len(), 1);
+        for (site_id, sensor_id) in [
+            // The site and the sensor of the default operator.
+            (site("a"), sensor("a", 0)),
+            // The operator's own site with a sensor of the default operator.
+            (own.site_id, sensor("a", 0)),
+            (own.site_id, sensor("a", 1)),
+            // The default operator's retired sensor, whose error would contain the site and the time.
+            (own.site_id, sensor("b", 0)),
+            (site("b"), sensor("b", 0)),
+        ] {
+            let before = world.cloud.messages().len();
+            let record = world.put_from(other_operator(), &from(site_id, sensor_id));
+            assert_eq!(world.deliver(&[record]).await, None);
+            assert_eq!(world.cloud.messages().len(), before + 1, "{site_id} {sensor_id}");
+            assert_eq!(quarantined(&world), expected, "{site_id} {sensor_id}");
+        }
+        assert_eq!(world.rows(), rows);
+
+        // The refused bundles have not removed the sensor from the cache of its own operator.
+        let before = world.counted();
+        let again = world.put_from(OperatorId::DEFAULT, &from(site("a"), sensor("a", 0)));
+        assert_eq!(world.deliver(&[again]).await, None);
+        assert_eq!(world.cost(&before), (calls([("PutItem", 1)]), 0.0));
+
+        let record = world.put_from(other_operator(), &from(own.site_id, own_sensor));
+        assert_eq!(world.deliver(&[record]).await, None);
+        assert_eq!(world.rows().len(), 2);
+    });
+}
+
+#[test]
+fn a_register_row_without_an_operator_belongs_to_the_default_operator() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let mut event = provisioned("old");
+        event["detail"]["metadata"].as_object_mut().expect("an object").remove("operatorId");
+        world.project(&event).await;
+        let mut rows = world.cloud.rows(READINGS);
+        rows.retain(|row| row["siteId"]["S"] == json!(site("old")));
+        assert_eq!(rows.len(), METRICS.len());
+        for row in rows {
+            assert_eq!(row["operatorId"]["S"], json!(OperatorId::DEFAULT));
+        }
+        // A row that an earlier release has written.
+        let old = sensor("older", 0);
+        let described = sensors(saga("older"), &METRICS).remove(0);
+        let row = json!({
+            "sensorId": old, "row": "SENSOR", "siteId": site("older"), "sensor": described,
+        });
+        world.cloud.put(READINGS, row);
+        let sent = Bundle { site_id: site("older"), ..bundle("b-1", vec![(old, samples(2, 60))]) };
+        let record = world.put_from(OperatorId::DEFAULT, &sent);
+        assert_eq!(world.deliver(&[record]).await, None);
+        assert_eq!((world.rows().len(), world.cloud.messages().len()), (1, 0));
+        let record = world.put_from(other_operator(), &sent);
+        assert_eq!(world.deliver(&[record]).await, None);
+        assert_eq!((world.rows().len(), world.cloud.messages().len()), (1, 1));
     });
 }
 

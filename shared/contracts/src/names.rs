@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::OperatorId;
+
 /// The services in the order of their first deployment. A service uses only resources of services before it.
 pub const SERVICES: [&str; 11] = [
     "failures",
@@ -64,6 +66,12 @@ pub const LIVE: &str = "live";
 #[must_use]
 pub fn named(environment: &str, name: &str) -> String {
     format!("{environment}-{name}")
+}
+
+/// Returns the partition key of the index `byOperator` of the sites table: an operator's sites with a status.
+#[must_use]
+pub fn operator_status(operator: OperatorId, status: &str) -> String {
+    format!("{operator}#{status}")
 }
 
 /// Returns a resource's name without the environment. Returns `None` for a resource of another environment.

@@ -28,7 +28,7 @@ pub struct Record<'a> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Data<'a> {
-    /// The partition key. It is the site's id if the sender follows the contract.
+    /// The partition key. It begins with the site's id if the sender follows the contract.
     #[serde(borrow)]
     pub partition_key: Cow<'a, str>,
     /// The position in the shard.

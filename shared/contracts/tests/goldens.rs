@@ -88,6 +88,17 @@ fn every_event_matches_its_golden_file() {
 }
 
 #[test]
+fn an_event_without_an_operator_belongs_to_the_default_operator() {
+    let text = fs::read_to_string(format!("{HERE}/tests/goldens/SiteActivated.v1.json"));
+    let mut wire: Value = serde_json::from_str(&text.expect("a file")).expect("JSON");
+    wire["metadata"].as_object_mut().expect("an object").remove("operatorId").expect("an id");
+    assert!(is_valid("SiteActivated.v1", &wire), "it is refused by its schema");
+    let envelope: Envelope<SiteActivated> = serde_json::from_value(wire).expect("an event");
+    assert_eq!(envelope.metadata.operator_id, OperatorId::DEFAULT);
+    assert_eq!(envelope.saga().expect("a saga").operator_id, OperatorId::DEFAULT);
+}
+
+#[test]
 fn every_inbound_event_matches_its_golden_file() {
     let kits = vec![Kits { metric: Metric::WindSpeed, quantity: 20 }];
     let delivered = json!(KitsDelivered { delivery_id: "acme-2026-0001".to_owned(), kits });

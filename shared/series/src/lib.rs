@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use store::{Item, Key, StoreError, Table};
 
-pub use refusal::{RefusalRow, UNKNOWN_SITE, start_of_hour};
+pub use refusal::{RefusalRow, partition, start_of_hour};
 
 /// A sort key after the times of all rows and before the row `SENSOR`.
 pub const AFTER_ALL_TIMES: &str = ":";

@@ -1,11 +1,11 @@
 //! Counters of the bundles that `POST /readings` refused.
 
-use contracts::{SensorId, Timestamp};
+use contracts::{OperatorId, SensorId, SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table, from_item};
 
-/// The partition of refusals whose body has no readable `siteId`.
-pub const UNKNOWN_SITE: &str = "unknown";
+/// The partition of the default operator's refusals whose body has no readable `siteId`.
+const UNKNOWN_SITE: &str = "unknown";
 
 const HOUR_MILLIS: i64 = 60 * 60 * 1000;
 
@@ -13,7 +13,7 @@ const HOUR_MILLIS: i64 = 60 * 60 * 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalRow {
-    /// The site in the body, or [`UNKNOWN_SITE`].
+    /// The site in the body and the sender, as [`partition`] formats them.
     pub site_id: String,
     /// `<beginning of the hour>/<reason>/<field>/<sensorId or ->`.
     pub row: String,
@@ -52,17 +52,34 @@ impl RefusalRow {
         self.part(3).parse().ok()
     }
 
-    /// Reads the counters of a site from the hour of `since` on. [`UNKNOWN_SITE`] selects bodies without a site.
+    /// Reads the counters of what an operator sent for a site, from the hour of `since` on. `None` selects bodies without
+    /// a site.
     pub async fn for_site(
         table: &Table,
-        site: &str,
+        sender: OperatorId,
+        site: Option<SiteId>,
         since: Timestamp,
     ) -> Result<Vec<Self>, StoreError> {
         let from = start_of_hour(since);
-        let query = table.query("siteId = :site AND #row >= :from").text("site", site);
+        let site = partition(sender, site);
+        let query = table.query("siteId = :site AND #row >= :from").text("site", &site);
         let query = query.text("from", Timestamp::from_millis(from)).consistent();
         let items = query.all().await?.into_iter();
         items.map(|item| from_item(item, || format!("of the refusals of {site}"))).collect()
+    }
+}
+
+/// Returns the partition of the refusals of what an operator sent for a site. `None` stands for bodies without a site.
+///
+/// The site is the one in the body, and the body may be anybody's. With the sender in the key, an operator can't change
+/// the counters of another operator's site. The default operator's partitions are those of the releases before there
+/// were operators.
+#[must_use]
+pub fn partition(sender: OperatorId, site: Option<SiteId>) -> String {
+    let site = site.map_or(UNKNOWN_SITE.to_owned(), |site| site.to_string());
+    match sender {
+        OperatorId::DEFAULT => site,
+        sender => format!("{site}/{sender}"),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Consuming the readings stream.
 //!
-//! A record's data is a [`Bundle`] as JSON, plain or gzip. Its partition key is the bundle's site, so a site's records
-//! are in order. [`consume`] processes a batch with one lane per site. Its partial batch response names the first
-//! record that failed.
+//! A record's data is a [`Bundle`] as JSON, plain or gzip. Its partition key begins with the bundle's site, so a sender's
+//! records of a site are in order. [`partition_key`] describes the key. [`consume`] processes a batch with one lane per
+//! site. Its partial batch response names the first record that failed.
 
 use std::io::Read;
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Timestamp, readings::Bundle, stream::Record};
+use contracts::{OperatorId, SiteId, Timestamp, readings::Bundle, stream::Record};
 use fault::{InvalidInput, InvocationError};
 use flate2::read::MultiGzDecoder;
 use lambda::{Deadline, FailedItem};
@@ -37,8 +37,53 @@ pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
         .map_err(|error| invalid("data", format!("is not base64: {error}")))
 }
 
+/// A bundle with its sender.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SentBundle {
+    /// The bundle.
+    pub bundle: Bundle,
+    /// The operator whose credential was used for `POST /readings`. `None` if a producer put the record on the stream
+    /// itself. Its permission to do so covers every site.
+    pub sender: Option<OperatorId>,
+}
+
+impl SentBundle {
+    /// Returns whether the sender may send for a site or a sensor of this operator.
+    #[must_use]
+    pub fn may_be_from(&self, owner: OperatorId) -> bool {
+        may_send(self.sender, owner)
+    }
+}
+
+/// Returns whether a sender may send for what belongs to `owner`. A record without a sender is trusted.
+#[must_use]
+pub fn may_send(sender: Option<OperatorId>, owner: OperatorId) -> bool {
+    sender.is_none_or(|sender| sender == owner)
+}
+
+/// Returns the partition key of a bundle that an operator sends through the API: `<siteId>/<operatorId>`.
+///
+/// A producer with permission to put records on the stream uses the plain `<siteId>`.
+#[must_use]
+pub fn partition_key(site: SiteId, sender: OperatorId) -> String {
+    format!("{site}/{sender}")
+}
+
+/// Returns the sender in the partition key of a bundle of this site. Returns `None` if the key is not valid.
+fn sender(key: &str, site: SiteId) -> Option<Option<OperatorId>> {
+    match key.strip_prefix(&site.to_string())? {
+        "" => Some(None),
+        sender => sender.strip_prefix('/')?.parse().ok().map(Some),
+    }
+}
+
+/// Returns the lane of a partition key: the site. Records of one site are in the same lane, whoever sent them.
+fn lane(key: &str) -> &str {
+    key.split_once('/').map_or(key, |(site, _)| site)
+}
+
 /// Parses the bundle in a record. An error is permanent: the record can never be processed.
-pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInput> {
+pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, InvalidInput> {
     let data = data(record)?;
     let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
     if let Some(problem) = unsupported_encoding(&json) {
@@ -48,12 +93,12 @@ pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInpu
         .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
     let bundle = Bundle::read(json, now)?;
     let key = &record.kinesis.partition_key;
-    if **key != *bundle.site_id.to_string() {
+    let Some(sender) = sender(key, bundle.site_id) else {
         // With another key the record would be in another lane, where its order is not guaranteed.
         let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
         return Err(invalid("partitionKey", problem));
-    }
-    Ok(bundle)
+    };
+    Ok(SentBundle { bundle, sender })
 }
 
 fn invalid(at: &str, problem: String) -> InvalidInput {
@@ -112,7 +157,7 @@ pub async fn consume(
     work: impl AsyncFn(&Record<'_>) -> Result<(), String>,
 ) -> Result<KinesisEventResponse, InvocationError> {
     let batch: Batch = fault::decode(payload.get())?;
-    let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
+    let lanes = batch.records.iter().map(|record| (lane(&record.kinesis.partition_key), record));
     let failed = lambda::process_lanes(lanes, MAX_CONCURRENT_SITES, deadline, async |record| {
         work(record).await
     });

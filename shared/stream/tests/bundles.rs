@@ -1,6 +1,6 @@
 //! Parsing the bundle of a record: valid bundles are returned unchanged, and no input causes a panic.
 
-use std::io::Write;
+use std::{cell::RefCell, io::Write, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
@@ -13,8 +13,10 @@ use flate2::{
     Compression,
     write::{GzEncoder, ZlibEncoder},
 };
+use lambda::Deadline;
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
-use stream::{MAX_BUNDLE_BYTES, bundle};
+use serde_json::{json, value::to_raw_value};
+use stream::{MAX_BUNDLE_BYTES, SentBundle, bundle, consume, partition_key};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -41,7 +43,8 @@ fn record(data: &str) -> Record<'_> {
 }
 
 fn read(data: &[u8]) -> Result<Bundle, InvalidInput> {
-    bundle(&record(&STANDARD.encode(data)), now())
+    let sent = bundle(&record(&STANDARD.encode(data)), now())?;
+    Ok(sent.bundle)
 }
 
 fn refused(data: &[u8]) -> InvalidInput {
@@ -265,6 +268,11 @@ fn a_bundle_under_another_sites_key_is_refused() {
         SiteId::registered(OperatorId::DEFAULT, "", "other").to_string(),
         "logger-7".to_owned(),
         String::new(),
+        format!("{}/", site()),
+        format!("{}/logger-7", site()),
+        format!("{}-{}", site(), OperatorId::DEFAULT),
+        format!("{}/{}/", site(), OperatorId::DEFAULT),
+        partition_key(SiteId::registered(OperatorId::DEFAULT, "", "other"), OperatorId::DEFAULT),
     ] {
         let mut wrong = record(&data);
         wrong.kinesis.partition_key = key.into();
@@ -272,6 +280,57 @@ fn a_bundle_under_another_sites_key_is_refused() {
         assert_eq!(error.at, "partitionKey");
         assert!(error.problem.contains(&site().to_string()), "{error}");
     }
+}
+
+#[test]
+fn the_partition_key_names_the_sender_of_a_bundle_from_the_api() {
+    let data = STANDARD.encode(plain(&small()));
+    let mut record = record(&data);
+    let operator = OperatorId::registered("an operator");
+    record.kinesis.partition_key = partition_key(site(), operator).into();
+    let sent = bundle(&record, now()).expect("a bundle");
+    assert_eq!(sent, SentBundle { bundle: small(), sender: Some(operator) });
+    assert!(sent.may_be_from(operator));
+    assert!(!sent.may_be_from(OperatorId::DEFAULT));
+
+    record.kinesis.partition_key = site().to_string().into();
+    let trusted = bundle(&record, now()).expect("a bundle");
+    assert_eq!(trusted, SentBundle { bundle: small(), sender: None });
+    assert!(trusted.may_be_from(operator) && trusted.may_be_from(OperatorId::DEFAULT));
+}
+
+#[tokio::test]
+async fn records_of_one_site_are_in_one_lane_whoever_sent_them() {
+    let other = SiteId::registered(OperatorId::DEFAULT, "", "other");
+    let keys = [
+        site().to_string(),
+        partition_key(other, OperatorId::DEFAULT),
+        partition_key(site(), OperatorId::DEFAULT),
+        partition_key(site(), OperatorId::registered("an operator")),
+    ];
+    let records: Vec<_> = (1..)
+        .zip(keys)
+        .map(|(number, key)| {
+            let mut record = record("");
+            record.kinesis.partition_key = key.into();
+            record.kinesis.sequence_number = format!("{number}").into();
+            json!(record)
+        })
+        .collect();
+    let batch = to_raw_value(&json!({ "Records": records })).expect("JSON");
+    let started = RefCell::new(Vec::new());
+    let deadline = Deadline::after(Duration::from_secs(5));
+    let response = consume(&batch, deadline, async |record| {
+        let number = record.kinesis.sequence_number.to_string();
+        started.borrow_mut().push(number.clone());
+        if number == "1" { Err("busy".to_owned()) } else { Ok(()) }
+    });
+    let response = response.await.expect("a response");
+    assert_eq!(response.batch_item_failures[0].item_identifier.as_deref(), Some("1"));
+    // The later records of the site are not started, because the first one failed.
+    let mut started = started.into_inner();
+    started.sort();
+    assert_eq!(started, ["1", "2"]);
 }
 
 #[test]

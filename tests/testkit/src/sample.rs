@@ -1,9 +1,11 @@
 //! Sample sagas, sensors and times for tests.
 
 use contracts::{
-    Entity, EntityType, Metric, OperatorId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
+    Entity, EntityType, Metric, OperatorId, SagaContext, Scope, Sensor, SensorId, SiteId,
+    Timestamp,
     names::{Consumer, Source},
 };
+use lambda::http::Caller;
 use serde_json::{Value, json};
 
 /// The region and the account of sample ARNs.
@@ -15,14 +17,34 @@ pub fn noon(seconds: i64) -> Timestamp {
     Timestamp::from_millis(1_767_268_800_000 + 1000 * seconds)
 }
 
-/// Returns the saga of a site with this name.
+/// Returns the saga of a site of the default operator with this name.
 #[must_use]
 pub fn saga(name: &str) -> SagaContext {
-    SagaContext::for_site(
-        OperatorId::DEFAULT,
-        SiteId::registered(OperatorId::DEFAULT, "test", name),
-        None,
-    )
+    saga_of(OperatorId::DEFAULT, name)
+}
+
+/// Returns the saga of an operator's site with this name.
+#[must_use]
+pub fn saga_of(operator: OperatorId, name: &str) -> SagaContext {
+    SagaContext::for_site(operator, SiteId::registered(operator, "test", name), None)
+}
+
+/// Returns an operator that is not the default operator.
+#[must_use]
+pub fn other_operator() -> OperatorId {
+    OperatorId::registered("another operator")
+}
+
+/// Returns a caller of the API that belongs to this operator.
+#[must_use]
+pub fn caller(operator: OperatorId, scope: Scope) -> Caller {
+    Caller { operator, scope, actor: "key:fso_12345678".to_owned() }
+}
+
+/// Returns a caller that may do everything of the default operator.
+#[must_use]
+pub fn default_caller() -> Caller {
+    caller(OperatorId::DEFAULT, Scope::Operator)
 }
 
 /// Returns sensors of a saga's site: the first with both limits, the second with one, the others without limits.
@@ -55,6 +77,7 @@ pub fn payload(saga: SagaContext) -> Value {
     json!({
         "onboardingId": saga.onboarding_id,
         "siteId": saga.site_id,
+        "operatorId": saga.operator_id,
         "causationId": saga.causation_id,
     })
 }
@@ -87,6 +110,7 @@ pub fn event_of(function: &str, saga: SagaContext, kind: EntityType, data: Value
     let mut event = event(function);
     let metadata = &mut event["detail"]["metadata"];
     metadata["correlationId"] = json!(saga.onboarding_id);
+    metadata["operatorId"] = json!(saga.operator_id);
     metadata["entity"] = json!(Entity::for_site(kind, saga.site_id));
     event["detail"]["data"] = data;
     event

@@ -113,7 +113,8 @@ impl Station {
             assert_eq!(response.batch_item_failures, []);
         };
         // A warm function has its sensors in its cache.
-        let known = step.register.check_sensors(self.saga.site_id, self.by_metric().into_values());
+        let known =
+            step.register.check_sensors(self.saga.site_id, None, self.by_metric().into_values());
         known.await.expect("active sensors");
         drop(dynamo.take_usage());
 

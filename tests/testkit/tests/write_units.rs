@@ -112,8 +112,10 @@ impl Onboarding {
 
         let registrar =
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
-        let registered =
-            registrar.register("http", "key", registration(), None, now()).await.expect("a site");
+        let registered = registrar
+            .register(OperatorId::DEFAULT, "http", "key", registration(), None, now())
+            .await;
+        let registered = registered.expect("a site");
         let saga = SagaContext::for_site(OperatorId::DEFAULT, registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {

@@ -101,7 +101,7 @@ fn call(name: &str, state: &Value) -> AllowedGrant {
 const BY_HAND: &[AllowedGrant] = &[
     // sites
     own("sites", "SitesTable", &[GET, PUT, QUERY]),
-    own("sites", "SitesTable/index/byStatus", &[QUERY, "dynamodb:Scan"]),
+    own("sites", "SitesTable/index/byOperator", &[QUERY]),
     own("sites", "SitesFailures", &[SEND]),
     other("sites", "EventsTable", &[PUT], OUTBOX),
     other("sites", "SiteTeardown", &[START], "DELETE of an active site starts its teardown"),

@@ -154,7 +154,7 @@ pub async fn run(
     if count == 0 {
         return report_none(stack, screen, &options.selection.filter, &[Status::Open]).await;
     }
-    let progress = Progress::bar(count);
+    let progress = Progress::bar(count, "Ctrl-C stops after the running replays");
     let run = ReplayRun {
         stack,
         ledger,

@@ -1,10 +1,10 @@
 //! The command `fieldctl sites health`.
 
-use contracts::{SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
+use contracts::{OperatorId, SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{FailureSummary, Status};
 use serde_json::Value;
-use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
+use series::{RefusalRow, SeriesRow};
 use store::Table as DynamoTable;
 
 use super::text;
@@ -62,11 +62,13 @@ async fn load_data(stack: &Stack, site: SiteId, site_json: &Value, now: Timestam
         .buffered(MAX_CONCURRENT_READS)
         .collect();
     let refusals = stack.table(names::REFUSALS);
+    // Releases before there were operators show none.
+    let operator = text(site_json, "operatorId").parse().unwrap_or_default();
     let since = now.plus_millis(-WINDOW_MILLIS);
     let (sensors, own, without_site, failures) = futures_util::join!(
         sensors,
-        refused(&refusals, site.to_string(), since),
-        refused(&refusals, UNKNOWN_SITE.to_owned(), since),
+        refused(&refusals, operator, Some(site), since),
+        refused(&refusals, operator, None, since),
         quarantined_bundles(stack, site),
     );
     let steps = site_json["onboarding"]["steps"].as_array().into_iter().flatten();
@@ -92,10 +94,11 @@ async fn rows(table: &DynamoTable, sensor: &str, since: Timestamp) -> ReadResult
 
 async fn refused(
     table: &DynamoTable,
-    site: String,
+    operator: OperatorId,
+    site: Option<SiteId>,
     since: Timestamp,
 ) -> ReadResult<Vec<RefusalRow>> {
-    let rows = RefusalRow::for_site(table, &site, since).await;
+    let rows = RefusalRow::for_site(table, operator, site, since).await;
     rows.map_err(|error| CliError::from(error).message)
 }
 

@@ -15,5 +15,5 @@ async fn main() -> Result<(), Error> {
             arn: env("SITE_TEARDOWN_ARN")?,
         },
     };
-    serve_http(async |request| step.handle(&request).await).await
+    serve_http(async |request, caller| step.handle(&caller, &request).await).await
 }

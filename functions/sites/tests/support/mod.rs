@@ -3,26 +3,39 @@
 // Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
-use contracts::{EntityType, OperatorId, SagaContext, SiteId};
+use contracts::{EntityType, OperatorId, SagaContext, Scope, SiteId};
 use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
-use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
+use sites::{
+    create_site::CreateSite, import_site::ImportSite, project_site::ProjectSite,
+    registration::Registrar,
+};
 use testkit::{
     Dynamo,
     dynamo::SITES,
     golden,
     saga::run,
-    sample::{self, noon},
+    sample::{self, caller, noon},
 };
 
 pub fn registrar(dynamo: &Dynamo) -> Registrar {
     Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
 }
 
-/// Returns the saga of the site that `POST /sites` registers under this idempotency key.
+/// Returns the function `import-site` with this value of `SOURCE_OPERATORS`.
+pub fn import_site(dynamo: &Dynamo, operators: &str) -> ImportSite {
+    let operators = operators.parse().expect("operators of sources");
+    ImportSite { registrar: registrar(dynamo), operators }
+}
+
+/// Returns the saga of the default operator's site that `POST /sites` registers under this idempotency key.
 pub fn saga_for_key(key: &str) -> SagaContext {
-    let site_id = SiteId::registered(OperatorId::DEFAULT, "", key);
-    SagaContext::for_site(OperatorId::DEFAULT, site_id, None)
+    saga_of(OperatorId::DEFAULT, key)
+}
+
+/// Returns the saga of the operator's site that `POST /sites` registers under this idempotency key.
+pub fn saga_of(operator: OperatorId, key: &str) -> SagaContext {
+    SagaContext::for_site(operator, SiteId::registered(operator, "", key), None)
 }
 
 /// Returns a valid body of `POST /sites`.
@@ -93,12 +106,23 @@ pub fn check(name: &str, response: Result<Response, Problem>) {
     golden::check(env!("CARGO_MANIFEST_DIR"), name, &api_response(response));
 }
 
-/// Registers a site under this idempotency key.
+/// Registers a site of the default operator under this idempotency key.
 pub async fn create(dynamo: &Dynamo, key: &str) -> SagaContext {
-    let request = post(Some(key), &registration().to_string());
-    let response = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
+    create_for(dynamo, OperatorId::DEFAULT, key, &registration()).await
+}
+
+/// Registers an operator's site under this idempotency key.
+pub async fn create_for(
+    dynamo: &Dynamo,
+    operator: OperatorId,
+    key: &str,
+    registration: &Value,
+) -> SagaContext {
+    let request = post(Some(key), &registration.to_string());
+    let caller = caller(operator, Scope::Operator);
+    let response = CreateSite(registrar(dynamo)).handle(&caller, &request, noon(0)).await;
     assert_eq!(api_response(response)["statusCode"], 202);
-    saga_for_key(key)
+    saga_of(operator, key)
 }
 
 /// Returns an event of a step in EventBridge's format.

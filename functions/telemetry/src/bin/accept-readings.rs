@@ -5,7 +5,7 @@ use aws_sdk_kinesis::{
     config::{Builder, retry::RetryConfig},
 };
 use contracts::Timestamp;
-use lambda::{Aws, Error, env, http::serve_http_until};
+use lambda::{Aws, Error, env, http::serve_http_with_deadline};
 use telemetry::{accept_readings::AcceptReadings, refusals::Refusals};
 
 #[tokio::main(flavor = "current_thread")]
@@ -17,8 +17,8 @@ async fn main() -> Result<(), Error> {
         stream_name: env("READINGS_STREAM")?,
         refusals: Refusals::new(aws.table("REFUSALS_TABLE")?),
     };
-    serve_http_until(async |request, deadline| {
-        step.handle(&request, Timestamp::now(), deadline).await
+    serve_http_with_deadline(async |request, caller, deadline| {
+        step.handle(&caller, &request, Timestamp::now(), deadline).await
     })
     .await
 }

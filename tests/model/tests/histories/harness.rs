@@ -38,7 +38,7 @@ use store::{Idempotency, Outbox, Table};
 use testkit::{
     dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
     http::{PendingCall, Stub},
-    sample,
+    sample::{self, default_caller},
 };
 use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -274,12 +274,12 @@ impl Harness {
         async move {
             let it = &*functions;
             match invocation {
-                Invocation::Create => {
-                    http_outcome(it.create.handle(&post_request(&payload), now).await)
-                }
-                Invocation::Delete => {
-                    http_outcome(it.delete.handle(&delete_request(&payload)).await)
-                }
+                Invocation::Create => http_outcome(
+                    it.create.handle(&default_caller(), &post_request(&payload), now).await,
+                ),
+                Invocation::Delete => http_outcome(
+                    it.delete.handle(&default_caller(), &delete_request(&payload)).await,
+                ),
                 Invocation::Start => run_step(&it.start, &payload, now).await,
                 Invocation::Reserve => run_step(&it.reserve, &payload, now).await,
                 Invocation::Provision => run_step(&it.provision, &payload, now).await,

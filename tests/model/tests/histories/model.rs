@@ -295,14 +295,14 @@ impl SiteModel {
             EntityType::Site => {
                 let row: SiteRow = read(row);
                 let mut expected: SiteRow = before.map_or_else(|| row.clone(), read);
-                expected.status = status(change.to);
+                expected = expected.with_status(status(change.to));
                 expected.sequence = sequence;
-                match expected.status {
+                match expected.status() {
                     Status::Active => expected.activated_at = Some(at),
                     Status::Rejected | Status::Decommissioned => expected.closed_at = Some(at),
                     Status::Onboarding | Status::Decommissioning => {}
                 }
-                if expected.status == Status::Rejected {
+                if expected.status() == Status::Rejected {
                     expected.failure = Some(failure());
                 }
                 row == expected

@@ -68,7 +68,11 @@ pub fn every_route_authenticates_its_caller(subject: &Subject) -> Violations {
         && caller["name"] == "Authorization"
         && authorizer["type"] == "request"
         && authorizer["identitySource"] == "method.request.header.Authorization";
-    violations.check(custom, "Api", "the only scheme must be an authorizer of the header Authorization");
+    violations.check(
+        custom,
+        "Api",
+        "the only scheme must be an authorizer of the header Authorization",
+    );
     let function = function_of(&authorizer["authorizerUri"]);
     violations.check(function == AUTHORIZER, "Api", "its authorizer is not authorise-caller");
     let kept = authorizer["authorizerResultTtlInSeconds"].as_i64().unwrap_or(300);
@@ -174,7 +178,8 @@ pub fn invocations_are_limited_to_one_route(subject: &Subject) -> Violations {
     let mut allowed = Vec::new();
     for (id, permission) in subject.template.resources("AWS::Lambda::Permission") {
         let permission = &permission["Properties"];
-        let (function, source) = (text(&permission["FunctionName"]), text(&permission["SourceArn"]));
+        let (function, source) =
+            (text(&permission["FunctionName"]), text(&permission["SourceArn"]));
         if source.ends_with("${Api}/authorizers/*") {
             let authorizer = function == format!("{AUTHORIZER}.Alias");
             violations.check(authorizer, id, "allows authorizers to invoke another function");

@@ -120,8 +120,8 @@ async fn build(batch: &RawValue) -> Result<()> {
     let deadline = Deadline::after(Duration::from_hours(1));
     let response = stream::consume(batch, deadline, async |record| {
         let now = Timestamp::now();
-        let bundle = stream::bundle(record, now).map_err(|error| error.to_string())?;
-        for (sensor, _, row) in rows(&bundle, now) {
+        let sent = stream::bundle(record, now).map_err(|error| error.to_string())?;
+        for (sensor, _, row) in rows(&sent.bundle, now) {
             let item: dynamo::Item =
                 serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;
             black_box((sensor, item));
