@@ -447,9 +447,8 @@ impl Stripe {
                 .header("idempotency-key", key.to_string());
             body = form.into();
         }
-        let request = request
-            .body(body)
-            .map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
+        let request =
+            request.body(body).map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
         let remaining = self.deadline.map_or(self.call_timeout, Deadline::remaining);
         let limit = remaining.min(self.call_timeout);
         if limit.is_zero() {

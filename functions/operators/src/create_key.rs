@@ -30,6 +30,7 @@ pub struct CreateKey {
 }
 
 /// The response. It is the only one that contains the API key.
+#[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Created<'a> {
@@ -142,13 +143,15 @@ impl CreateKey {
         now: Timestamp,
     ) -> Result<Replacement, Problem> {
         let public = KeyIdRow::read(&self.keys, operator, old).await.map_err(problem)?;
-        let public = public.ok_or_else(|| unknown("replaces", "key of the operator", "GET /keys"))?;
+        let public =
+            public.ok_or_else(|| unknown("replaces", "key of the operator", "GET /keys"))?;
         caller.require(may_manage(caller.scope, public.scope))?;
         let row: Option<KeyRow> =
             self.keys.get(&KeyRow::key(&public.hash)).await.map_err(problem)?;
         let is_expired = |row: &KeyRow| row.expires_at.is_some_and(|end| end <= now);
         let Some(row) = row.filter(|row| row.revoked_at.is_none() && !is_expired(row)) else {
-            let detail = format!("Key {old} is revoked or has expired. Create a key without replaces.");
+            let detail =
+                format!("Key {old} is revoked or has expired. Create a key without replaces.");
             return Err(Problem::conflict("key-not-active", detail));
         };
         let overlap = body.overlap_seconds.unwrap_or(DEFAULT_OVERLAP_SECONDS);
@@ -222,13 +225,15 @@ fn lifetime(caller: &Caller, body: &KeyRequest) -> Result<Option<u32>, Problem> 
     if errors.is_empty() { Ok(Some(days)) } else { Err(Problem::invalid(errors)) }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn problem<E: Into<OperatorsError>>(error: E) -> Problem {
     Problem::from_fault(&error.into())
 }
 
 fn unknown(field: &str, what: &str, list: &str) -> Problem {
-    Problem::invalid(vec![FieldError::new(field, format!("is not the id of an existing {what}; {list} lists them"))])
+    Problem::invalid(vec![FieldError::new(
+        field,
+        format!("is not the id of an existing {what}; {list} lists them"),
+    )])
 }
 
 fn exists(key: KeyId, row: &KeyIdRow) -> Problem {

@@ -19,6 +19,7 @@ pub struct CreateOperator {
 }
 
 /// An operator in a response.
+#[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Operator {
@@ -71,13 +72,17 @@ impl CreateOperator {
         let registration: OperatorRegistration = http::read(request, MAX_BODY_BYTES)?;
         let operator = OperatorId::registered(key);
         let row = row(operator, &registration, now);
-        let stored = self.store(operator, &row).await.map_err(|error| Problem::from_fault(&error))?;
+        let stored =
+            self.store(operator, &row).await.map_err(|error| Problem::from_fault(&error))?;
         if stored.request_hash != row.request_hash {
             return Err(key_reused(operator));
         }
         let target = format!("/operators/{operator}");
-        Ok(Response::new(201, &Operator::new(operator, stored))?
-            .at(http::relative_location(request, "/operators", &target)))
+        Ok(Response::new(201, &Operator::new(operator, stored))?.at(http::relative_location(
+            request,
+            "/operators",
+            &target,
+        )))
     }
 
     /// Stores the row. Returns the existing row if there is one.

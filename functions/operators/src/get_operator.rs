@@ -39,7 +39,8 @@ impl GetOperator {
         })?;
         let body = self.operator(operator).await.map_err(|error| Problem::from_fault(&error))?;
         let body = body.ok_or_else(|| {
-            let detail = format!("There is no operator {operator}. GET /operators lists all operators.");
+            let detail =
+                format!("There is no operator {operator}. GET /operators lists all operators.");
             Problem::not_found(detail)
         })?;
         Response::new(200, &body)

@@ -1,6 +1,6 @@
-//! Verification of the tokens of one OpenID Connect issuer.
+//! Verification of the tokens of one `OpenID` Connect issuer.
 //!
-//! The signature is verified locally with the issuer's key set, which is found by OpenID Connect Discovery and cached.
+//! The signature is verified locally with the issuer's key set, which is found by `OpenID` Connect Discovery and cached.
 //! The algorithm is that of the key, never that of the token's header. Symmetric keys are skipped: a public key could
 //! otherwise be used as the secret of an HMAC.
 
@@ -36,10 +36,11 @@ pub struct KeySetError {
     problem: String,
 }
 
-/// An OpenID Connect issuer whose tokens are accepted.
+/// An `OpenID` Connect issuer whose tokens are accepted.
 #[derive(Debug)]
 pub struct Issuer {
-    issuer: String,
+    /// The URL, exactly as in the claim `iss`.
+    url: String,
     audience: String,
     web: Web,
     cached: Mutex<Option<KeySet>>,
@@ -110,7 +111,7 @@ impl Issuer {
     pub fn new(issuer: &str, audience: &str) -> Result<Self, web::ConfigError> {
         web::secure_url(issuer)?;
         Ok(Self {
-            issuer: issuer.to_owned(),
+            url: issuer.to_owned(),
             audience: audience.to_owned(),
             web: Web::new()?,
             cached: Mutex::default(),
@@ -127,7 +128,7 @@ impl Issuer {
         validation.leeway = LEEWAY_SECONDS;
         validation.validate_nbf = true;
         validation.set_audience(&[&self.audience]);
-        validation.set_issuer(&[&self.issuer]);
+        validation.set_issuer(&[&self.url]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         let claims = decode::<Claims>(token, &key, &validation).map_err(|error| {
             TokenError::Refused(match error.kind() {
@@ -158,10 +159,10 @@ impl Issuer {
     }
 
     async fn read(&self) -> Result<KeySet, KeySetError> {
-        let issuer = self.issuer.trim_end_matches('/');
+        let issuer = self.url.trim_end_matches('/');
         let discovery: Discovery =
             self.get(&format!("{issuer}/.well-known/openid-configuration")).await?;
-        if discovery.issuer != self.issuer {
+        if discovery.issuer != self.url {
             return Err(self.error("its configuration names another issuer".to_owned()));
         }
         let set: Keys = self.get(&discovery.jwks_uri).await?;
@@ -184,7 +185,7 @@ impl Issuer {
     }
 
     fn error(&self, problem: String) -> KeySetError {
-        KeySetError { issuer: self.issuer.clone(), problem }
+        KeySetError { issuer: self.url.clone(), problem }
     }
 }
 
@@ -223,7 +224,8 @@ fn subject(claims: Claims) -> Result<Subject, Refusal> {
         Value::Null => Some(Scope::Read),
         claim => claim.as_str().and_then(|text| text.parse().ok()),
     };
-    let is_for_people = |scope: &Scope| matches!(scope, Scope::Admin | Scope::Operator | Scope::Read);
+    let is_for_people =
+        |scope: &Scope| matches!(scope, Scope::Admin | Scope::Operator | Scope::Read);
     Ok(Subject {
         subject: claims.sub,
         operator: operator.ok_or(Refusal::InvalidOperatorClaim)?,

@@ -52,7 +52,8 @@ impl Listing {
         self,
         query: Query<'_>,
     ) -> Result<(Vec<Item>, Option<String>), StoreError> {
-        let Page { items, next } = query.text("after", self.after).limit(self.limit).page(None).await?;
+        let Page { items, next } =
+            query.text("after", self.after).limit(self.limit).page(None).await?;
         let last = items.last().and_then(|item| item.get("listed")?.as_s().ok());
         let token = next.and(last).map(|last| URL_SAFE_NO_PAD.encode(last));
         Ok((items, token))
@@ -68,7 +69,8 @@ fn limit(value: &str) -> Result<i32, String> {
 }
 
 fn after(value: &str) -> Result<String, String> {
-    let position = URL_SAFE_NO_PAD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let position =
+        URL_SAFE_NO_PAD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let is_valid = |position: &String| {
         position.split_once('/').is_some_and(|(time, id)| {
             time.parse::<Timestamp>().is_ok() && id.parse::<Uuid>().is_ok()

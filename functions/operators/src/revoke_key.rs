@@ -15,6 +15,7 @@ pub struct RevokeKey {
     pub keys: Table,
 }
 
+#[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Revoked {

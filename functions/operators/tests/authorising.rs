@@ -25,8 +25,9 @@ use serde_json::{Value, json};
 use store::Table;
 use support::{admin, new_key, operator, post_key};
 use testkit::{
-    Dynamo, golden,
+    Dynamo,
     dynamo::{KEYS, OPERATORS},
+    golden,
     http::Stub,
     measured::measured,
     sample::{self, caller, noon},
@@ -96,10 +97,7 @@ async fn accepted_at(step: &AuthoriseCaller, credential: &str, now: Timestamp) -
     let reply = reply_at(step, &[&format!("Bearer {credential}")], now).await;
     let statement = &reply["policyDocument"]["Statement"][0];
     assert_eq!(statement["Effect"], "Allow", "{reply}");
-    assert_eq!(
-        statement["Resource"],
-        "arn:aws:execute-api:eu-central-1:123456789012:example/v1/*"
-    );
+    assert_eq!(statement["Resource"], "arn:aws:execute-api:eu-central-1:123456789012:example/v1/*");
     let request = json!({
         "httpMethod": "GET",
         "headers": {},
@@ -624,7 +622,8 @@ async fn a_token_with_a_forged_signature_is_refused() {
     }
     // The public key as the secret of an HMAC, in each form that a verifier may take it.
     let x = signer.jwk()["x"].as_str().expect("a number").to_owned();
-    for secret in [signer.pair.public_key_raw(), signer.pair.public_key_pem().as_bytes(), x.as_bytes()]
+    for secret in
+        [signer.pair.public_key_raw(), signer.pair.public_key_pem().as_bytes(), x.as_bytes()]
     {
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
             let mut header = Header::new(algorithm);
@@ -748,14 +747,22 @@ async fn an_issuer_that_names_another_one_or_an_insecure_key_set_is_not_trusted(
         let own = Arc::clone(&address);
         let stub = Stub::start(move |_| {
             let url = own.lock().expect("a URL").clone();
-            let key_set = if key_set.starts_with('/') { format!("{url}{key_set}") } else { key_set.to_owned() };
-            (200, json!({ "issuer": issuer.replace("<own>", &url), "jwks_uri": key_set, "keys": [] }))
+            let key_set = if key_set.starts_with('/') {
+                format!("{url}{key_set}")
+            } else {
+                key_set.to_owned()
+            };
+            (
+                200,
+                json!({ "issuer": issuer.replace("<own>", &url), "jwks_uri": key_set, "keys": [] }),
+            )
         })
         .await;
         stub.url().clone_into(&mut address.lock().expect("a URL"));
         let issuer = Issuer::new(&stub.url(), AUDIENCE).expect("an issuer");
         let step = step(&dynamo, Some(issuer));
-        let event = request(&[&format!("Bearer {}", signer.sign(&fake.claims(OperatorId::DEFAULT)))]);
+        let event =
+            request(&[&format!("Bearer {}", signer.sign(&fake.claims(OperatorId::DEFAULT)))]);
         decide(&step, &event).await.expect_err("no decision");
         assert_eq!(stub.take_calls().len(), 1, "only the configuration is read");
     }

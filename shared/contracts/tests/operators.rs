@@ -102,7 +102,8 @@ fn nobody_can_ask_for_the_bootstrap_scope() {
 #[test]
 fn an_overlap_needs_a_replaced_key() {
     let body = json!({ "name": "A", "scope": "read", "overlapSeconds": 60 });
-    let expected = "overlapSeconds: is only for a key that replaces another one; give replaces, too";
+    let expected =
+        "overlapSeconds: is only for a key that replaces another one; give replaces, too";
     assert_eq!(key_errors(&body), [expected]);
 }
 

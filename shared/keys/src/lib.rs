@@ -46,8 +46,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] =
-        [Self::Admin, Self::Operator, Self::Logger, Self::Read, Self::Bootstrap];
+    const ALL: [Self; 5] = [Self::Admin, Self::Operator, Self::Logger, Self::Read, Self::Bootstrap];
 
     fn prefix(self) -> &'static str {
         match self {
@@ -254,19 +253,22 @@ mod tests {
         assert_eq!(checksum("fsa_000000000000000000000000000000"), "0CloOw");
         let text = format!("fsa_{}0CloOw", "0".repeat(30));
         let key = ApiKey::parse(&text).expect("a key");
-        assert_eq!(
-            key.hash(),
-            "7a3f1cf493ec8b1a11528f25313e8a6247404838aafc68a7807360f9c7f8dfde"
-        );
+        assert_eq!(key.hash(), "7a3f1cf493ec8b1a11528f25313e8a6247404838aafc68a7807360f9c7f8dfde");
     }
 
     #[test]
     fn other_texts_are_not_keys() {
         let key = new(Kind::Logger).0;
         let with_dash = format!("{}-{}", &key[..20], &key[21..]);
-        for text in
-            ["", "fsl_", &key[..39], &format!("{key}0"), &with_dash, &key.replacen('l', "x", 1), "ä"]
-        {
+        for text in [
+            "",
+            "fsl_",
+            &key[..39],
+            &format!("{key}0"),
+            &with_dash,
+            &key.replacen('l', "x", 1),
+            "ä",
+        ] {
             assert_eq!(ApiKey::parse(text), Err(InvalidKey::Format), "{text}");
         }
         assert!(ApiKey::is_key_like("fsl_x") && ApiKey::is_key_like("fsb_x"));

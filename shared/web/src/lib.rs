@@ -86,7 +86,8 @@ impl Web {
             Ok(http::Response::from_parts(head, body.to_bytes()))
         };
         let response = tokio::time::timeout(limits.time, exchange).await;
-        response.unwrap_or_else(|_| Err(NoResponse(format!("no response within {:?}", limits.time))))
+        response
+            .unwrap_or_else(|_| Err(NoResponse(format!("no response within {:?}", limits.time))))
     }
 }
 
@@ -139,8 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_redirect_is_not_followed() {
-        let stub =
-            Stub::with_headers(|_| (302, vec![("location", "/elsewhere")], json!({}))).await;
+        let stub = Stub::with_headers(|_| (302, vec![("location", "/elsewhere")], json!({}))).await;
         assert_eq!(get(&stub.url()).await.expect("a response").status(), 302);
         assert_eq!(stub.take_calls().len(), 1);
     }
@@ -166,7 +166,9 @@ mod tests {
 
     #[test]
     fn only_https_and_loopback_urls_are_accepted() {
-        for url in ["https://a.example", "http://localhost:1", "http://127.0.0.1:8080/x", "http://[::1]"] {
+        for url in
+            ["https://a.example", "http://localhost:1", "http://127.0.0.1:8080/x", "http://[::1]"]
+        {
             assert!(secure_url(url).is_ok(), "{url}");
         }
         for url in [
