@@ -28,8 +28,8 @@ pub(crate) struct Bucket {
     refused_until: i64,
     /// A `tat` that the row has reached.
     tat: Option<i64>,
-    /// Whether the last lease found that the bucket was not full.
-    was_in_use: bool,
+    /// Whether the last lease found that other environments use the bucket, too.
+    shared: bool,
     /// The number of refusals that no log line has reported.
     refusals: u64,
     logged_at: Option<i64>,
@@ -55,15 +55,15 @@ pub(crate) struct Lease {
     pub wanted: u32,
     /// A `tat` that the row has reached. `None` if the environment does not know one.
     pub tat: Option<i64>,
-    /// Whether the last lease found that the bucket was not full. Then other environments probably use it, too.
-    pub was_in_use: bool,
+    /// Whether the last lease found that other environments use the bucket, too.
+    pub shared: bool,
 }
 
 /// The result of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Tokens were taken, including those that were owed.
-    Taken { tokens: u32, tat: i64, was_in_use: bool },
+    Taken { tokens: u32, tat: i64, shared: bool },
     /// There are not enough tokens before this time. Nothing was taken.
     Empty { until: i64, tat: i64 },
 }
@@ -90,20 +90,15 @@ impl Bucket {
             _ => self.size,
         };
         let wanted = size.clamp(1, max_lease(limit));
-        Decision::Lease(Lease {
-            owed: self.owed,
-            wanted,
-            tat: self.tat,
-            was_in_use: self.was_in_use,
-        })
+        Decision::Lease(Lease { owed: self.owed, wanted, tat: self.tat, shared: self.shared })
     }
 
     /// Applies the result of a lease. Takes a token for the request that needed it, or returns the time until which
     /// requests are refused.
     pub fn settle(&mut self, lease: Lease, outcome: Outcome, now: i64) -> Option<i64> {
         match outcome {
-            Outcome::Taken { tokens, tat, was_in_use } => {
-                (self.tat, self.was_in_use) = (Some(tat), was_in_use);
+            Outcome::Taken { tokens, tat, shared } => {
+                (self.tat, self.shared) = (Some(tat), shared);
                 self.owed = self.owed.saturating_sub(lease.owed);
                 self.size = tokens.saturating_sub(lease.owed);
                 // Another request may have leased at the same time.

@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::{
     operation::update_item::UpdateItemError,
-    types::{AttributeValue, ReturnValuesOnConditionCheckFailure},
+    types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use contracts::RateLimit;
 use store::{Item, Key, StoreError, Table};
@@ -45,7 +45,7 @@ impl Row<'_> {
         let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
         // If the first update is the right one, it is the only one.
         let mut seen = match lease.tat {
-            Some(tat) if lease.was_in_use && (now - window..now).contains(&tat) => Some(now),
+            Some(tat) if lease.shared && (now - window..now).contains(&tat) => Some(now),
             tat => tat,
         };
         for _ in 0..MAX_UPDATES {
@@ -65,9 +65,12 @@ impl Row<'_> {
                 Update::Start { cost: i64::from(tokens) * interval }
             };
             match self.update(update, now).await? {
-                Ok(()) => {
-                    let tat = not_full.unwrap_or(now) + i64::from(tokens) * interval;
-                    return Ok(Outcome::Taken { tokens, tat, was_in_use: not_full.is_some() });
+                Ok(row) => {
+                    let cost = i64::from(tokens) * interval;
+                    let tat = tat(&row).unwrap_or(now + cost);
+                    let before = not_full.map(|_| tat - cost);
+                    let shared = before > lease.tat;
+                    return Ok(Outcome::Taken { tokens, tat, shared });
                 }
                 Err(row) => seen = tat(&row),
             }
@@ -84,8 +87,8 @@ impl Row<'_> {
         i64::from(self.limit.burst()) * self.limit.interval_millis()
     }
 
-    /// Returns the row's attributes if the condition does not hold.
-    async fn update(&self, update: Update, now: i64) -> Result<Result<(), Item>, StoreError> {
+    /// Returns the new row, or the old one if the condition does not hold.
+    async fn update(&self, update: Update, now: i64) -> Result<Result<Item, Item>, StoreError> {
         let number = |number: i64| AttributeValue::N(number.to_string());
         let window = self.window();
         let expires_at = (now + window) / 1_000 + RETENTION_SECONDS;
@@ -95,6 +98,7 @@ impl Row<'_> {
             .update_item()
             .table_name(self.table.name())
             .set_key(Some(Key::id(self.id).item()))
+            .return_values(ReturnValue::UpdatedNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .expression_attribute_values(":now", number(now))
             .expression_attribute_values(":expiresAt", number(expires_at));
@@ -111,7 +115,7 @@ impl Row<'_> {
                 .expression_attribute_values(":wrong", number(now + window + MAX_SKEW_MILLIS)),
         };
         let error = match request.send().await {
-            Ok(_) => return Ok(Ok(())),
+            Ok(updated) => return Ok(Ok(updated.attributes.unwrap_or_default())),
             Err(error) => error,
         };
         match error.as_service_error() {
