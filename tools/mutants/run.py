@@ -27,6 +27,7 @@ KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout
 USERS = {
     "contracts": "stream",
     "fault": "store",
+    "keys": "operators",
     "lambda": "sites",
     "ledger": "failures",
     "machines": "onboarding",
@@ -36,6 +37,7 @@ USERS = {
     "series": "telemetry",
     "store": "inventory",
     "stream": "telemetry",
+    "web": "billing",
 }
 
 
