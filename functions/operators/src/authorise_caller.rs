@@ -189,6 +189,7 @@ impl Step for AuthoriseCaller {
                     (Caller::OPERATOR_ID, caller.operator.to_string()),
                     (Caller::SCOPE, caller.scope.to_string()),
                     (Caller::ACTOR, caller.actor),
+                    (Caller::PLAN, caller.plan.name().to_owned()),
                 ])),
             }),
             Check::Refused(refusal, key) => {
@@ -226,6 +227,7 @@ impl AuthoriseCaller {
             operator: row.operator_id,
             scope: row.scope,
             actor: format!("key:{prefix}"),
+            plan: row.operator.plan,
         }))
     }
 
@@ -268,6 +270,7 @@ impl AuthoriseCaller {
             operator: OperatorId::DEFAULT,
             scope: Scope::Bootstrap,
             actor: "bootstrap".to_owned(),
+            plan: OperatorState::DEFAULT.plan,
         }))
     }
 
@@ -284,11 +287,12 @@ impl AuthoriseCaller {
             Some(OperatorState { status: OperatorStatus::Suspended, .. }) => {
                 refused(Refusal::SuspendedOperator)
             }
-            Some(OperatorState { status: OperatorStatus::Active, .. }) => {
+            Some(OperatorState { status: OperatorStatus::Active, plan }) => {
                 Ok(Check::Accepted(Caller {
                     operator: subject.operator,
                     scope: subject.scope,
                     actor: format!("jwt:{}", printable(&subject.subject)),
+                    plan,
                 }))
             }
         }

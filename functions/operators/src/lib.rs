@@ -1,12 +1,13 @@
 //! Operators, API keys, and the authorizer of the API.
 //!
-//! An operator is an organisation that runs sites. This crate owns two tables.
+//! An operator is an organisation that runs sites. This crate owns three tables.
 //!
 //! - The operators table has a row for each operator ([`OperatorRow`]). The default operator always exists and needs no
 //!   row.
 //! - The keys table has two rows for each API key. Their key attribute is `id`. The row with the hash of the API key
 //!   ([`KeyRow`]) has everything that the authorizer needs, so a check is one read. The row `key#<key id>`
 //!   ([`KeyIdRow`]) finds that row by the key's id, which is public. Only the first row is in the index `byOperator`.
+//! - The limits table has a row for each bucket of the rate limits. Only the crate `limits` uses it.
 //!
 //! The text of an API key is in no table, log or message. It is in one response, that of `POST /keys`.
 
@@ -80,8 +81,8 @@ pub struct OperatorState {
 }
 
 impl OperatorState {
-    /// The state of the default operator.
-    const DEFAULT: Self = Self { status: OperatorStatus::Active, plan: Plan::Standard };
+    /// The state of the default operator. It has the largest plan, because all callers of version 1 belong to it.
+    const DEFAULT: Self = Self { status: OperatorStatus::Active, plan: Plan::Professional };
 
     /// Reads the operator's state. Returns `None` if there is no such operator.
     pub(crate) async fn read(

@@ -11,6 +11,7 @@ use crate::OperatorId;
 pub const SERVICES: [&str; 11] = [
     "failures",
     "events",
+    "operators",
     "sites",
     "inventory",
     "devices",
@@ -18,7 +19,6 @@ pub const SERVICES: [&str; 11] = [
     "telemetry",
     "alerting",
     "onboarding",
-    "operators",
     "gateway",
 ];
 
@@ -42,6 +42,8 @@ pub const INVENTORY: &str = "inventory";
 pub const FIRST_ADMINISTRATOR: &str = "first-administrator";
 /// Table of the API keys.
 pub const KEYS: &str = "keys";
+/// Table of the rate limits.
+pub const LIMITS: &str = "limits";
 /// Table of the operators.
 pub const OPERATORS: &str = "operators";
 /// Table of the readings, and the stream that receives them.

@@ -9,6 +9,7 @@ use aws_sdk_dynamodb::config::{
 use aws_smithy_async::{rt::sleep::TokioSleep, time::SystemTimeSource};
 use aws_types::SdkConfig;
 use futures_util::future::join_all;
+use limits::Limits;
 use rustls::pki_types::CertificateDer;
 use store::{Outbox, Table};
 
@@ -154,6 +155,11 @@ impl Aws {
     /// Returns the outbox in the table that `EVENTS_TABLE` names.
     pub fn outbox(&self) -> Result<Outbox, ConfigError> {
         self.table("EVENTS_TABLE").map(Outbox::new)
+    }
+
+    /// Returns the rate limits in the table that `LIMITS_TABLE` names.
+    pub fn limits(&self) -> Result<Limits, ConfigError> {
+        self.table("LIMITS_TABLE").map(Limits::new)
     }
 }
 

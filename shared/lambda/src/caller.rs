@@ -1,6 +1,7 @@
 //! The caller of the API, as the function `authorise-caller` identified it.
 
-use contracts::{OperatorId, Scope};
+use contracts::{OperatorId, Plan, Scope};
+use limits::Sender;
 use serde_json::Value;
 
 use crate::http::{Problem, Request};
@@ -14,6 +15,8 @@ pub struct Caller {
     pub scope: Scope,
     /// Who the caller is: `key:<prefix of the key>`, `jwt:<subject>` or `bootstrap`.
     pub actor: String,
+    /// The plan of the operator, which decides how many requests its callers may send.
+    pub plan: Plan,
 }
 
 /// The error for a request whose authorizer context is missing or not valid.
@@ -28,6 +31,8 @@ impl Caller {
     pub const SCOPE: &'static str = "scope";
     /// See [`Caller::OPERATOR_ID`].
     pub const ACTOR: &'static str = "actor";
+    /// See [`Caller::OPERATOR_ID`].
+    pub const PLAN: &'static str = "plan";
 
     /// Reads the caller from the request's authorizer context.
     ///
@@ -42,7 +47,14 @@ impl Caller {
                 .map_err(|_| InvalidContext(Self::OPERATOR_ID))?,
             scope: text(Self::SCOPE)?.parse().map_err(|_| InvalidContext(Self::SCOPE))?,
             actor: text(Self::ACTOR)?.to_owned(),
+            plan: plan(text(Self::PLAN)?).ok_or(InvalidContext(Self::PLAN))?,
         })
+    }
+
+    /// Returns the caller for the rate limits. Each logger key has a limit of its own.
+    pub(crate) fn sender(&self) -> Sender<'_> {
+        let logger_key = matches!(self.scope, Scope::Logger(_)).then_some(self.actor.as_str());
+        Sender { operator: self.operator, plan: self.plan, logger_key }
     }
 
     /// Refuses the request with 403 unless it is allowed.
@@ -66,8 +78,14 @@ impl Caller {
     }
 }
 
+/// Returns the plan with this name.
+fn plan(name: &str) -> Option<Plan> {
+    Plan::ALL.iter().copied().find(|plan| plan.name() == name)
+}
+
 #[cfg(test)]
 mod tests {
+    use contracts::SiteId;
     use serde_json::json;
 
     use super::*;
@@ -88,6 +106,7 @@ mod tests {
             "operatorId": OperatorId::DEFAULT.to_string(),
             "scope": "read",
             "actor": "key:fsr_12345678",
+            "plan": "standard",
             "integrationLatency": 12,
         })
     }
@@ -100,6 +119,7 @@ mod tests {
                 operator: OperatorId::DEFAULT,
                 scope: Scope::Read,
                 actor: "key:fsr_12345678".to_owned(),
+                plan: Plan::Standard,
             })
         );
     }
@@ -110,7 +130,7 @@ mod tests {
             Caller::from_request(&Request::default()),
             Err(InvalidContext(Caller::OPERATOR_ID))
         );
-        for name in [Caller::OPERATOR_ID, Caller::SCOPE, Caller::ACTOR] {
+        for name in [Caller::OPERATOR_ID, Caller::SCOPE, Caller::ACTOR, Caller::PLAN] {
             let mut missing = context();
             missing.as_object_mut().expect("an object").remove(name);
             assert_eq!(Caller::from_request(&request(&missing)), Err(InvalidContext(name)));
@@ -119,6 +139,7 @@ mod tests {
             (Caller::OPERATOR_ID, json!("default")),
             (Caller::SCOPE, json!("Admin")),
             (Caller::SCOPE, json!(1)),
+            (Caller::PLAN, json!("gold")),
         ] {
             let mut context = context();
             context[name] = wrong;
@@ -132,5 +153,21 @@ mod tests {
         assert_eq!(caller.require(caller.scope.may_read()), Ok(()));
         let problem = caller.require(caller.scope.may_write()).expect_err("read only");
         assert_eq!((problem.status, problem.reason().as_str()), (403, "Forbidden"));
+    }
+
+    #[test]
+    fn only_a_logger_key_has_a_limit_of_its_own() {
+        let site = SiteId::registered(OperatorId::DEFAULT, "http", "a");
+        for (scope, logger_key) in [
+            (Scope::Admin, None),
+            (Scope::Operator, None),
+            (Scope::Read, None),
+            (Scope::Bootstrap, None),
+            (Scope::Logger(site), Some("key:fsr_12345678")),
+        ] {
+            let mut caller = Caller::from_request(&request(&context())).expect("a caller");
+            caller.scope = scope;
+            assert_eq!(caller.sender().logger_key, logger_key, "{scope}");
+        }
     }
 }

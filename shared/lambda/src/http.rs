@@ -12,17 +12,18 @@ use aws_lambda_events::{
 };
 pub use contracts::input::FieldError;
 use contracts::{
-    OperatorId, SiteId,
+    OperatorId, SiteId, Timestamp,
     input::{self, Input, Reason},
 };
 use fault::{ErrorKind, Fault, InvocationError, decode};
+use limits::{Holder, Limits, Refusal};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::{Span, field::display};
 
-pub use crate::{caller::Caller, idempotency::idempotency_key};
 use crate::{Deadline, Error, serve_raw};
+pub use crate::{caller::Caller, idempotency::idempotency_key};
 
 /// Time between the deadline that a handler gets and the timeout that cancels the handler. In this time the handler can
 /// return a partial result.
@@ -99,6 +100,23 @@ impl Problem {
     #[must_use]
     pub fn conflict(name: &str, detail: impl Into<String>) -> Self {
         Self::new(409, name, "The request conflicts with the current state", detail)
+    }
+
+    /// Creates a 429: the caller sends more than its rate limit allows.
+    fn rate_limited(refusal: &Refusal) -> Self {
+        let (seconds, limit) = (refusal.retry_after, refusal.limit);
+        let of = match refusal.of {
+            Holder::Operator => "Your operator's plan allows",
+            Holder::LoggerKey => "A logger key may send",
+        };
+        let detail = format!(
+            "{of} {} requests per second, and up to {} at once after a pause. Wait {seconds} s, then send the \
+             request again, and send more slowly.",
+            limit.per_second(),
+            limit.burst(),
+        );
+        let problem = Self::new(429, "rate-limited", "Too many requests", detail);
+        Self { retry_after: Some(seconds), ..problem }
     }
 
     /// Returns why the request was refused: for a 400 the reason of the first field error, otherwise the problem's
@@ -267,51 +285,68 @@ pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
     response
 }
 
-/// Serves the handler behind API Gateway. An error becomes a problem response, a timeout a 503.
+/// Serves the handler behind API Gateway, to callers within their rate limit. An error becomes a problem response, a
+/// timeout a 503.
 pub async fn serve_http(
+    limits: Limits,
     handler: impl AsyncFn(Request, Caller) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
-    serve_http_with_deadline(async |request, caller, _| handler(request, caller).await).await
+    serve_http_with_deadline(limits, async |request, caller, _| handler(request, caller).await)
+        .await
 }
 
 /// Serves a handler that can return a partial result. The handler's deadline is shortly before the timeout.
 pub async fn serve_http_with_deadline(
+    limits: Limits,
     handler: impl AsyncFn(Request, Caller, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
-    let handler = &handler;
+    let (limits, handler) = (&limits, &handler);
     serve_raw(async |payload, deadline| {
         let mut request: Request = decode(payload.get())?;
         // The authorizer has read the credential. Nothing after it may read, log or store it.
         request.headers.remove(AUTHORIZATION);
         request.multi_value_headers.remove(AUTHORIZATION);
-        let caching = Caching::new(&request);
-        let mut origin = RequestOrigin::new(&request);
-        let result = match Caller::from_request(&request) {
-            Ok(caller) => {
-                origin.operator = Some(caller.operator);
-                let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
-                let work = handler(request, caller, Deadline::after(remaining));
-                let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
-                result.unwrap_or_else(|_| {
-                    Err(Problem::new(
-                        503,
-                        "unavailable",
-                        "Temporarily unavailable",
-                        "The response took too long. Send the same request again in a moment.",
-                    ))
-                })
-            }
-            Err(error) => {
-                tracing::error!(reason = %error, "a request did not pass the authorizer");
-                Err(Problem::internal())
-            }
-        };
-        if let Err(problem) = &result {
-            origin.log_refusal(problem);
-        }
-        Ok::<_, InvocationError>(caching.apply(response(result)))
+        Ok::<_, InvocationError>(respond(limits, handler, request, deadline).await)
     })
     .await
+}
+
+/// Responds to a request that passed the authorizer.
+async fn respond(
+    limits: &Limits,
+    handler: &impl AsyncFn(Request, Caller, Deadline) -> Result<Response, Problem>,
+    request: Request,
+    deadline: Deadline,
+) -> ApiGatewayProxyResponse {
+    let caching = Caching::new(&request);
+    let mut origin = RequestOrigin::new(&request);
+    let caller = match Caller::from_request(&request) {
+        Ok(caller) => caller,
+        Err(error) => {
+            tracing::error!(reason = %error, "a request did not pass the authorizer");
+            return caching.apply(response(Err(Problem::internal())));
+        }
+    };
+    origin.operator = Some(caller.operator);
+    if let Err(refusal) = limits.check(caller.sender(), Timestamp::now()).await {
+        origin.log_rate_limited(&refusal, &caller.actor);
+        return caching.apply(response(Err(Problem::rate_limited(&refusal))));
+    }
+    let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
+    let work = handler(request, caller, Deadline::after(remaining));
+    let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
+    let result = result.unwrap_or_else(|_| {
+        Err(Problem::new(
+            503,
+            "unavailable",
+            "Temporarily unavailable",
+            "The response took too long. Send the same request again in a moment.",
+        ))
+    });
+    if let Err(problem) = &result {
+        origin.log_refusal(problem);
+    }
+    caching.apply(response(result))
 }
 
 /// What the headers for caches depend on.
@@ -415,6 +450,27 @@ impl RequestOrigin {
             problems = problem.errors.len(),
             "request refused"
         );
+        metrics::counter!("RequestsRefused", "reason" => reason).increment(1);
+    }
+
+    /// Counts the metric `RequestsRefused` for a request beyond the rate limit.
+    ///
+    /// A caller that sends too much would fill the log, so one line per minute reports the refusals since the last one.
+    fn log_rate_limited(&self, refusal: &Refusal, actor: &str) {
+        let reason = "RateLimited";
+        if let Some(refused) = refusal.to_log {
+            tracing::warn!(
+                operatorId = self.operator.map(display),
+                actor = loggable(actor),
+                method = self.method,
+                resource = self.resource,
+                status = 429,
+                reason,
+                holder = ?refusal.of,
+                refused,
+                "requests refused"
+            );
+        }
         metrics::counter!("RequestsRefused", "reason" => reason).increment(1);
     }
 }

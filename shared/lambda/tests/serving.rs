@@ -1,10 +1,14 @@
 //! Functions under a fake of Lambda's Runtime API.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_sdk_dynamodb::Client;
 use axum::{
     Router,
     extract::{Path, State},
@@ -19,9 +23,13 @@ use lambda::{
     http::{Caller, Problem, Response, serve_http_with_deadline},
     serve_http, serve_queue, serve_step,
 };
+use limits::Limits;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use store::Table;
 use testkit::{
+    dynamo::{Dynamo, LIMITS},
+    http::config,
     measured::measured,
     sample::{self, saga},
 };
@@ -184,8 +192,15 @@ fn http_request(path: &str, headers: &Value) -> Value {
     request["multiValueHeaders"] = json!({});
     request["requestContext"]["authorizer"] = json!({
         "operatorId": OperatorId::DEFAULT, "scope": "read", "actor": "key:fsr_12345678",
+        "plan": "community",
     });
     request
+}
+
+/// Returns limits that allow every request, because their table can't be reached.
+fn no_limits() -> Limits {
+    let client = Client::new(&config("http://127.0.0.1:9"));
+    Limits::new(Table::new(client, "limits"))
 }
 
 /// Returns the kind of the response and its HTTP status.
@@ -203,18 +218,19 @@ async fn a_handler_behind_api_gateway_always_responds() {
         };
     let request = |path: &str| http_request(path, &json!({}));
     let payloads = [request("/good"), request("/other")];
-    let received = run_function(serve_http(handler), LONG_TIMEOUT, payloads).await;
+    let received = run_function(serve_http(no_limits(), handler), LONG_TIMEOUT, payloads).await;
     let statuses: Vec<_> = received.iter().map(status).collect();
     assert_eq!(statuses, [("response", &json!(200)), ("response", &json!(404))]);
-    let received = run_function(serve_http(handler), SHORT_TIMEOUT, [request("/slow")]).await;
+    let received =
+        run_function(serve_http(no_limits(), handler), SHORT_TIMEOUT, [request("/slow")]).await;
     assert_eq!(status(&received[0]), ("response", &json!(503)));
     // The handler has a moment left to return a partial result.
     let slow = async |_, _, deadline: lambda::Deadline| {
         tokio::time::sleep(deadline.remaining()).await;
         Response::new(207, &"half of it")
     };
-    let received =
-        run_function(serve_http_with_deadline(slow), SHORT_TIMEOUT, [request("/slow")]).await;
+    let served = serve_http_with_deadline(no_limits(), slow);
+    let received = run_function(served, SHORT_TIMEOUT, [request("/slow")]).await;
     assert_eq!(status(&received[0]), ("response", &json!(207)));
 }
 
@@ -223,8 +239,46 @@ async fn a_request_that_did_not_pass_the_authorizer_does_not_reach_the_handler()
     let handler = async |_, _: Caller| -> Result<Response, Problem> { panic!("it was called") };
     let mut request = http_request("/", &json!({}));
     request["requestContext"]["authorizer"] = json!({ "scope": "admin" });
-    let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+    let received = run_function(serve_http(no_limits(), handler), LONG_TIMEOUT, [request]).await;
     assert_eq!(status(&received[0]), ("response", &json!(500)));
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_rate_limit_does_not_reach_the_handler() {
+    let dynamo = Dynamo::start().await;
+    let id = format!("operator#{}", OperatorId::DEFAULT);
+    // The bucket is empty, and has tokens again in 30 seconds: it is full 10 seconds later.
+    let tat = Timestamp::now().millis() + 40_000;
+    dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
+    let calls = AtomicUsize::new(0);
+    let handler = async |_, _: Caller| {
+        calls.fetch_add(1, SeqCst);
+        Response::new(200, &"it")
+    };
+    let served = serve_http(Limits::new(dynamo.table(LIMITS)), handler);
+    let payloads = [(); 3].map(|()| http_request("/", &json!({})));
+    let (received, metrics) = measured(run_function(served, LONG_TIMEOUT, payloads)).await;
+    // The first request takes a token on credit.
+    let statuses: Vec<_> = received.iter().map(status).collect();
+    let limited = ("response", &json!(429));
+    assert_eq!(statuses, [("response", &json!(200)), limited, limited]);
+    assert_eq!(calls.load(SeqCst), 1);
+    assert_eq!(metrics["RequestsRefused reason=RateLimited"], 2.0);
+    for (_, response) in &received[1..] {
+        let headers = &response["headers"];
+        assert_eq!(headers["content-type"], "application/problem+json");
+        assert_eq!(headers["cache-control"], "no-store");
+        let seconds = headers["retry-after"].as_str().expect("a header");
+        assert!((25..=31).contains(&seconds.parse::<u32>().expect("seconds")), "{seconds}");
+        let body: Value = serde_json::from_str(response["body"].as_str().expect("text"))
+            .expect("a problem as JSON");
+        assert_eq!(body["type"], "urn:fieldstation:problem:rate-limited");
+        let detail = format!(
+            "Your operator's plan allows 20 requests per second, and up to 200 at once after a pause. Wait \
+             {seconds} s, then send the request again, and send more slowly."
+        );
+        assert_eq!(body["detail"], detail);
+    }
 }
 
 #[tokio::test]
@@ -237,7 +291,7 @@ async fn a_handler_does_not_see_the_credential() {
     let headers = json!({ "authorization": "Bearer secret", "accept": "text/html" });
     let mut request = http_request("/", &headers);
     request["multiValueHeaders"] = json!({ "Authorization": ["Bearer secret"], "accept": ["x"] });
-    let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+    let received = run_function(serve_http(no_limits(), handler), LONG_TIMEOUT, [request]).await;
     assert_eq!(received[0].1["body"], r#"["accept","accept"]"#);
 }
 
@@ -250,7 +304,8 @@ async fn only_the_callers_own_cache_may_keep_a_read_and_must_ask_again() {
     let sent = async |method: &str, path: &str, headers: Value| {
         let mut request = http_request(path, &headers);
         request["httpMethod"] = method.into();
-        let received = run_function(serve_http(handler), LONG_TIMEOUT, [request]).await;
+        let received =
+            run_function(serve_http(no_limits(), handler), LONG_TIMEOUT, [request]).await;
         received.into_iter().next().expect("a response").1
     };
     let first = sent("GET", "/site", json!({})).await;

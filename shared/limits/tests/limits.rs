@@ -322,6 +322,23 @@ async fn a_table_that_fails_allows_every_request_and_is_asked_once_a_second() {
 }
 
 #[tokio::test]
+async fn a_bucket_whose_row_changes_all_the_time_refuses_for_a_second() {
+    let tat = at(0).millis().to_string();
+    let conflict = json!({
+        "__type": "com.amazonaws#ConditionalCheckFailedException",
+        "Item": { "tat": { "N": tat } },
+    });
+    let stub = Stub::start(move |_| (400, conflict.clone())).await;
+    let client = aws_sdk_dynamodb::Client::new(&stub.config());
+    let limits = Limits::new(Table::new(client, "limits"));
+    assert_eq!(accepted(&limits, sender("any", SMALL), at(0), 10).await, 1);
+    let updates = stub.take_calls().len();
+    assert!((2..=4).contains(&updates), "{updates}");
+    assert_eq!(accepted(&limits, sender("any", SMALL), at(999), 10).await, 0);
+    assert_eq!(stub.take_calls().len(), 0);
+}
+
+#[tokio::test]
 async fn a_table_that_does_not_respond_delays_a_request_by_half_a_second() {
     let stub = Stub::start(|_| (NO_RESPONSE, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&stub.config());

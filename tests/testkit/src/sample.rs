@@ -1,7 +1,7 @@
 //! Sample sagas, sensors and times for tests.
 
 use contracts::{
-    Entity, EntityType, Metric, OperatorId, SagaContext, Scope, Sensor, SensorId, SiteId,
+    Entity, EntityType, Metric, OperatorId, Plan, SagaContext, Scope, Sensor, SensorId, SiteId,
     Timestamp,
     names::{Consumer, Source},
 };
@@ -38,7 +38,8 @@ pub fn other_operator() -> OperatorId {
 /// Returns a caller of the API that belongs to this operator.
 #[must_use]
 pub fn caller(operator: OperatorId, scope: Scope) -> Caller {
-    Caller { operator, scope, actor: "key:fso_12345678".to_owned() }
+    let actor = "key:fso_12345678".to_owned();
+    Caller { operator, scope, actor, plan: Plan::Professional }
 }
 
 /// Returns a caller that may do everything of the default operator.

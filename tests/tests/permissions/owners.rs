@@ -66,6 +66,7 @@ const READ_STREAM: &[&str] = &[
 const COMPLETE_TASK: &[&str] =
     &["states:SendTaskHeartbeat", "states:SendTaskSuccess", "states:SendTaskFailure"];
 
+const LIMITED: &str = "the functions behind the API take tokens from the buckets of the rate limits";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
@@ -104,6 +105,7 @@ const BY_HAND: &[AllowedGrant] = &[
     own("sites", "SitesTable/index/byOperator", &[QUERY]),
     own("sites", "SitesFailures", &[SEND]),
     other("sites", "EventsTable", &[PUT], OUTBOX),
+    other("sites", "LimitsTable", &[UPDATE], LIMITED),
     other("sites", "SiteTeardown", &[START], "DELETE of an active site starts its teardown"),
     // onboarding
     own("onboarding", "SiteOnboarding", &[START, "states:ListExecutions"]),
@@ -173,11 +175,13 @@ const BY_HAND: &[AllowedGrant] = &[
     own("telemetry", "TelemetryFailures", &[SEND]),
     other("telemetry", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("telemetry", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
+    other("telemetry", "LimitsTable", &[UPDATE], LIMITED),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
     // operators
     own("operators", "OperatorsTable", &[GET, PUT]),
     own("operators", "OperatorsTable/index/byCreation", &[QUERY]),
     own("operators", "KeysTable", &[GET, PUT, UPDATE]),
+    own("operators", "LimitsTable", &[UPDATE]),
     own("operators", "KeysTable/index/byOperator", &[QUERY]),
     own("operators", "FirstAdministratorSecret", &["secretsmanager:GetSecretValue"]),
     // events

@@ -9,5 +9,8 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step =
         CreateKey { keys: aws.table("KEYS_TABLE")?, operators: aws.table("OPERATORS_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+    serve_http(aws.limits()?, async |request, caller| {
+        step.handle(&caller, &request, Timestamp::now()).await
+    })
+    .await
 }

@@ -8,5 +8,8 @@ use operators::create_operator::CreateOperator;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = CreateOperator { operators: aws.table("OPERATORS_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+    serve_http(aws.limits()?, async |request, caller| {
+        step.handle(&caller, &request, Timestamp::now()).await
+    })
+    .await
 }

@@ -7,5 +7,5 @@ use operators::get_key::GetKey;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = GetKey { keys: aws.table("KEYS_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
 }

@@ -7,5 +7,5 @@ use operators::get_operator::GetOperator;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = GetOperator { operators: aws.table("OPERATORS_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
 }

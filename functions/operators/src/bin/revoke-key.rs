@@ -8,5 +8,8 @@ use operators::revoke_key::RevokeKey;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = RevokeKey { keys: aws.table("KEYS_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+    serve_http(aws.limits()?, async |request, caller| {
+        step.handle(&caller, &request, Timestamp::now()).await
+    })
+    .await
 }

@@ -8,5 +8,8 @@ use sites::{create_site::CreateSite, registration::Registrar};
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = CreateSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? });
-    serve_http(async |request, caller| step.handle(&caller, &request, Timestamp::now()).await).await
+    serve_http(aws.limits()?, async |request, caller| {
+        step.handle(&caller, &request, Timestamp::now()).await
+    })
+    .await
 }

@@ -15,5 +15,5 @@ async fn main() -> Result<(), Error> {
             arn: env("SITE_TEARDOWN_ARN")?,
         },
     };
-    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
 }

@@ -7,5 +7,5 @@ use sites::get_site::GetSite;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = GetSite { sites: aws.table("SITES_TABLE")? };
-    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
 }

@@ -10,14 +10,14 @@ use telemetry::{accept_readings::AcceptReadings, refusals::Refusals};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start(&["kinesis"]).await?;
+    let aws = Aws::start(&["dynamodb", "kinesis"]).await?;
     let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
     let step = AcceptReadings {
         client: Client::from_conf(config),
         stream_name: env("READINGS_STREAM")?,
         refusals: Refusals::new(aws.table("REFUSALS_TABLE")?),
     };
-    serve_http_with_deadline(async |request, caller, deadline| {
+    serve_http_with_deadline(aws.limits()?, async |request, caller, deadline| {
         step.handle(&caller, &request, Timestamp::now(), deadline).await
     })
     .await

@@ -8,5 +8,5 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "secretsmanager"]).await?;
     let step =
         GetReadings { readings: aws.table("READINGS_TABLE")?, paging: Paging::from_env(&aws)? };
-    serve_http(async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::subject::{Subject, Violations, items, members, text};
 
 /// The resources that other services, fieldctl and the tests find by their fixed names.
-const NAMED_RESOURCES: [(&str, &str); 18] = [
+const NAMED_RESOURCES: [(&str, &str); 19] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::BILLING),
     ("AWS::DynamoDB::Table", names::DEVICES),
@@ -14,6 +14,7 @@ const NAMED_RESOURCES: [(&str, &str); 18] = [
     ("AWS::DynamoDB::Table", names::FAILURES),
     ("AWS::DynamoDB::Table", names::INVENTORY),
     ("AWS::DynamoDB::Table", names::KEYS),
+    ("AWS::DynamoDB::Table", names::LIMITS),
     ("AWS::DynamoDB::Table", names::OPERATORS),
     ("AWS::DynamoDB::Table", names::READINGS),
     ("AWS::DynamoDB::Table", names::REFUSALS),
