@@ -242,6 +242,7 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let (operator, key) = (OperatorId::DEFAULT.to_string(), key_id().to_string());
     let (more, prints): (&[&str], _) = match command {
         "completions" => (&["bash"], (false, false)),
+        "sites migrate" => (&[], (false, false)),
         "status" => (&["--all"], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
         | "subscriptions" | "operators list" | "keys list" => (&[], (true, true)),
