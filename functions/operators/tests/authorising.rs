@@ -10,7 +10,7 @@ use std::{
 
 use aws_sdk_secretsmanager::Client;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use contracts::{OperatorId, Scope, SiteId, Timestamp};
+use contracts::{OperatorId, Plan, Scope, SiteId, Timestamp};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use keys::{ApiKey, Kind, SharedSecret};
 use lambda::{Step, http::Caller};
@@ -141,7 +141,7 @@ async fn a_key_identifies_its_operator_and_scope_with_one_read() {
         let key = new_key(&dynamo, &admin(), &scope.to_string(), &body).await;
         let credential = text(&key["key"]);
         let actor = format!("key:{}", text(&key["prefix"]));
-        let expected = Caller { operator: own, scope, actor };
+        let expected = Caller { operator: own, scope, actor, plan: Plan::Standard };
         assert_eq!(accepted(&step, credential).await, expected);
         drop(calls(&dynamo));
         assert_eq!(accepted(&step, credential).await, expected);
@@ -150,6 +150,15 @@ async fn a_key_identifies_its_operator_and_scope_with_one_read() {
         let reply = reply_at(&step, &[&format!("bearer {credential}")], noon(0)).await;
         assert_eq!(reply["context"]["scope"], json!(scope));
     }
+}
+
+#[tokio::test]
+async fn the_default_operator_has_the_largest_plan() {
+    let dynamo = Dynamo::start().await;
+    let body = json!({ "name": "A", "scope": "operator" });
+    let key = new_key(&dynamo, &admin(), "a", &body).await;
+    let caller = accepted(&step(&dynamo, None), text(&key["key"])).await;
+    assert_eq!((caller.operator, caller.plan), (OperatorId::DEFAULT, Plan::Professional));
 }
 
 #[tokio::test]
@@ -519,8 +528,8 @@ async fn a_token_identifies_its_operator_and_scope() {
     let step = step(&dynamo, Some(fake.issuer()));
     drop(calls(&dynamo));
     let claims = fake.claims(own);
-    let expected =
-        Caller { operator: own, scope: Scope::Operator, actor: "jwt:auth0|ada".to_owned() };
+    let actor = "jwt:auth0|ada".to_owned();
+    let expected = Caller { operator: own, scope: Scope::Operator, actor, plan: Plan::Standard };
     assert_eq!(accepted(&step, &signer.sign(&claims)).await, expected);
     for (scope, expected) in
         [("read", Scope::Read), ("admin", Scope::Admin), ("operator", Scope::Operator)]

@@ -19,7 +19,8 @@ pub fn admin() -> Caller {
 }
 
 pub fn bootstrap() -> Caller {
-    Caller { operator: OperatorId::DEFAULT, scope: Scope::Bootstrap, actor: "bootstrap".to_owned() }
+    let actor = "bootstrap".to_owned();
+    Caller { actor, ..caller(OperatorId::DEFAULT, Scope::Bootstrap) }
 }
 
 /// Returns `POST` of a body in API Gateway's format.
