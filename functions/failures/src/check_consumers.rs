@@ -48,7 +48,7 @@ pub struct CheckConsumers {
 /// An error of the check.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The mappings can't be listed now: Lambda throttled the call, timed out or was unavailable.
+    /// The mappings can't be listed now: Lambda throttled the call or was unavailable, or the check's deadline passed.
     #[error("the event source mappings can't be listed now: {0}")]
     Unavailable(String),
     /// Lambda refused to list the mappings. A retry would be refused again.

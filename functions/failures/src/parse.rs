@@ -1,8 +1,9 @@
 //! Parses the messages of the failure queues and the files of the failure bucket. Nothing is refused: an input in
 //! no known format is kept unchanged.
 //!
-//! The functions of a service share one queue, so each message must name the function that failed. A message that
-//! does not is unreadable, and its source is the queue.
+//! The functions of a service share one queue, so each message in it must name the function or state machine that
+//! failed. A message that does not is unreadable, and its source is the queue. Each dead-letter queue of billing has the
+//! commands of one function, which is the source.
 
 use std::{borrow::Cow, fmt};
 
@@ -179,8 +180,8 @@ fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedW
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
             Some(function) => not_delivered(source(function)?, message, body),
-            // The target may be this queue. It is also the dead-letter queue of the rule that sends the events of
-            // executions to it, so such an event may arrive as a dead letter.
+            // The target is not a function of this environment, but may be this queue: a rule sends the events of
+            // executions to this queue, and the queue is also the dead-letter queue of that rule.
             None => execution(environment, body),
         },
         None => invocation(environment, body)
@@ -347,7 +348,7 @@ fn quarantined(body: &str) -> Option<FailedWork> {
 fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair> {
     let target = undelivered_target(message).unwrap_or_default();
     if names::function_of_arn(environment, target).is_some() {
-        // The event was for a function, which did not get it.
+        // A dead letter for a function is a failure of that function, whatever its event reports.
         return None;
     }
     let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;

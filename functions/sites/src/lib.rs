@@ -5,8 +5,10 @@
 //! ([`StepRow`]). The crate emits the events of the entity `site`.
 //!
 //! A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or ONBOARDING -> REJECTED.
-//! REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation finds them
-//! and changes nothing.
+//! The teardown closes a site in any status: an ACTIVE site becomes REJECTED if the onboarding failed although the
+//! activation was committed, and DECOMMISSIONED if the teardown ends before `decommission-site` has set
+//! DECOMMISSIONING. REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation
+//! finds them and changes nothing.
 
 pub mod activate_site;
 pub mod close_site;
@@ -34,7 +36,7 @@ pub enum Status {
     Onboarding,
     /// In service.
     Active,
-    /// The onboarding failed and was undone.
+    /// The onboarding failed, and its undos have run. This status is final.
     Rejected,
     /// The teardown is taking the site out of service.
     Decommissioning,
@@ -160,7 +162,7 @@ pub enum SitesError {
     /// The site does not exist.
     #[error("there is no site {0}")]
     Unknown(SiteId),
-    /// The site is already closed, so it can't be activated.
+    /// The site is closed or being decommissioned, so it can't be activated.
     #[error("site {0} is already closed")]
     Superseded(SiteId),
     /// Another writer changed the row between the read and the conditional write.

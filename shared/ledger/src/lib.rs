@@ -2,8 +2,8 @@
 //!
 //! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, also
 //! after a replay, the same row gets one more attempt. The index `byStatus` lists the rows of each status,
-//! ordered by the time of their last attempt. The functions of the failures service write the rows. Operators
-//! read, replay and discard them with fieldctl.
+//! ordered by the time of their last attempt. The function `record-failure` writes the rows. Operators read, replay
+//! and discard them with fieldctl.
 
 mod error;
 pub mod files;
@@ -84,7 +84,8 @@ pub enum Kind {
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message in an unknown format. It is stored unchanged and can't be replayed.
+    /// A message or a file that can't be read, or work whose row the table refuses. The payload is stored unchanged. It
+    /// can't be replayed.
     Unreadable,
 }
 
@@ -244,7 +245,7 @@ pub struct FailureRow {
     /// The payload that a replay sends. `None` if it is in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
-    /// The payload's file, if the payload is too long for the row.
+    /// The payload's file, if the payload is too long for the row, or if it is a file that can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_file: Option<PayloadFile>,
     /// Why the work failed last.

@@ -332,7 +332,8 @@ impl Ledger {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
-    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds.
+    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds, unless [`ClaimOptions::in_doubt`]
+    /// allows a claim of a failure that another replay has claimed.
     pub async fn claim(
         &self,
         id: FailureId,

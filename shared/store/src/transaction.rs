@@ -35,7 +35,8 @@ pub enum Commit {
     Refused(FailedConditions),
 }
 
-/// The actions whose conditions did not hold, each with the existing row, if there was one.
+/// The actions whose conditions did not hold, each with the existing row, if there was one. An event's row is not
+/// returned.
 #[derive(Debug)]
 pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 
@@ -46,8 +47,8 @@ impl FailedConditions {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 
-    /// Returns the row at `key` as it was when the condition on it failed. Returns `None` if the condition held, or if
-    /// there was no row.
+    /// Returns the row at `key` as it was when the condition on it failed. Returns `None` if the condition held, if
+    /// there was no row, or if the row is an event.
     pub fn row<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
         self.0
             .iter()
