@@ -1,7 +1,7 @@
 //! Checks every minute that each event source mapping of the environment runs.
 //!
-//! Without this check, nobody would notice a disabled or deleted mapping: Lambda emits no metrics about it, and the
-//! queue or stream fills up until its messages expire.
+//! A disabled or deleted mapping reports no error, and its queue or stream fills up until the messages expire. This
+//! check reports its state. The `Polls` alarms only show that a stream or a queue of commands is not read.
 
 use std::{collections::HashSet, time::Duration};
 

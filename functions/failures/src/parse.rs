@@ -207,7 +207,8 @@ fn source(name: &str) -> Option<&str> {
     ((1..=MAX_SOURCE_CHARS).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
 }
 
-/// Returns the failure of a message in no known format. Its source is the queue of the message.
+/// Returns the failure of a message in no known format. Its source is `queue`: the queue of the message, or for a dead
+/// letter the function that consumes the commands.
 #[must_use]
 pub fn unreadable(queue: &str, body: &str) -> FailedWork {
     let error = ErrorInfo::new("Unreadable", "the message has no known format");
@@ -411,8 +412,9 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
-/// Returns the failure of a stream's record. Records with the same data, or with the same new row, are the same work,
-/// regardless of their position in the stream and of how they failed.
+/// Returns the failure of a stream's record. Kinesis records with the same partition key and data are the same work.
+/// So are records of a table's stream about the insertion of the same row. The position in the stream and the error do
+/// not matter.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
     let text = record.get();
     let stream_record = serde_json::from_str::<Record>(text).ok();

@@ -61,7 +61,8 @@ impl RecordFailure {
         }
     }
 
-    /// Closes the failure that the execution repaired, if there is one: that of earlier teardowns of its onboarding.
+    /// Closes the failure that the execution repaired, if there is one. All teardowns of an onboarding share one
+    /// failure.
     ///
     /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
     /// replays it. That replay finds nothing left to undo, and closes the failure.

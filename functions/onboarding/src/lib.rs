@@ -3,7 +3,8 @@
 //!
 //! An onboarding that fails undoes itself: the Catch of each step starts the teardown. No Catch runs after a timeout or
 //! an abort of the whole execution, or after an error of the state machine itself. `recover-onboarding` handles these
-//! cases. `check-sagas` reports onboardings and teardowns that run but make no progress.
+//! cases, and onboardings whose teardown was incomplete. `check-sagas` reports onboardings and teardowns that run but
+//! make no progress.
 
 pub mod check_sagas;
 pub mod recover_onboarding;

@@ -206,7 +206,7 @@ pub struct Replay {
 pub struct FailedWork {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed. For work that can't be read: the queue.
+    /// The function or state machine that failed. If it is not known: the queue.
     pub source: String,
     /// How it failed.
     pub kind: Kind,
@@ -237,8 +237,7 @@ pub enum Payload {
 pub struct FailureRow {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed, such as `project-site`. For work that can't be read: the
-    /// queue.
+    /// The function or state machine that failed, such as `project-site`. If it is not known: the queue.
     pub source: String,
     /// How the work failed last.
     pub kind: Kind,

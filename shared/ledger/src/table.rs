@@ -43,7 +43,7 @@ pub struct Ledger {
 pub struct FailureSummary {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed.
+    /// The function or state machine that failed. If it is not known: the queue.
     pub source: String,
     /// How the work failed last.
     pub kind: Kind,
@@ -170,8 +170,8 @@ pub enum ReplayOutcome {
 pub enum FinishResult {
     /// The failure is `REPLAYED`.
     Replayed,
-    /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
-    /// discarded in the meantime.
+    /// The failure has this status. The replay failed or was not sent, its outcome is unknown, or the failure was
+    /// recorded again or discarded in the meantime.
     Unchanged(Status),
     /// Another replay has claimed the failure since, or there is no such failure.
     ClaimLost,

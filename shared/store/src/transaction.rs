@@ -231,8 +231,8 @@ impl Transaction {
     /// again, up to four times.
     ///
     /// A single put or update is sent without a transaction, so it has no request token, and only the SDK retries it.
-    /// If the response is lost, the retry may be refused because of the first attempt, or may apply an update without a
-    /// condition twice.
+    /// If the response is lost, the SDK's retry may be refused because the first attempt succeeded. An update without a
+    /// condition is not refused, so it may be applied twice.
     pub async fn commit(self) -> Result<Commit, StoreError> {
         if let Some(error) = self.error {
             return Err(error);
