@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 const ENABLED: &str = "Enabled";
 /// The state that is reported for an expected mapping that does not exist.
 const MISSING: &str = "Missing";
-/// The beginning of the last processing result of a stream's mapping that makes no progress.
+/// The prefix of a stream mapping's `LastProcessingResult` if its last batch failed.
 const PROBLEM: &str = "PROBLEM";
 
 /// The function check-consumers.

@@ -412,9 +412,9 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
-/// Returns the failure of a stream's record. Kinesis records with the same partition key and data are the same work.
-/// So are records of a table's stream about the insertion of the same row. The position in the stream and the error do
-/// not matter.
+/// Returns the failure of a stream's record. Kinesis records with the same partition key, data and part number are the
+/// same work. Two records of a table's stream are the same work if both report the insertion of the same row. The
+/// position in the stream and the error do not matter.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
     let text = record.get();
     let stream_record = serde_json::from_str::<Record>(text).ok();

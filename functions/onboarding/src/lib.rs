@@ -16,7 +16,8 @@ use machines::MachineError;
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum OnboardingError {
-    /// The execution does not belong to a state machine of the saga, or its input is not that of a saga.
+    /// The execution does not belong to a state machine of the saga, or its input is not that of a saga. Or an event
+    /// has ids of different sites.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
     /// The input of an execution can't be serialized.

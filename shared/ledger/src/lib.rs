@@ -180,7 +180,7 @@ pub struct PayloadFile {
 pub enum ReplayState {
     /// The replay is claimed: it is being sent, or its sender was interrupted.
     Sending,
-    /// The replay has ended, and its outcome is in the row.
+    /// The claim has ended. The outcome is in the row, unless it is not known yet.
     Ended,
 }
 
@@ -272,7 +272,7 @@ pub struct FailureRow {
     /// The ids of the messages about the failure, by which a redelivered message is recognized. At most 100.
     #[serde(default, serialize_with = "serde_dynamo::string_set::serialize")]
     pub messages: BTreeSet<String>,
-    /// How often the failure was claimed for a replay.
+    /// How often the failure was claimed for a replay, without the replays that were not sent.
     pub replays: u32,
     /// The last replay.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,8 @@
 //! Reads and changes the rows of failures: record, list, claim for a replay, finish and discard.
 //!
-//! A change is decided on the current row and committed on the condition that the row is unchanged.
-//! If the condition fails, the change is decided again on the new row.
+//! A claim, finish or discard is decided on the current row and committed on the condition that the row is unchanged.
+//! If the condition fails, it is decided again on the new row. Recording a failure and marking it as replayed do not
+//! read the row first.
 
 use std::collections::HashMap;
 
@@ -62,7 +63,7 @@ pub struct FailureSummary {
     /// The onboarding that the work belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// How often the failure was claimed for a replay.
+    /// How often the failure was claimed for a replay, without the replays that were not sent.
     pub replays: u32,
     /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
     #[serde(flatten, skip_deserializing)]

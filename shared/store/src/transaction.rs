@@ -22,7 +22,7 @@ use crate::{
     table::{decode, encode, names},
 };
 
-/// The maximum number of retries of a transaction after a conflict with another transaction, or after a throttle.
+/// The maximum number of retries of a transaction that DynamoDB cancelled because of a conflict or a throttle.
 const MAX_RETRIES: u32 = 4;
 
 /// The result of a transaction.
@@ -94,8 +94,8 @@ impl Transaction {
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
-    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read. If it has, nothing
-    /// else has changed the row since the read.
+    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read. Each write of the
+    /// row must increase `sequence`. An unchanged `sequence` then means that the row has not changed since the read.
     #[must_use]
     pub fn put_if_sequence<R: Serialize>(
         self,
@@ -227,8 +227,8 @@ impl Transaction {
     }
 
     /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost response has
-    /// no second effect. After a conflict with another transaction or a throttle, this method sends the transaction
-    /// again, up to four times.
+    /// no second effect. If DynamoDB cancels the transaction because of a conflict with another one or a throttle, this
+    /// method sends it again, up to four times.
     ///
     /// A single put or update is sent without a transaction, so it has no request token, and only the SDK retries it.
     /// If the response is lost, the SDK's retry may be refused because the first attempt succeeded. An update without a
