@@ -59,6 +59,7 @@ help: ## shows this list
 demo: require ## onboards eight stations on a fresh local stack and shows the result; the stack keeps running; FORCE=1 replaces a running stack without asking
 	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) confirm-reset; fi
 	@$(MAKE) --no-print-directory down build-local
+	@echo "Building the demo's own program (the first time takes some minutes) ..."
 	@cargo build $(CARGO_FLAGS) -p demo --bin demo
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo

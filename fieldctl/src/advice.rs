@@ -95,7 +95,7 @@ const RULES: &[Rule] = &[
         errors: &[],
         kind: Some(Kind::ExecutionFailed),
         sources: &[],
-        means: "An undo failed nine times, so the site is not completely undone.",
+        means: "An undo failed permanently, so the site is not completely undone.",
         todo: "`fieldctl trace` shows the undo and its error. Fix the cause, then recover.",
         command: RECOVER,
     },

@@ -8,8 +8,8 @@
 
 ENV is an environment of samconfig.toml, such as staging. Its stack name is the environment's name, and each service
 gets those of its parameters that the service's template has. FIELDSTATION_PARAMETERS adds parameters, such as
-"LogLevel=DEBUG". Except in the environment `local`, bootstraps.py checks the functions after the build and verifies
-them before the deployment.
+"LogLevel=DEBUG". Except in the environment `local`, bootstraps.py checks the functions after the build, and verifies
+them before a deployment with --built.
 """
 
 import argparse

@@ -103,6 +103,7 @@ class Server:
             "AUTH": "true",  # every function uses its own role
             "FIELDSTATION_LOCAL_DIR": str(LOCAL),
             "BIND_HOST": HOST,
+            "IOT_MTLS_ENABLED": "0",  # MQTT would listen on every interface, and nothing here uses it
             "GATEWAY_PORT": str(self.port),
             "MINISTACK_REGION": REGION,
             "TMPDIR": str(TMP),

@@ -1,4 +1,4 @@
-"""Unit tests of the variables that `make env` prints."""
+"""Unit tests of the emulator's settings, and of the variables that `make env` prints."""
 
 import os
 import subprocess
@@ -6,6 +6,16 @@ import unittest
 from unittest import mock
 
 import stack
+
+
+class Emulator(unittest.TestCase):
+    def test_only_loopback_is_used(self):
+        settings = stack.MINISTACK.environment()
+        self.assertEqual("127.0.0.1", settings["BIND_HOST"])
+        with mock.patch.dict(os.environ, settings):
+            from ministack.services import iot
+
+            self.assertFalse(iot.mtls_enabled(), "MQTT listens on every interface")
 
 
 class ShellVariables(unittest.TestCase):

@@ -1,7 +1,7 @@
 //! Checks every minute that each event source mapping of the environment runs.
 //!
-//! Without this check, nobody would notice a disabled or deleted mapping: Lambda emits no metrics about it, and the
-//! queue or stream fills up until its messages expire.
+//! A disabled or deleted mapping reports no error, and its queue or stream fills up until the messages expire. This
+//! check reports its state. The `Polls` alarms only show that a stream or a queue of commands is not read.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 const ENABLED: &str = "Enabled";
 /// The state that is reported for an expected mapping that does not exist.
 const MISSING: &str = "Missing";
-/// The beginning of the last processing result of a stream's mapping that makes no progress.
+/// The prefix of a stream mapping's `LastProcessingResult` if its last batch failed.
 const PROBLEM: &str = "PROBLEM";
 
 /// The function check-consumers.
@@ -48,7 +48,7 @@ pub struct CheckConsumers {
 /// An error of the check.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The mappings can't be listed now: Lambda throttled the call, timed out or was unavailable.
+    /// The mappings can't be listed now: Lambda throttled the call or was unavailable, or the check's deadline passed.
     #[error("the event source mappings can't be listed now: {0}")]
     Unavailable(String),
     /// Lambda refused to list the mappings. A retry would be refused again.

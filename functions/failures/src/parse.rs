@@ -1,8 +1,9 @@
 //! Parses the messages of the failure queues and the files of the failure bucket. Nothing is refused: an input in
 //! no known format is kept unchanged.
 //!
-//! The functions of a service share one queue, so each message must name the function that failed. A message that
-//! does not is unreadable, and its source is the queue.
+//! The functions of a service share one queue, so each message in it must name the function or state machine that
+//! failed. A message that does not is unreadable, and its source is the queue. Each dead-letter queue of billing has the
+//! commands of one function, which is the source.
 
 use std::{borrow::Cow, fmt};
 
@@ -179,8 +180,8 @@ fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedW
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
             Some(function) => not_delivered(source(function)?, message, body),
-            // The target may be this queue. It is also the dead-letter queue of the rule that sends the events of
-            // executions to it, so such an event may arrive as a dead letter.
+            // The target is not a function of this environment, but may be this queue: a rule sends the events of
+            // executions to this queue, and the queue is also the dead-letter queue of that rule.
             None => execution(environment, body),
         },
         None => invocation(environment, body)
@@ -206,7 +207,8 @@ fn source(name: &str) -> Option<&str> {
     ((1..=MAX_SOURCE_CHARS).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
 }
 
-/// Returns the failure of a message in no known format. Its source is the queue of the message.
+/// Returns the failure of a message in no known format. Its source is `queue`: the queue of the message, or for a dead
+/// letter the function that consumes the commands.
 #[must_use]
 pub fn unreadable(queue: &str, body: &str) -> FailedWork {
     let error = ErrorInfo::new("Unreadable", "the message has no known format");
@@ -347,7 +349,7 @@ fn quarantined(body: &str) -> Option<FailedWork> {
 fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair> {
     let target = undelivered_target(message).unwrap_or_default();
     if names::function_of_arn(environment, target).is_some() {
-        // The event was for a function, which did not get it.
+        // A dead letter for a function is a failure of that function, whatever its event reports.
         return None;
     }
     let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;
@@ -410,8 +412,9 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
-/// Returns the failure of a stream's record. Records with the same data, or with the same new row, are the same work,
-/// regardless of their position in the stream and of how they failed.
+/// Returns the failure of a stream's record. Kinesis records with the same partition key, data and part number are the
+/// same work. Two records of a table's stream are the same work if both report the insertion of the same row. The
+/// position in the stream and the error do not matter.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
     let text = record.get();
     let stream_record = serde_json::from_str::<Record>(text).ok();

@@ -1,9 +1,9 @@
 //! Writes the contents of the failure queues and of the failure bucket as rows.
 //!
-//! A message is done when its payload's file, if any, and its row are written. Until then it is delivered again,
-//! because the queues have no dead-letter queue. So a message may fail only while the table or a bucket is unavailable.
-//! A message or a file that can't be parsed is recorded unchanged. A row has the ids of the messages that it was
-//! recorded from, so a redelivered message changes nothing.
+//! A message is done when its payload's file, if any, and its row are written. A message that fails is delivered again
+//! until it expires, because the queues have no dead-letter queue. Therefore a message fails only while the table or a
+//! bucket is unavailable: a message or a file that can't be parsed is recorded unchanged. A row has the ids of the
+//! messages that it was recorded from, so a redelivered message changes nothing.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
@@ -61,10 +61,11 @@ impl RecordFailure {
         }
     }
 
-    /// Closes the failure of earlier teardowns of the same onboarding, if there is one.
+    /// Closes the failure that the execution repaired, if there is one. All teardowns of an onboarding share one
+    /// failure.
     ///
     /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
-    /// replays it. That replay changes nothing.
+    /// replays it. That replay finds nothing left to undo, and closes the failure.
     async fn mark_replayed(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;
         if self.ledger.mark_replayed(*id, &format!("repaired by execution {execution}")).await? {

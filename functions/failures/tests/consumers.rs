@@ -30,7 +30,7 @@ fn with_state(consumer: &str, state: &str) -> Vec<Value> {
     mappings
 }
 
-/// Starts a stub of Lambda with these pages of mappings and of SQS with three messages in each queue.
+/// Starts a stub of Lambda and SQS. Lambda has these pages of mappings, and each queue has three messages.
 async fn start_stub(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
     Stub::start(move |call| {
         if call.operation() == "GetQueueAttributes" {

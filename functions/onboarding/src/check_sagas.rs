@@ -1,6 +1,7 @@
 //! Counts the running onboardings and teardowns every few minutes and reports those that make no progress.
 //!
-//! To wait for the payment provider, or for the teardown of a failed onboarding, is not progress.
+//! Progress is a new event in the execution's history. While an execution waits for the payment provider, or for the
+//! teardown of a failed onboarding, it makes no progress.
 
 use std::time::Duration;
 

@@ -3,7 +3,8 @@
 //!
 //! An onboarding that fails undoes itself: the Catch of each step starts the teardown. No Catch runs after a timeout or
 //! an abort of the whole execution, or after an error of the state machine itself. `recover-onboarding` handles these
-//! cases. `check-sagas` reports onboardings and teardowns that run but make no progress.
+//! cases, and onboardings whose teardown was incomplete. `check-sagas` reports onboardings and teardowns that run but
+//! make no progress.
 
 pub mod check_sagas;
 pub mod recover_onboarding;
@@ -15,7 +16,8 @@ use machines::MachineError;
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum OnboardingError {
-    /// The execution does not belong to a state machine of the saga, or its input is not that of a saga.
+    /// The execution does not belong to a state machine of the saga, or its input is not that of a saga. Or an event
+    /// has ids of different sites.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
     /// The input of an execution can't be serialized.

@@ -1,4 +1,5 @@
-//! Starts one teardown after a saga was stopped, timed out or failed without its own teardown.
+//! Starts one teardown after an onboarding ended without success and was not completely undone, or after a teardown was
+//! stopped.
 //!
 //! A teardown undoes everything that may exist, and does not depend on how far the saga got. It is harmless if the
 //! saga's own teardown is still running or has run. A site that was already ACTIVE when its onboarding was stopped

@@ -1,12 +1,15 @@
 //! Registration, read model and end of life of sites.
 //!
 //! This crate owns the sites table. Its key is `siteId` and `row`. The row `SITE` is the site itself
-//! ([`SiteRow`]). Rows `STEP#<name>` hold the state of the onboarding's steps, projected from their events
-//! ([`StepRow`]). The crate emits the events of the entity `site`.
+//! ([`SiteRow`]). Rows `STEP#<name>` hold the state of the onboarding's other steps, projected from their events
+//! ([`StepRow`]). The state of the step ActivateSite is in the row `SITE`. The crate emits the events of the entity
+//! `site`.
 //!
 //! A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or ONBOARDING -> REJECTED.
-//! REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation finds them
-//! and changes nothing.
+//! The teardown also closes a site that is ACTIVE. The site becomes REJECTED if its onboarding failed after the
+//! activation was committed. It becomes DECOMMISSIONED if `decommission-site` has started the teardown but not yet set
+//! DECOMMISSIONING. REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation
+//! finds them and changes nothing.
 
 pub mod activate_site;
 pub mod close_site;
@@ -36,7 +39,7 @@ pub enum Status {
     Onboarding,
     /// In service.
     Active,
-    /// The onboarding failed and was undone.
+    /// The onboarding failed, and its undos have run. This status is final.
     Rejected,
     /// The teardown is taking the site out of service.
     Decommissioning,
@@ -209,10 +212,10 @@ pub enum SitesError {
     /// The site does not exist.
     #[error("there is no site {0}")]
     Unknown(SiteId),
-    /// The site is already closed, so it can't be activated.
+    /// The site is closed or being decommissioned, so it can't be activated.
     #[error("site {0} is already closed")]
     Superseded(SiteId),
-    /// Another writer changed the row between the read and the conditional write.
+    /// Another writer changed the site at the same time.
     #[error("another writer changed site {0}")]
     Busy(SiteId),
     /// A call to the table failed.

@@ -46,8 +46,8 @@ pub enum Reply {
     Ignored,
 }
 
-/// Returns the step that an event is about, and the step's new status. Returns `None` for the site's own step,
-/// whose state is in the site's row.
+/// Returns the step that an event is about, and the step's new status. Returns `None` for an event of no step, and for
+/// the site's own step, whose state is in the site's row.
 fn step_status(event_type: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(event_type)?;
     let status = match outcome {

@@ -109,11 +109,11 @@ fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) ->
     }
 }
 
-/// Returns the SHA-256 of the registration as it was sent, in hex.
+/// Returns the SHA-256 of the parsed registration, in hex.
 ///
-/// The order of fields and the white space between them do not matter. White space around a name counts, although
-/// it is not stored, because earlier releases hashed it, too. With another hash, a retry after a deployment would be
-/// refused.
+/// The order of the JSON fields and the white space between them do not change the hash. White space around a name
+/// changes it, although it is not stored. Earlier releases hashed it too. If this release did not, it would refuse the
+/// retry of a registration that an earlier release stored.
 fn request_hash(registration: &SiteRegistration) -> String {
     let canonical = serde_json::to_vec(registration).unwrap_or_default();
     Sha256::digest(canonical).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))

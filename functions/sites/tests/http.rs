@@ -380,9 +380,9 @@ async fn the_location_header_is_correct_for_every_stage_and_base_path() {
             arn: TEARDOWN.to_owned(),
         },
     };
-    // The prefix of the path that the client called, and the prefix that API Gateway shows in `path`: for a stage's
-    // default address, a custom domain, and a custom domain with a base path. `path` includes the base path but not
-    // the stage.
+    // Each entry has the prefix of the path that the client called, and the prefix of `path` in API Gateway's event.
+    // `path` includes the base path but not the stage. The entries are a stage's default address, a custom domain, and
+    // a custom domain with a base path.
     for (prefix, path_prefix) in [("/v1", ""), ("", ""), ("/field/station", "/field/station")] {
         for slash in ["", "/"] {
             let mut request = post(Some("key-1"), &registration().to_string());

@@ -1,4 +1,4 @@
-//! Bundles of readings. A bundle is the unit of transport, of idempotency and of storage.
+//! Bundles of readings. A bundle is the unit of transport. Each of its series is stored once.
 //!
 //! It is the body of `POST /readings` and the data of a record of the readings stream.
 

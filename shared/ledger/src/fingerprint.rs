@@ -27,7 +27,7 @@ pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
 const SENDER_BYTES: usize = 3;
 
 /// Returns the id of the group that a failure belongs to. Failures of one cause are one group: its id is their
-/// fingerprint. Quarantined readings are caused by their sender, so each combination of site, sensor and sender has
+/// fingerprint. The cause of quarantined readings is their sender, so each combination of site, sensor and sender has
 /// its own group: the fingerprint, `-`, and six hex digits.
 #[must_use]
 pub fn group_id(fingerprint: &str, source: &str, kind: Kind, affected_ids: &AffectedIds) -> String {

@@ -2,8 +2,8 @@
 //!
 //! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, also
 //! after a replay, the same row gets one more attempt. The index `byStatus` lists the rows of each status,
-//! ordered by the time of their last attempt. The functions of the failures service write the rows. Operators
-//! read, replay and discard them with fieldctl.
+//! ordered by the time of their last attempt. The function `record-failure` writes the rows. Operators read, replay
+//! and discard them with fieldctl.
 
 mod error;
 pub mod files;
@@ -84,7 +84,8 @@ pub enum Kind {
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message in an unknown format. It is stored unchanged and can't be replayed.
+    /// A message or a file that can't be read, or work whose row the table refuses. The payload is stored unchanged. It
+    /// can't be replayed.
     Unreadable,
 }
 
@@ -179,7 +180,7 @@ pub struct PayloadFile {
 pub enum ReplayState {
     /// The replay is claimed: it is being sent, or its sender was interrupted.
     Sending,
-    /// The replay has ended, and its outcome is in the row.
+    /// The claim has ended. The outcome is in the row, unless it is not known yet.
     Ended,
 }
 
@@ -205,7 +206,7 @@ pub struct Replay {
 pub struct FailedWork {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed. For work that can't be read: the queue.
+    /// The function or state machine that failed. If it is not known: the queue.
     pub source: String,
     /// How it failed.
     pub kind: Kind,
@@ -236,15 +237,14 @@ pub enum Payload {
 pub struct FailureRow {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed, such as `project-site`. For work that can't be read: the
-    /// queue.
+    /// The function or state machine that failed, such as `project-site`. If it is not known: the queue.
     pub source: String,
     /// How the work failed last.
     pub kind: Kind,
     /// The payload that a replay sends. `None` if it is in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
-    /// The payload's file, if the payload is too long for the row.
+    /// The payload's file, if the payload is too long for the row, or if it is a file that can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_file: Option<PayloadFile>,
     /// Why the work failed last.
@@ -272,7 +272,7 @@ pub struct FailureRow {
     /// The ids of the messages about the failure, by which a redelivered message is recognized. At most 100.
     #[serde(default, serialize_with = "serde_dynamo::string_set::serialize")]
     pub messages: BTreeSet<String>,
-    /// How often the failure was claimed for a replay.
+    /// How often the failure was claimed for a replay, without the replays that were not sent.
     pub replays: u32,
     /// The last replay.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,8 +23,8 @@ const ASYNCHRONOUS: [&str; 11] = [
     "sweep-events",
 ];
 
-/// Returns whether a successful teardown of the same onboarding completes the work of a source. The teardown runs
-/// every undo, and no step of the onboarding has an effect after its undo.
+/// Returns whether a failure of this source can be closed after a teardown of the failure's onboarding succeeded. The
+/// teardown runs every undo, and no step of the onboarding has an effect after its undo.
 #[must_use]
 pub fn is_done_by_teardown(source: &str) -> bool {
     let mut steps = STEPS.iter().flat_map(|step| [step.function(), step.undo_function()]);

@@ -1,7 +1,8 @@
 //! Reads and changes the rows of failures: record, list, claim for a replay, finish and discard.
 //!
-//! A change is decided on the current row and committed on the condition that the row is unchanged.
-//! If the condition fails, the change is decided again on the new row.
+//! A claim, finish or discard is decided on the current row and committed on the condition that the row is unchanged.
+//! If the condition fails, it is decided again on the new row. Recording a failure and marking it as replayed do not
+//! read the row first.
 
 use std::collections::HashMap;
 
@@ -43,7 +44,7 @@ pub struct Ledger {
 pub struct FailureSummary {
     /// The row's key.
     pub id: FailureId,
-    /// The function or state machine that failed.
+    /// The function or state machine that failed. If it is not known: the queue.
     pub source: String,
     /// How the work failed last.
     pub kind: Kind,
@@ -62,7 +63,7 @@ pub struct FailureSummary {
     /// The onboarding that the work belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// How often the failure was claimed for a replay.
+    /// How often the failure was claimed for a replay, without the replays that were not sent.
     pub replays: u32,
     /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
     #[serde(flatten, skip_deserializing)]
@@ -170,8 +171,8 @@ pub enum ReplayOutcome {
 pub enum FinishResult {
     /// The failure is `REPLAYED`.
     Replayed,
-    /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
-    /// discarded in the meantime.
+    /// The failure has this status. The replay failed or was not sent, its outcome is unknown, or the failure was
+    /// recorded again or discarded in the meantime.
     Unchanged(Status),
     /// Another replay has claimed the failure since, or there is no such failure.
     ClaimLost,
@@ -332,7 +333,8 @@ impl Ledger {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
-    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds.
+    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds, unless [`ClaimOptions::in_doubt`]
+    /// allows a claim of a failure that another replay has claimed.
     pub async fn claim(
         &self,
         id: FailureId,

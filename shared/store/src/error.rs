@@ -9,7 +9,8 @@ use fault::{AwsErrorKind, ErrorKind, Fault};
 /// An error of a call to DynamoDB. A condition that does not hold is not an error: see [`crate::Commit`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
+    /// The call was throttled, was in conflict with another transaction, or got no usable response (timeout, broken
+    /// connection, server error). The same call may succeed later.
     #[error("DynamoDB is temporarily unavailable: {0}")]
     Transient(String),
     /// A row can't be read or written in the format of this service, or it is the idempotency record of another

@@ -233,8 +233,8 @@ impl Idempotency {
     /// The transaction commits only in these cases:
     ///
     /// - There is no record, or it is completed.
-    /// - The last run did not complete the record, its lock is released or expired, and the record has no checkpoint or
-    ///   the checkpoint `seen`. With another checkpoint, an effect may exist that the caller does not know.
+    /// - The last run did not complete the record, its lock is released or expired, and the record's checkpoint is
+    ///   missing or equal to `seen`. With another checkpoint, an effect may exist that the caller does not know.
     pub fn delete_record<C: Serialize>(
         &self,
         transaction: Transaction,

@@ -1,4 +1,4 @@
-//! Access to DynamoDB for the services.
+//! Access to DynamoDB for the services and fieldctl.
 //!
 //! A step commits one [`Transaction`]: the business row and the event row are written together or not at all. A
 //! condition on the existence, the status or the `sequence` of the business row prevents duplicates, so no marker row

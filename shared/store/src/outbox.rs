@@ -88,7 +88,7 @@ impl EventRow {
 }
 
 impl<D: Event> NewEvent<D> {
-    /// Creates the event of a step of this saga.
+    /// Creates an event of this saga's onboarding.
     pub fn in_saga(
         saga: SagaContext,
         entity: impl Into<Entity>,

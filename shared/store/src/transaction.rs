@@ -22,7 +22,7 @@ use crate::{
     table::{decode, encode, names},
 };
 
-/// The maximum number of retries of a transaction after a conflict with another transaction, or after a throttle.
+/// The maximum number of retries of a transaction that DynamoDB cancelled because of a conflict or a throttle.
 const MAX_RETRIES: u32 = 4;
 
 /// The result of a transaction.
@@ -35,7 +35,8 @@ pub enum Commit {
     Refused(FailedConditions),
 }
 
-/// The actions whose conditions did not hold, each with the existing row, if there was one.
+/// The actions whose conditions did not hold, each with the existing row, if there was one. An event's row is not
+/// returned.
 #[derive(Debug)]
 pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 
@@ -46,8 +47,8 @@ impl FailedConditions {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 
-    /// Returns the row at `key` as it was when the condition on it failed. Returns `None` if the condition held, or if
-    /// there was no row.
+    /// Returns the row at `key` as it was when the condition on it failed. Returns `None` if the condition held, if
+    /// there was no row, or if the row is an event.
     pub fn row<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
         self.0
             .iter()
@@ -93,8 +94,8 @@ impl Transaction {
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
-    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read. If it has, nothing
-    /// else has changed the row since the read.
+    /// Replaces a row if its attribute `sequence` still has this value, which the caller has read. Each write of the
+    /// row must increase `sequence`. An unchanged `sequence` then means that the row has not changed since the read.
     #[must_use]
     pub fn put_if_sequence<R: Serialize>(
         self,
@@ -226,12 +227,12 @@ impl Transaction {
     }
 
     /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost response has
-    /// no second effect. After a conflict with another transaction or a throttle, this method sends the transaction
-    /// again, up to four times.
+    /// no second effect. If DynamoDB cancels the transaction because of a conflict with another one or a throttle, this
+    /// method sends it again, up to four times.
     ///
     /// A single put or update is sent without a transaction, so it has no request token, and only the SDK retries it.
-    /// If the response is lost, the retry may be refused because of the first attempt, or may apply an update without a
-    /// condition twice.
+    /// If the response is lost, the SDK's retry may be refused because the first attempt succeeded. An update without a
+    /// condition is not refused, so it may be applied twice.
     pub async fn commit(self) -> Result<Commit, StoreError> {
         if let Some(error) = self.error {
             return Err(error);

@@ -1,6 +1,6 @@
-//! Helpers that the tests of sites share.
+//! Functions that the tests of sites share.
 
-// Each test file uses a part of the helpers.
+// Each test file uses only some of them.
 #![allow(dead_code)]
 
 use contracts::{EntityType, OperatorId, SagaContext, Scope, SiteId};

@@ -211,7 +211,9 @@ pub fn local_stack_is_local(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
     let path = "tools/local/stack.py";
     let source = subject.file(path);
-    for needed in ["HOST = \"127.0.0.1\"\n", "\"BIND_HOST\": HOST,"] {
+    // MQTT has no setting for its interface.
+    let mqtt_is_off = "\"IOT_MTLS_ENABLED\": \"0\",";
+    for needed in ["HOST = \"127.0.0.1\"\n", "\"BIND_HOST\": HOST,", mqtt_is_off] {
         violations.check(source.contains(needed), path, format!("does not contain {needed:?}"));
     }
     for (path, source) in subject.under("tools/local/") {

@@ -907,6 +907,7 @@ const SUPPLY: &[Rule] = &[
         breaks: &[
             (Replace("tools/local/stack.py", "HOST = \"127.0.0.1\"", "HOST = \"0.0.0.0\""), "tools/local/stack.py"),
             (Replace("tools/local/stack.py", "\"BIND_HOST\": HOST,", ""), "tools/local/stack.py"),
+            (Replace("tools/local/stack.py", "\"IOT_MTLS_ENABLED\": \"0\",", ""), "tools/local/stack.py"),
         ],
     },
 ];
