@@ -12,7 +12,7 @@ import prove  # noqa: F401  First: the order of its imports is the order of the 
 import botocore.exceptions
 import deploying
 import sagas
-from environment import Environment
+from environment import Environment, function_names
 from steps import STEPS, NotProved, Skipped
 
 ACCOUNT = "123456789012"
@@ -496,14 +496,14 @@ class Reports(Case):
         self.not_proved("account-metrics", env, "Throttles exists only with")
 
     def test_the_dashboard(self):
-        env = Fake()
+        env, functions = Fake(), len(function_names())
         expression = "SEARCH('{AWS/Lambda,FunctionName} MetricName=\"Invocations\" FunctionName=fieldstation', 'Sum', 300)"
         widgets = [{"properties": {"markdown": "x"}}, {"properties": {"title": "calls", "metrics": [["AWS/SQS", "x"], [{"expression": expression}]]}}]
         env.clients["cloudwatch"].get_dashboard.return_value = {"DashboardBody": json.dumps({"widgets": widgets})}
-        env.clients["cloudwatch"].get_metric_data.return_value = {"MetricDataResults": [{}] * 30}
-        self.assertIn("calls 30", self.proved("dashboard", env))
+        env.clients["cloudwatch"].get_metric_data.return_value = {"MetricDataResults": [{}] * functions}
+        self.assertIn(f"calls {functions}", self.proved("dashboard", env))
         env.clients["cloudwatch"].get_metric_data.return_value = {"MetricDataResults": []}
-        self.not_proved("dashboard", env, "finds 0 metrics of 30")
+        self.not_proved("dashboard", env, f"finds 0 metrics of {functions}")
 
     def test_an_alarm_on_throttles(self):
         env = Fake()
