@@ -157,7 +157,8 @@ impl Stack {
     /// Returns the secret of the first administrator.
     pub async fn first_administrator_secret(&self) -> Result<String> {
         let input = json!({ "SecretId": self.named(names::FIRST_ADMINISTRATOR) });
-        let secret = self.json_call("secretsmanager", "secretsmanager.GetSecretValue", &input).await?;
+        let secret =
+            self.json_call("secretsmanager", "secretsmanager.GetSecretValue", &input).await?;
         let secret = secret["SecretString"].as_str().context("the secret is not a text")?;
         Ok(secret.to_owned())
     }
@@ -181,7 +182,12 @@ impl Stack {
     }
 
     /// Calls an operation of an AWS service that takes JSON, without an SDK.
-    pub(crate) async fn json_call(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
+    pub(crate) async fn json_call(
+        &self,
+        service: &str,
+        target: &str,
+        input: &Value,
+    ) -> Result<Value> {
         let body = input.to_string();
         let mut request = self
             .http

@@ -25,7 +25,7 @@ use uuid::Uuid;
 struct Operator {
     id: String,
     marker: String,
-    operator_key: String,
+    full_key: String,
     read_key: String,
     logger_key: String,
     /// A logger key for a site that does not exist.
@@ -76,25 +76,25 @@ impl Operator {
         ensure!(created.status == 201, "{created}");
         let id = text(&created.body, "operatorId")?;
         let body = json!({ "name": marker, "scope": "operator", "operatorId": id });
-        let operator_key = text(&create_key(stack, None, body).await?, "key")?;
+        let full_key = text(&create_key(stack, None, body).await?, "key")?;
 
         let key = async |scope: &str| {
-            create_key(stack, Some(&operator_key), json!({ "name": marker, "scope": scope })).await
+            create_key(stack, Some(&full_key), json!({ "name": marker, "scope": scope })).await
         };
         let read_key = text(&key("read").await?, "key")?;
         let unused_key = text(&key("read").await?, "keyId")?;
         let other_logger_key = text(&key(&format!("logger:{}", Uuid::new_v4())).await?, "key")?;
 
-        let rejected = onboard(stack, &operator_key, &marker, DECLINED_CARD, "REJECTED").await?;
+        let rejected = onboard(stack, &full_key, &marker, DECLINED_CARD, "REJECTED").await?;
         let rejected_site = text(&rejected, "siteId")?;
-        let site = onboard(stack, &operator_key, &marker, GOOD_CARD, "ACTIVE").await?;
+        let site = onboard(stack, &full_key, &marker, GOOD_CARD, "ACTIVE").await?;
         let site_id = site["siteId"].as_str().context("no siteId")?.parse()?;
         let sensor = text(&site["sensors"][0], "sensorId")?;
         let logger_key = text(&key(&format!("logger:{site_id}")).await?, "key")?;
         let operator = Self {
             id,
             marker,
-            operator_key,
+            full_key,
             read_key,
             logger_key,
             other_logger_key,
@@ -234,12 +234,12 @@ async fn credentials(Operators { stack, a, b }: &Operators) -> Result<[Vec<Strin
         Vec::new(),
         bearer(&secret),
         bearer(&b.read_key),
-        bearer(&b.operator_key),
+        bearer(&b.full_key),
         bearer(&b.logger_key),
         bearer(&a.other_logger_key),
         bearer(&a.logger_key),
         bearer(&a.read_key),
-        bearer(&a.operator_key),
+        bearer(&a.full_key),
         bearer(stack.api_key().await?),
     ])
 }
@@ -254,7 +254,7 @@ async fn each_caller_gets_what_its_scope_allows() -> Result<()> {
     let all = &operators().await?;
     let credentials = credentials(all).await?;
     let mut found = Vec::new();
-    for (route, call) in routes(&all.a) {
+    for (route, call) in routes(all.a) {
         let mut statuses = [0; CALLERS.len()];
         for (status, credential) in statuses.iter_mut().zip(&credentials) {
             *status = all.stack.call(with(&call, credential)).await?.status;
@@ -267,14 +267,16 @@ async fn each_caller_gets_what_its_scope_allows() -> Result<()> {
 
 /// Compares the table in docs/access.md with the statuses. `UPDATE_DOCS=1 make e2e-test` rewrites it.
 fn document(found: &[(&str, [u16; CALLERS.len()])]) -> Result<()> {
-    let mut table = format!("| route | {} |\n|---|{}\n", CALLERS.join(" | "), "---|".repeat(CALLERS.len()));
+    let columns = "---|".repeat(CALLERS.len());
+    let mut lines = vec![format!("| route | {} |\n|---|{columns}\n", CALLERS.join(" | "))];
     for (route, statuses) in found {
         let cells = statuses.map(|status| match status {
             200..300 | 400 | 409 => "yes".to_owned(),
             refused => refused.to_string(),
         });
-        table += &format!("| `{route}` | {} |\n", cells.join(" | "));
+        lines.push(format!("| `{route}` | {} |\n", cells.join(" | ")));
     }
+    let table = lines.concat();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/access.md");
     let page = fs::read_to_string(&path)?;
     let (start, end) = ("<!-- generated -->\n", "<!-- /generated -->\n");
@@ -298,30 +300,32 @@ fn jwt(header: &Value) -> String {
 }
 
 /// Returns `Authorization` headers that must be refused, each with its name.
-async fn bad_credentials(Operators { stack, a, .. }: &Operators) -> Result<Vec<(&'static str, Vec<String>)>> {
+async fn bad_credentials(
+    Operators { stack, a, .. }: &Operators,
+) -> Result<Vec<(&'static str, Vec<String>)>> {
     let unknown = ApiKey::generate(Kind::Admin)?.reveal().to_owned();
-    let mut wrong_checksum = a.operator_key.clone();
+    let mut wrong_checksum = a.full_key.clone();
     let last = if wrong_checksum.pop() == Some('0') { '1' } else { '0' };
     wrong_checksum.push(last);
 
-    let create = async |body: Value| create_key(stack, Some(&a.operator_key), body).await;
+    let create = async |body: Value| create_key(stack, Some(&a.full_key), body).await;
     let rotated = create(json!({ "name": "rotated", "scope": "operator" })).await?;
     create(json!({ "name": "next", "scope": "operator", "replaces": rotated["keyId"], "overlapSeconds": 0 }))
         .await?;
     let revoked = create(json!({ "name": "revoked", "scope": "operator" })).await?;
     let path = format!("/keys/{}", text(&revoked, "keyId")?);
-    let response = stack.call(Call::delete(path).bearing(&a.operator_key)).await?;
+    let response = stack.call(Call::delete(path).bearing(&a.full_key)).await?;
     ensure!(response.status == 200, "{response}");
 
     let bearer = |key: &str| vec![format!("Bearer {key}")];
     Ok(vec![
         ("no header", Vec::new()),
         ("an empty header", vec![String::new()]),
-        ("no scheme", vec![a.operator_key.clone()]),
-        ("another scheme", vec![format!("Basic {}", a.operator_key)]),
+        ("no scheme", vec![a.full_key.clone()]),
+        ("another scheme", vec![format!("Basic {}", a.full_key)]),
         ("no credential", vec!["Bearer ".to_owned()]),
-        ("two credentials", vec![format!("Bearer {} {}", a.operator_key, a.operator_key)]),
-        ("two headers", [bearer(&a.operator_key), bearer(&a.operator_key)].concat()),
+        ("two credentials", vec![format!("Bearer {} {}", a.full_key, a.full_key)]),
+        ("two headers", [bearer(&a.full_key), bearer(&a.full_key)].concat()),
         ("a wrong checksum", bearer(&wrong_checksum)),
         ("a key of another stage", bearer(&unknown)),
         ("a key that was replaced and has expired", bearer(&text(&rotated, "key")?)),
@@ -338,7 +342,7 @@ async fn every_bad_credential_is_refused_on_every_route() -> Result<()> {
     let all = &operators().await?;
     let mut details = BTreeSet::new();
     for (what, credential) in bad_credentials(all).await? {
-        for (route, call) in routes(&all.a) {
+        for (route, call) in routes(all.a) {
             let response = all.stack.call(with(&call, &credential)).await?;
             assert_eq!(response.status, 401, "{what}, {route}: {response}");
             assert_eq!(response.header("www-authenticate"), "Bearer", "{what}, {route}");
@@ -365,15 +369,15 @@ async fn another_operators_resources_are_unknown() -> Result<()> {
     let Operators { stack, a, b } = operators().await?;
     let unknown = Uuid::new_v4().to_string();
     let site = a.site.to_string();
-    let calls: [(&str, fn(&str) -> Call); 4] = [
-        (&site, |id| Call::get(format!("/sites/{id}"))),
-        (&site, |id| Call::delete(format!("/sites/{id}"))),
-        (&a.sensor, |id| Call::get(format!("/sensors/{id}/readings?aggregate=hour"))),
-        (&a.unused_key, |id| Call::delete(format!("/keys/{id}"))),
-    ];
-    for (id, call) in calls {
-        let foreign = stack.call(call(id).bearing(&b.operator_key)).await?;
-        let missing = stack.call(call(&unknown).bearing(&b.operator_key)).await?;
+    for (method, path, id) in [
+        (Method::GET, "/sites/<id>", &site),
+        (Method::DELETE, "/sites/<id>", &site),
+        (Method::GET, "/sensors/<id>/readings?aggregate=hour", &a.sensor),
+        (Method::DELETE, "/keys/<id>", &a.unused_key),
+    ] {
+        let call = |id: &str| Call::new(method.clone(), path.replace("<id>", id));
+        let foreign = stack.call(call(id).bearing(&b.full_key)).await?;
+        let missing = stack.call(call(&unknown).bearing(&b.full_key)).await?;
         assert_eq!(foreign.status, 404, "{foreign}");
         assert_eq!(comparable(&foreign, id), comparable(&missing, &unknown));
     }
@@ -387,7 +391,7 @@ async fn another_operators_resources_are_unknown() -> Result<()> {
 async fn no_response_to_an_operator_has_a_marker_of_another() -> Result<()> {
     let Operators { stack, a, b } = operators().await?;
     // A second site gives operator A a page token.
-    onboard(&stack, &a.operator_key, &a.marker, GOOD_CARD, "ACTIVE").await?;
+    onboard(&stack, &a.full_key, &a.marker, GOOD_CARD, "ACTIVE").await?;
     let first = stack.call(Call::get("/sites?status=ACTIVE&limit=1").bearing(&a.read_key)).await?;
     let token = text(&first.body, "next")?;
     let mut calls: Vec<_> = routes(a).into_iter().map(|(_, call)| call).collect();
@@ -399,7 +403,7 @@ async fn no_response_to_an_operator_has_a_marker_of_another() -> Result<()> {
         a.readings(),
         Call::get(format!("/sensors/{}/readings?aggregate=day", a.sensor)),
     ]);
-    let keys = [&b.operator_key, &b.read_key, &b.logger_key, &b.other_logger_key];
+    let keys = [&b.full_key, &b.read_key, &b.logger_key, &b.other_logger_key];
     let sent = calls.iter().flat_map(|call| keys.map(|key| call.clone().bearing(key)));
     let responses = try_join_all(sent.map(|call| stack.call(call))).await?;
     for response in responses {
@@ -420,7 +424,7 @@ async fn two_operators_can_use_the_same_idempotency_key() -> Result<()> {
     let key = unique();
     let register = async |operator: &Operator, name: &str| {
         let body = registration(name, &[Metric::WaterLevel], GOOD_CARD);
-        stack.call(Call::post_site(&key, &body).bearing(&operator.operator_key)).await
+        stack.call(Call::post_site(&key, &body).bearing(&operator.full_key)).await
     };
     let (of_a, of_b) = (register(a, "one").await?, register(b, "two").await?);
     assert_eq!((of_a.status, of_b.status), (202, 202), "{of_a} {of_b}");
@@ -439,7 +443,7 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
     let Operators { stack, a, b } = operators().await?;
     let at = Timestamp::now().plus_millis(-7_200_000);
     let bundle = a.bundle(at, 987.25);
-    let call = Call::post_readings(bundle.to_string()).bearing(&b.operator_key);
+    let call = Call::post_readings(bundle.to_string()).bearing(&b.full_key);
     assert_eq!(stack.call(call).await?.status, 202);
     // The bundle is set aside as that of an unknown sensor, with its payload.
     let failure = stack.failure_about("store-readings", &text(&bundle, "bundleId")?).await?;

@@ -2,7 +2,7 @@
 //!
 //! This crate owns the sites table. Its key is `siteId` and `row`. The row `SITE` is the site itself
 //! ([`SiteRow`]). Rows `STEP#<name>` hold the state of the onboarding's other steps, projected from their events
-//! ([`StepRow`]). The state of the step ActivateSite is in the row `SITE`. The crate emits the events of the entity
+//! ([`StepRow`]). The state of the step `ActivateSite` is in the row `SITE`. The crate emits the events of the entity
 //! `site`.
 //!
 //! A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or ONBOARDING -> REJECTED.

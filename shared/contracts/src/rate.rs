@@ -46,15 +46,18 @@ impl RateLimit {
 impl Plan {
     /// Returns the limit of all requests of an operator together.
     ///
-    /// Each bucket is full again after 10 seconds without requests. Ten times the highest rate is below the rate that the
-    /// stage accepts from all operators together, so an operator that sends too much is refused here, alone, and not by
-    /// the stage, together with the others. See `ThrottlingRateLimit` in the gateway's template.
+    /// 10 requests per second are 9,000 data loggers that send every 15 minutes. Each bucket is full again after 10
+    /// seconds without requests.
+    ///
+    /// Ten times the highest rate is half of what the stage accepts from all operators together (`ThrottlingRateLimit`
+    /// in the gateway's template). So an operator that sends too much is refused here, alone, and not by the stage,
+    /// together with the others.
     #[must_use]
     pub const fn rate_limit(self) -> RateLimit {
         match self {
-            Self::Community => RateLimit::new(20, 200),
-            Self::Standard => RateLimit::new(50, 500),
-            Self::Professional => RateLimit::new(100, 1_000),
+            Self::Community => RateLimit::new(10, 100),
+            Self::Standard => RateLimit::new(20, 200),
+            Self::Professional => RateLimit::new(50, 500),
         }
     }
 }

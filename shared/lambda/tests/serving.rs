@@ -192,7 +192,7 @@ fn http_request(path: &str, headers: &Value) -> Value {
     request["multiValueHeaders"] = json!({});
     request["requestContext"]["authorizer"] = json!({
         "operatorId": OperatorId::DEFAULT, "scope": "read", "actor": "key:fsr_12345678",
-        "plan": "community",
+        "plan": "standard",
     });
     request
 }

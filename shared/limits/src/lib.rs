@@ -39,7 +39,7 @@ use crate::{
 /// The maximum number of buckets in memory. One is about 200 bytes.
 const MAX_BUCKETS: usize = 2_000;
 /// The timeout of a lease. After it, the request is allowed.
-const LEASE_TIMEOUT: Duration = Duration::from_millis(500);
+const LEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a failed lease, requests are allowed without a lease for this time, in milliseconds. So a table that fails
 /// slowly does not make every request slow.
 const PAUSE_MILLIS: i64 = 1_000;

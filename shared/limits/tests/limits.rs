@@ -12,8 +12,8 @@ use testkit::{
     sample::noon,
 };
 
-/// The plan with the smallest limit.
-const SMALL: Plan = Plan::Community;
+/// A plan with 20 requests per second, and 200 at once.
+const SMALL: Plan = Plan::Standard;
 
 fn fleet(dynamo: &Dynamo, environments: usize) -> Vec<Limits> {
     (0..environments).map(|_| Limits::new(dynamo.table(LIMITS))).collect()
@@ -113,7 +113,7 @@ async fn a_full_bucket_has_exactly_its_burst() {
 #[tokio::test]
 async fn a_busy_environment_writes_about_once_in_100_requests() {
     for (environments, per_second, plan) in
-        [(1, 20, Plan::Community), (1, 100, Plan::Professional), (4, 40, Plan::Standard)]
+        [(1, 20, Plan::Standard), (1, 50, Plan::Professional), (4, 40, Plan::Professional)]
     {
         let dynamo = Dynamo::start().await;
         let fleet = fleet(&dynamo, environments);
@@ -203,11 +203,11 @@ async fn concurrent_requests_of_one_environment_take_no_more_than_there_are() {
     let limits = &fleet(&dynamo, 1)[0];
     let sender = sender("concurrent", SMALL);
     let id = format!("operator#{}", sender.operator);
-    let tat = at(0).millis() + 50 * (200 - 30);
+    let tat = at(0).millis() + 50 * (200 - 8);
     dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
-    let requests = (0..40).map(|_| limits.check(sender, at(0)));
+    let requests = (0..10).map(|_| limits.check(sender, at(0)));
     let sum = join_all(requests).await.into_iter().filter(Result::is_ok).count();
-    assert!((15..=30).contains(&sum), "{sum}");
+    assert!((4..=8).contains(&sum), "{sum}");
 }
 
 #[tokio::test]
@@ -339,14 +339,14 @@ async fn a_bucket_whose_row_changes_all_the_time_refuses_for_a_second() {
 }
 
 #[tokio::test]
-async fn a_table_that_does_not_respond_delays_a_request_by_half_a_second() {
+async fn a_table_that_does_not_respond_delays_a_request_by_a_second() {
     let stub = Stub::start(|_| (NO_RESPONSE, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&stub.config());
     let limits = Limits::new(Table::new(client, "limits"));
     let start = std::time::Instant::now();
     assert_eq!(accepted(&limits, sender("any", SMALL), at(0), 100).await, 100);
     let took = start.elapsed().as_millis();
-    assert!((500..1_500).contains(&took), "{took} ms");
+    assert!((1_000..2_500).contains(&took), "{took} ms");
 }
 
 #[tokio::test]

@@ -69,12 +69,17 @@ pub fn partition_key(site: SiteId, sender: OperatorId) -> String {
     format!("{site}/{sender}")
 }
 
-/// Returns the sender in the partition key of a bundle of this site. Returns `None` if the key is not valid.
-fn sender(key: &str, site: SiteId) -> Option<Option<OperatorId>> {
-    match key.strip_prefix(&site.to_string())? {
-        "" => Some(None),
-        sender => sender.strip_prefix('/')?.parse().ok().map(Some),
+/// Returns the sender in the partition key of a bundle of this site, if there is one.
+///
+/// With another key the record would be in another lane, where its order is not guaranteed. So it is refused.
+fn sender(key: &str, site: SiteId) -> Result<Option<OperatorId>, InvalidInput> {
+    let rest = key.strip_prefix(&site.to_string());
+    if rest == Some("") {
+        return Ok(None);
     }
+    let sender = rest.and_then(|rest| rest.strip_prefix('/')?.parse().ok());
+    let problem = || format!("is {key:?}; put the bundle's siteId there, {site}");
+    sender.map(Some).ok_or_else(|| invalid("partitionKey", problem()))
 }
 
 /// Returns the lane of a partition key: the site. Records of one site are in the same lane, whoever sent them.
@@ -92,12 +97,7 @@ pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, Invalid
     let json = str::from_utf8(&json)
         .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
     let bundle = Bundle::read(json, now)?;
-    let key = &record.kinesis.partition_key;
-    let Some(sender) = sender(key, bundle.site_id) else {
-        // With another key the record would be in another lane, where its order is not guaranteed.
-        let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
-        return Err(invalid("partitionKey", problem));
-    };
+    let sender = sender(&record.kinesis.partition_key, bundle.site_id)?;
     Ok(SentBundle { bundle, sender })
 }
 

@@ -66,7 +66,8 @@ const READ_STREAM: &[&str] = &[
 const COMPLETE_TASK: &[&str] =
     &["states:SendTaskHeartbeat", "states:SendTaskSuccess", "states:SendTaskFailure"];
 
-const LIMITED: &str = "the functions behind the API take tokens from the buckets of the rate limits";
+const LIMITED: &str =
+    "the functions behind the API take tokens from the buckets of the rate limits";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";

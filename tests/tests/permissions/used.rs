@@ -69,6 +69,12 @@ const UNUSED: &[Unused] = &[
     ),
     // Used in cases that only the functions' own tests cause, not the tests of the deployed stack.
     unused(
+        "*",
+        "dynamodb:UpdateItem",
+        "LimitsTable",
+        "an execution environment uses the table from its second request within ten seconds on",
+    ),
+    unused(
         "cancel-subscription",
         "sqs:SendMessage",
         "CancelSubscriptionQueue",

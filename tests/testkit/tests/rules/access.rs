@@ -1,5 +1,6 @@
 //! Rules: least privilege for roles, callers and senders.
 
+use contracts::Plan;
 use serde_json::{Value, json};
 
 use crate::subject::{Subject, Violations, items, members, text, texts};
@@ -142,6 +143,15 @@ pub fn calls_are_throttled(subject: &Subject) -> Violations {
         "* /*",
         "there is no limit for routes without their own limit",
     );
+    // An operator at ten times its own limit must be refused by that, and not use up what the stage accepts.
+    let highest = Plan::ALL.iter().map(|plan| plan.rate_limit().per_second()).max();
+    for (path, method) in [("/*", "*"), ("/~1readings", "POST")] {
+        violations.check(
+            limit(path, method) >= 20 * i64::from(highest.unwrap_or_default()),
+            format!("{method} {path}"),
+            "is not twice as high as ten times the limit of the largest plan",
+        );
+    }
     // Each of these starts a saga, which costs far more than a call.
     for (path, method) in [("/~1sites", "POST"), ("/~1sites~1{siteId}", "DELETE")] {
         let name = format!("{method} {}", path.replace("~1", "/").replacen("//", "/", 1));

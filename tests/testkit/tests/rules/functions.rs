@@ -8,7 +8,8 @@ use testkit::template::kebab;
 use crate::subject::{Subject, Violations, function_of, members, text};
 
 /// Calls that read environment variables for a binary, and these variables.
-const READERS: [(&str, &[&str]); 5] = [
+const READERS: [(&str, &[&str]); 6] = [
+    ("aws.limits()", &["LIMITS_TABLE"]),
     ("aws.outbox()", &["EVENTS_TABLE"]),
     ("Quarantine::from_env(", &["QUARANTINE_QUEUE_URL"]),
     ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),

@@ -579,6 +579,8 @@ const ACCESS: &[Rule] = &[
         except: &[],
         breaks: &[
             (Remove("template/Resources/Api/Properties/MethodSettings/0"), "* /*"),
+            (Set("template/Resources/Api/Properties/MethodSettings/0/ThrottlingRateLimit", "999"), "* /*"),
+            (Set("template/Resources/Api/Properties/MethodSettings/1/ThrottlingRateLimit", "999"), "POST /~1readings"),
             (Set("template/Resources/Api/Properties/MethodSettings/1/ThrottlingRateLimit", "10000"), "POST /~1readings"),
             (Set("template/Resources/Api/Properties/MethodSettings/2/ThrottlingRateLimit", "100"), "POST /sites"),
             (Remove("template/Resources/Api/Properties/MethodSettings/3"), "DELETE /sites/{siteId}"),
