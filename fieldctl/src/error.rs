@@ -251,7 +251,9 @@ mod tests {
              the request again\n  location.latitude: is 91"
         );
         assert_eq!(CliError::refused(404, &json!({})).exit, Exit::NotFound);
-        assert_eq!(CliError::refused(403, &json!({"message": "Forbidden"})).exit, Exit::Aws);
+        let forbidden = CliError::refused(403, &json!({"title": "Forbidden"}));
+        assert_eq!(forbidden.exit, Exit::Aws);
+        assert!(forbidden.advice.is_some_and(|advice| advice.starts_with("the key's scope")));
         assert_eq!(
             CliError::refused(502, &json!("bad gateway")).message,
             "the API returned 502: bad gateway"

@@ -245,6 +245,8 @@ async fn the_key_file_has_a_key_for_each_api() {
     }
     assert_eq!(fake.authorizations(), [bearer(&API_KEY), bearer(&API_KEY)]);
     assert!(fake.created().is_empty());
+    let files = fs::read_dir(fake.file().parent().expect("a folder")).expect("its files");
+    assert_eq!(files.count(), 1, "a command that has a key needs no writable folder");
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ async fn start(event: &Value, status: u16, response: Value) -> (Outcome, Vec<Val
 
 #[tokio::test]
 async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
-    let event = sample::event("start-onboarding");
+    let mut event = sample::event("start-onboarding");
+    event["detail"]["metadata"]["operatorId"] = json!(sample::other_operator());
     let (outcome, calls) =
         start(&event, 200, json!({ "executionArn": "arn", "startDate": 1.0 })).await;
     assert_eq!(outcome, Ok(json!("Started")));
@@ -45,6 +46,7 @@ async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
     assert_eq!(correlation::<StartOnboarding>(&event).as_deref(), data["onboardingId"].as_str());
     let input: Value = serde_json::from_str(call["input"].as_str().expect("text")).expect("JSON");
     assert_eq!(input["causationId"], event["detail"]["metadata"]["eventId"]);
+    assert_eq!(input["operatorId"], json!(sample::other_operator()));
     for field in ["onboardingId", "siteId", "name", "plan", "paymentMethod"] {
         assert_eq!(input[field], data[field], "{field}");
     }
@@ -54,7 +56,7 @@ async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
         assert_eq!(sensor["sensorId"], expected["sensorId"]);
     }
     assert_eq!(sensors.len(), expected.len());
-    assert_eq!(input.as_object().expect("an object").len(), 7, "no other fields of the site");
+    assert_eq!(input.as_object().expect("an object").len(), 8, "no other fields of the site");
 }
 
 /// The maximum size of the input of `StartExecution`, 256 KiB. `PutEvents` has the same limit for an entry.

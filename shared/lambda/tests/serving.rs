@@ -263,7 +263,7 @@ async fn a_request_beyond_the_rate_limit_does_not_reach_the_handler() {
     let limited = ("response", &json!(429));
     assert_eq!(statuses, [("response", &json!(200)), limited, limited]);
     assert_eq!(calls.load(SeqCst), 1);
-    assert_eq!(metrics["RequestsRefused reason=RateLimited"], 2.0);
+    assert_eq!(metrics.get("RequestsRefused reason=RateLimited"), Some(&2.0));
     for (_, response) in &received[1..] {
         let headers = &response["headers"];
         assert_eq!(headers["content-type"], "application/problem+json");

@@ -206,7 +206,7 @@ async fn concurrent_requests_of_one_environment_take_no_more_than_there_are() {
     let tat = at(0).millis() + 50 * (200 - 8);
     dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
     let requests = (0..10).map(|_| limits.check(sender, at(0)));
-    let sum = join_all(requests).await.into_iter().filter(Result::is_ok).count();
+    let sum = join_all(requests).await.into_iter().flatten().count();
     assert!((4..=8).contains(&sum), "{sum}");
 }
 
@@ -317,7 +317,7 @@ async fn a_table_that_fails_allows_every_request_and_is_asked_once_a_second() {
         };
         let ((), metrics) = measured(requests).await;
         assert_eq!(stub.take_calls().len(), 3);
-        assert_eq!(metrics["RateLimitsUnavailable"], 300.0);
+        assert_eq!(metrics.get("RateLimitsUnavailable"), Some(&300.0));
     }
 }
 
