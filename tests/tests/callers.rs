@@ -446,8 +446,9 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
     let call = Call::post_readings(bundle.to_string()).bearing(&b.full_key);
     assert_eq!(stack.call(call).await?.status, 202);
     // The bundle is set aside as that of an unknown sensor, with its payload.
-    let failure = stack.failure_about("store-readings", &text(&bundle, "bundleId")?).await?;
+    let failure = stack.failure_about("store-readings", &a.site.to_string()).await?;
     assert_eq!(failure.error.name, "UnknownSensor", "{failure}");
+    assert!(failure.payload()?.to_string().contains(&b.id), "{failure}");
     let read = stack.call(a.readings().bearing(&a.read_key)).await?;
     assert!(!read.to_string().contains("987.25"), "{read}");
     Ok(())

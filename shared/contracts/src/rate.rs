@@ -1,6 +1,6 @@
 //! How many requests a caller may send.
 
-use crate::Plan;
+use crate::{OperatorId, Plan};
 
 /// A rate limit: a bucket that holds `burst` tokens and gets `per_second` new ones each second. Each request takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +13,16 @@ impl RateLimit {
     /// The limit of each API key with the scope `logger:<site>`. It is for a data logger that sends its backlog after a
     /// break: 120 bundles at once, then two per second.
     pub const LOGGER_KEY: Self = Self::new(2, 120);
+
+    /// The limit of the default operator: half of what the stage accepts. A deployment that has no other operators may
+    /// send about as much as before there were limits.
+    const DEFAULT_OPERATOR: Self = Self::new(500, 1_000);
+
+    /// Returns the limit of all requests of an operator together.
+    #[must_use]
+    pub fn of_operator(operator: OperatorId, plan: Plan) -> Self {
+        if operator == OperatorId::DEFAULT { Self::DEFAULT_OPERATOR } else { plan.rate_limit() }
+    }
 
     const fn new(per_second: u32, burst: u32) -> Self {
         // A bucket's row counts in whole milliseconds.
@@ -44,7 +54,7 @@ impl RateLimit {
 }
 
 impl Plan {
-    /// Returns the limit of all requests of an operator together.
+    /// Returns the limit of all requests of an operator with this plan together.
     ///
     /// 10 requests per second are 9,000 data loggers that send every 15 minutes. Each bucket is full again after 10
     /// seconds without requests.
@@ -65,6 +75,16 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_operator_may_send_more_than_any_plan_allows() {
+        for plan in Plan::ALL {
+            let limit = RateLimit::of_operator(OperatorId::DEFAULT, *plan);
+            assert!(limit.per_second() >= 10 * plan.rate_limit().per_second(), "{plan:?}");
+            let other = OperatorId::registered("other");
+            assert_eq!(RateLimit::of_operator(other, *plan), plan.rate_limit());
+        }
+    }
 
     #[test]
     fn every_plan_has_a_limit_and_a_change_of_the_plan_keeps_the_bucket() {

@@ -246,7 +246,8 @@ async fn a_request_that_did_not_pass_the_authorizer_does_not_reach_the_handler()
 #[tokio::test]
 async fn a_request_beyond_the_rate_limit_does_not_reach_the_handler() {
     let dynamo = Dynamo::start().await;
-    let id = format!("operator#{}", OperatorId::DEFAULT);
+    let operator = OperatorId::registered("other");
+    let id = format!("operator#{operator}");
     // The bucket is empty, and has tokens again in 30 seconds: it is full 10 seconds later.
     let tat = Timestamp::now().millis() + 40_000;
     dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
@@ -256,7 +257,9 @@ async fn a_request_beyond_the_rate_limit_does_not_reach_the_handler() {
         Response::new(200, &"it")
     };
     let served = serve_http(Limits::new(dynamo.table(LIMITS)), handler);
-    let payloads = [(); 3].map(|()| http_request("/", &json!({})));
+    let mut request = http_request("/", &json!({}));
+    request["requestContext"]["authorizer"]["operatorId"] = json!(operator);
+    let payloads = [request.clone(), request.clone(), request];
     let (received, metrics) = measured(run_function(served, LONG_TIMEOUT, payloads)).await;
     // The first request takes a token on credit.
     let statuses: Vec<_> = received.iter().map(status).collect();

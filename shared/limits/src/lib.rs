@@ -112,7 +112,8 @@ impl Limits {
             self.take(id, Holder::LoggerKey, RateLimit::LOGGER_KEY, now.millis()).await?;
         }
         let id = format!("operator#{operator}");
-        self.take(id, Holder::Operator, sender.plan.rate_limit(), now.millis()).await
+        let limit = RateLimit::of_operator(operator, sender.plan);
+        self.take(id, Holder::Operator, limit, now.millis()).await
     }
 
     async fn take(
