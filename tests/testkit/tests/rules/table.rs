@@ -518,7 +518,7 @@ const VERSIONS: &[Rule] = &[
         why: "SAM hashes a parameter's name and not its value, so the stage would keep the previous definition",
         check: versions::stages_follow_their_definition,
         except: &[],
-        breaks: &[(Remove("template/Resources/Api/Properties/AlwaysDeploy"), "Api")],
+        breaks: &[(Set("template/Resources/Api/Properties/DefinitionBody/info/title", "\"${StageName}\""), "Api")],
     },
     Rule {
         name: "A function that sends to its own queue has RecursiveLoop Allow, and no other function has it",
