@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::{Client, config::retry::RetryConfig, types::AttributeValue};
 use contracts::{
-    AlertingId, Entity,
+    AlertingId, Entity, OperatorId,
     events::{AlertingRemoved, SiteActivated},
 };
 use futures_util::future::join_all;
@@ -225,10 +225,16 @@ async fn an_event_row_has_the_attributes_for_the_publisher_and_the_indexes() {
             "source": "fieldstation.sites",
             "occurredAt": "2026-01-01T12:00:00.000Z",
             "correlationId": saga.onboarding_id,
+            "operatorId": saga.operator_id,
             "detail": null,
             "unpublished": shard.to_string(),
         })
     );
+    // A row of a release without operators belongs to the default operator.
+    row.as_object_mut().expect("a row").remove("operatorId");
+    row["detail"] = json!("{}");
+    let earlier: EventRow = serde_json::from_value(row).expect("a row of an earlier release");
+    assert_eq!(earlier.operator_id, OperatorId::DEFAULT);
 }
 
 #[tokio::test]
