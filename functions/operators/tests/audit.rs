@@ -32,8 +32,8 @@ async fn count(dynamo: &Dynamo) -> usize {
     dynamo.rows(AUDIT).await.len()
 }
 
-fn named(caller: Caller, actor: &str) -> Caller {
-    Caller { actor: actor.to_owned(), ..caller }
+fn named(caller: &Caller, actor: &str) -> Caller {
+    Caller { actor: actor.to_owned(), ..caller.clone() }
 }
 
 async fn revoke(dynamo: &Dynamo, by: &Caller, key: &Value) -> Value {
@@ -47,7 +47,7 @@ async fn each_action_is_one_entry_with_its_actor_and_a_repeated_one_is_none() {
     let step = get_audit(&dynamo);
     check("get-audit.none", step.handle(&admin(), &list("get-audit", &[])).await);
 
-    let ada = named(admin(), "key:fsa_Ada00000");
+    let ada = named(&admin(), "key:fsa_Ada00000");
     let registration = json!({ "name": "NOAA", "plan": "standard" }).to_string();
     let request = post("create-operator", Some("noaa"), &registration);
     for _ in 0..2 {
@@ -62,7 +62,7 @@ async fn each_action_is_one_entry_with_its_actor_and_a_repeated_one_is_none() {
     assert_eq!(post_key(&dynamo, &ada, "old", &body, noon(20)).await["statusCode"], 409);
     assert_eq!(count(&dynamo).await, 2);
 
-    let own = named(caller(noaa, Scope::Operator), "jwt:bob");
+    let own = named(&caller(noaa, Scope::Operator), "jwt:bob");
     let body = json!({ "name": "A", "scope": "read", "replaces": old["keyId"] });
     let new = post_key(&dynamo, &own, "new", &body, noon(30)).await["body"].take();
     assert_eq!(post_key(&dynamo, &own, "new", &body, noon(30)).await["statusCode"], 409);
