@@ -59,9 +59,10 @@ fn respond(request: &ReceivedRequest) -> FakeResponse {
                     "action": "CreateKey", "target": format!("target {number}"),
                     "details": "scope read" })
             };
-            match request.query.contains("next=") {
-                false => json!({ "entries": [entry(3), entry(2)], "next": "n" }),
-                true => json!({ "entries": [entry(1)] }),
+            if request.query.contains("next=") {
+                json!({ "entries": [entry(1)] })
+            } else {
+                json!({ "entries": [entry(3), entry(2)], "next": "n" })
             }
         }
         _ => json!({ "sites": [] }),
