@@ -5,9 +5,9 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        events::Events, failures::Failures, keys::Keys, logs::Logs, operators::Operators,
-        outputs::Outputs, readings::Readings, sagas::Sagas, sites::Sites, status, subscriptions,
-        trace::Trace,
+        audit::Audit, events::Events, failures::Failures, keys::Keys, logs::Logs,
+        operators::Operators, outputs::Outputs, readings::Readings, sagas::Sagas, sites::Sites,
+        status, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -116,6 +116,9 @@ pub enum Command {
     /// API keys: list, create, rotate, revoke.
     #[command(subcommand)]
     Keys(Keys),
+    /// The audit trail: who did which administrative action.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
     Outputs(Outputs),
     /// Prints a completion script for a shell.

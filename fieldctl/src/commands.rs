@@ -1,5 +1,6 @@
 //! The commands, one file for each group.
 
+pub mod audit;
 pub mod events;
 pub mod failures;
 pub mod keys;

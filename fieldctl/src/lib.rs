@@ -6,6 +6,7 @@
 pub mod advice;
 pub mod api;
 pub mod api_key;
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod decode;

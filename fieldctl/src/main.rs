@@ -50,6 +50,7 @@ async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Failures(command) => command.run(&stack, screen).await,
         Command::Operators(command) => command.run(&stack, screen).await,
         Command::Keys(command) => command.run(&stack, screen).await,
+        Command::Audit(command) => command.run(&stack, screen).await,
         Command::Outputs(command) => command.run(&stack, screen),
         Command::Completions { .. } => Ok(Exit::Done),
     }?;

@@ -213,6 +213,7 @@ impl Stack {
             ("StripeSecretName", self.named(names::STRIPE)),
             ("FailuresBucket", names::failures_bucket(&self.name, &self.account, &self.region)),
             ("AlertingTable", self.named(names::ALERTING)),
+            ("AuditTable", self.named(names::AUDIT)),
             ("BillingTable", self.named(names::BILLING)),
             ("DevicesTable", self.named(names::DEVICES)),
             ("EventsTable", self.named(names::EVENTS)),

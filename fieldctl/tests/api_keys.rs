@@ -53,6 +53,18 @@ fn respond(request: &ReceivedRequest) -> FakeResponse {
             "revokedAt": "2026-01-03T00:00:00.000Z" }),
         ("GET", "/local/operators") => json!({ "operators": [operator] }),
         (_, path) if path.starts_with("/local/operators") => operator,
+        ("GET", "/local/audit") => {
+            let entry = |number: u32| {
+                json!({ "at": format!("2026-01-0{number}T00:00:00.000Z"), "actor": "jwt:ada",
+                    "action": "CreateKey", "target": format!("target {number}"),
+                    "details": "scope read" })
+            };
+            if request.query.contains("next=") {
+                json!({ "entries": [entry(1)] })
+            } else {
+                json!({ "entries": [entry(3), entry(2)], "next": "n" })
+            }
+        }
         _ => json!({ "sites": [] }),
     };
     (200, body, vec![])
@@ -459,6 +471,32 @@ async fn a_whole_key_as_an_argument_is_refused_and_not_repeated() {
         assert!(!out.contains(text) && !err.contains(text), "{out}{err}");
     }
     assert!(fake.cloud.requests("/local/keys").is_empty());
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_listed_page_by_page() {
+    let fake = Fake::start().await;
+    let variable = Some(API_KEY.reveal());
+    let (code, out, err) = fake.run(&["audit", "list"], variable).await;
+    assert_eq!(code, 0, "{err}");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("TIME") && lines[0].contains("ACTOR"), "{out}");
+    for (line, number) in lines[1..].iter().zip([3, 2, 1]) {
+        assert!(line.starts_with(&format!("2026-01-0{number}T")), "{out}");
+        assert!(line.contains("jwt:ada") && line.contains("CreateKey"), "{out}");
+        assert!(line.contains(&format!("target {number}")), "{out}");
+    }
+    assert_eq!(lines.len(), 4, "{out}");
+
+    let command = ["--json", "audit", "list", "--operator", "alps", "--limit", "2"];
+    let (code, out, err) = fake.run(&command, variable).await;
+    assert_eq!(code, 0, "{err}");
+    let entries = out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let targets: Vec<_> = entries.map(|entry| entry["target"].clone()).collect();
+    assert_eq!(targets, ["target 3", "target 2"]);
+    let requests = fake.cloud.requests("/local/audit");
+    let query = format!("operatorId={}&limit=2", OperatorId::registered("a"));
+    assert_eq!(requests.last().expect("a request").query, query);
 }
 
 #[tokio::test]

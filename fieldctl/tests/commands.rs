@@ -2,7 +2,7 @@
 
 mod cloud;
 
-use cloud::{Cloud, ReceivedRequest};
+use cloud::{CALLER_ARN, Cloud, ReceivedRequest};
 use contracts::{
     Entity, EntityType, Location, Metric, OnboardingId, OperatorId, PaymentMethodId, Plan,
     SagaContext, SensorId, SiteId, Timestamp,
@@ -10,12 +10,16 @@ use contracts::{
 };
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::{BILLING, EVENTS};
+use testkit::dynamo::{AUDIT, BILLING, EVENTS};
 
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
     SiteId::registered(OperatorId::DEFAULT, "http", "key-1")
+}
+
+fn operator() -> OperatorId {
+    OperatorId::registered("alps")
 }
 
 fn ok(body: Value) -> FakeResponse {
@@ -123,7 +127,7 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
         let onboarding = OnboardingId::from_site(site());
         let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
         let start = json!(1_767_225_600.0);
-        let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
+        let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null, "operatorId": operator() });
         let own = body(request)["executionArn"].as_str().is_some_and(|it| it.contains("site-onboarding"));
         ok(match request.operation.rsplit('.').next() {
             Some("ListExecutions") if request.body.contains("site-teardown") => json!({ "executions": [] }),
@@ -162,6 +166,14 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
         serde_json::from_str(started["input"].as_str().expect("text")).expect("JSON");
     assert_eq!(input["siteId"], json!(site()));
     assert_eq!(input["failure"]["error"], "Recovered");
+
+    // The recovery is the only entry of the audit trail, and belongs to the saga's operator.
+    let mut entries = cloud.dynamo.rows(AUDIT).await;
+    let entry = entries.remove(0);
+    assert!(entries.is_empty(), "{entries:?}");
+    assert_eq!(entry["operatorId"], json!(operator()));
+    assert_eq!(entry["actor"], format!("iam:{CALLER_ARN}"));
+    assert_eq!((&entry["action"], &entry["target"]), (&json!("RecoverSaga"), &json!(onboarding)));
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ fn no_sites(_: &ReceivedRequest) -> FakeResponse {
     (200, json!({ "sites": [] }), vec![])
 }
 
-const PER_SERVICE: Stacks = Stacks { per_service: true, missing: &[], denied: None, status: None };
+const PER_SERVICE: Stacks =
+    Stacks { per_service: true, missing: &[], denied: None, no_audit: false, status: None };
 
 #[tokio::test]
 async fn both_ways_of_deploying_give_the_same_names() {

@@ -15,13 +15,13 @@ use std::{
 
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use cloud::{Cloud, ReceivedRequest};
+use cloud::{CALLER_ARN, Cloud, ReceivedRequest, Stacks};
 use contracts::{OnboardingId, OperatorId, SensorId, SiteId, Timestamp};
 use ledger::{
     AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
 };
 use serde_json::{Value, json};
-use testkit::dynamo::FAILURES;
+use testkit::dynamo::{AUDIT, FAILURES};
 
 fn row(number: usize) -> FailureRow {
     let source = if number.is_multiple_of(10) { "project-site" } else { "import-site" };
@@ -540,6 +540,82 @@ async fn a_record_in_parts_is_replayed_as_one() {
     assert_eq!(records, [json!({ "replay": whole })]);
     let (counts, _) = statuses(&cloud).await;
     assert_eq!(counts, BTreeMap::from([("REPLAYED".to_owned(), 2)]));
+}
+
+/// Returns the entries of the audit trail: actor, action and target.
+async fn entries(cloud: &Cloud) -> BTreeSet<[String; 3]> {
+    let rows = cloud.dynamo.rows(AUDIT).await;
+    let text = |row: &Value, name: &str| row[name].as_str().expect("a text").to_owned();
+    let found: BTreeSet<_> =
+        rows.iter().map(|row| ["actor", "action", "target"].map(|name| text(row, name))).collect();
+    assert_eq!(found.len(), rows.len(), "an action has two entries: {rows:?}");
+    found
+}
+
+fn entry(action: &str, row: &FailureRow) -> [String; 3] {
+    [format!("iam:{CALLER_ARN}"), action.to_owned(), row.id.to_string()]
+}
+
+#[tokio::test]
+async fn each_replay_and_each_discard_is_an_entry_of_the_audit_trail() {
+    let cloud = Cloud::start(done).await;
+    let mut unreadable = row(4);
+    unreadable.kind = Kind::Unreadable;
+    put(&cloud, (1..=3).map(row).chain([unreadable])).await;
+    let (one, two, three) = (row(1), row(2), row(3));
+    let ids = [&one, &two].map(|row| row.id.to_string());
+    let ids = ids.each_ref().map(String::as_str);
+
+    // A preview is no action.
+    for command in [&["replay", "--all"][..], &["discard", "--all", "--note", "x"]] {
+        let (code, _, err) = cloud.run(&[&["failures"], command].concat()).await;
+        assert_eq!(code, 0, "{err}");
+    }
+    assert!(entries(&cloud).await.is_empty());
+
+    // Failures that are no longer open, or can't be sent, are no entries.
+    let replay = [&["failures", "replay", "--yes"], &ids[..]].concat();
+    let mut expected = BTreeSet::from([&one, &two].map(|row| entry("ReplayFailure", row)));
+    for _ in 0..2 {
+        let (_, out, err) = cloud.run(&replay).await;
+        assert_eq!(entries(&cloud).await, expected, "{out}{err}");
+    }
+    let all = ["failures", "replay", "--all", "--yes"];
+    cloud.run(&all).await;
+    expected.insert(entry("ReplayFailure", &three));
+    assert_eq!(entries(&cloud).await, expected);
+
+    let four = row(4).id.to_string();
+    let discard = ["failures", "discard", ids[0], &four, "--note", "secret", "--yes"];
+    for _ in 0..2 {
+        let (code, out, err) = cloud.run(&discard).await;
+        assert_eq!(code, 0, "{out}{err}");
+        expected.insert(entry("DiscardFailure", &row(4)));
+        assert_eq!(entries(&cloud).await, expected);
+    }
+    let rows = cloud.dynamo.rows(AUDIT).await;
+    assert!(rows.iter().all(|row| row["operatorId"] == json!(OperatorId::DEFAULT)), "{rows:?}");
+    assert!(!json!(rows).to_string().contains("secret"), "{rows:?}");
+}
+
+#[tokio::test]
+async fn without_an_entry_of_the_audit_trail_nothing_is_done() {
+    let onboarding = OnboardingId::from_site(site("a")).to_string();
+    for command in [
+        &["failures", "replay", "--all", "--yes"][..],
+        &["failures", "discard", "--all", "--note", "x", "--yes"],
+        &["sagas", "recover", &onboarding, "--yes"],
+    ] {
+        let stacks = Stacks { no_audit: true, ..Stacks::default() };
+        let cloud = Cloud::with(stacks, teardowns("SUCCEEDED", 0)).await;
+        put(&cloud, (1..=3).map(row)).await;
+        let (code, out, err) = cloud.run(command).await;
+        assert_eq!(code, 5, "{out}{err}");
+        assert!(err.contains("dynamodb:PutItem on the table test-audit"), "{err}");
+        assert_eq!(anything_sent(&cloud), 0, "{command:?}");
+        assert_eq!(statuses(&cloud).await, (BTreeMap::from([("OPEN".to_owned(), 3)]), 0));
+        assert!(entries(&cloud).await.is_empty());
+    }
 }
 
 #[tokio::test]

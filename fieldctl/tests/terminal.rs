@@ -110,6 +110,8 @@ fn hostile(request: &ReceivedRequest) -> FakeResponse {
         "/local/readings" => json!({ "accepted": 1 }),
         "/local/operators" if request.method == "GET" => json!({ "operators": [shown_operator()] }),
         path if path.starts_with("/local/operators") => shown_operator(),
+        "/local/audit" => json!({ "entries": [{
+            "at": HOSTILE, "actor": HOSTILE, "action": HOSTILE, "target": HOSTILE, "details": HOSTILE }] }),
         "/local/keys" if request.method == "GET" => json!({ "keys": [shown_key()] }),
         path if path.starts_with("/local/keys") => shown_key(),
         path if path.starts_with("/local/sensors") && request.query.contains("aggregate") => {
@@ -245,7 +247,7 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "sites migrate" => (&[], (false, false)),
         "status" => (&["--all"], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
-        | "subscriptions" | "operators list" | "keys list" => (&[], (true, true)),
+        | "subscriptions" | "operators list" | "keys list" | "audit list" => (&[], (true, true)),
         "operators show" => (&[&operator], (true, true)),
         "operators create" => (&["name", "--plan", "standard"], (true, true)),
         "keys create" => (&["name", "--scope", "read"], (true, true)),
@@ -391,6 +393,7 @@ async fn no_error_message_controls_a_terminal() {
         &["keys", "create", "name", "--scope", HOSTILE],
         &["keys", "revoke", HOSTILE],
         &["failures", "show", HOSTILE],
+        &["audit", "list", "--operator", HOSTILE],
     ] {
         let (code, out, err) = cloud.run(words).await;
         let quoted = err.contains("u{202e}") || err.contains("u202e");

@@ -189,6 +189,7 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("POST /keys", empty("/keys")),
         ("GET /keys", Call::get("/keys")),
         ("DELETE /keys/{keyId}", Call::delete(format!("/keys/{}", of.unused_key))),
+        ("GET /audit", Call::get("/audit")),
     ]
 }
 
@@ -211,7 +212,7 @@ const CALLERS: [&str; 10] = [
 /// With a 400 or a 409 the caller may call the route: the test's body is wrong on purpose, or the site is closed, so that
 /// nothing is changed. An administrator belongs to the default operator, so A's sites are unknown to it, too. The readings of a
 /// site of another operator are accepted, and their sensor is then unknown to the consumer of the stream.
-const EXPECTED: [(&str, [u16; 10]); 12] = [
+const EXPECTED: [(&str, [u16; 10]); 13] = [
     ("POST /sites", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /sites", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /sites/{siteId}", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
@@ -224,6 +225,7 @@ const EXPECTED: [(&str, [u16; 10]); 12] = [
     ("POST /keys", [401, 400, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /keys", [401, 403, 403, 200, 403, 403, 403, 403, 200, 200]),
     ("DELETE /keys/{keyId}", [401, 403, 403, 404, 403, 403, 403, 403, 200, 404]),
+    ("GET /audit", [401, 403, 403, 200, 403, 403, 403, 403, 200, 200]),
 ];
 
 /// Returns the `Authorization` headers of each caller.
@@ -400,6 +402,7 @@ async fn no_response_to_an_operator_has_a_marker_of_another() -> Result<()> {
         Call::get("/sites?status=ACTIVE&limit=100"),
         Call::get("/sites?limit=100"),
         Call::get("/keys?limit=100"),
+        Call::get("/audit?limit=100"),
         a.readings(),
         Call::get(format!("/sensors/{}/readings?aggregate=day", a.sensor)),
     ]);

@@ -4,8 +4,9 @@ mod replay;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ::audit::Action;
 use clap::{Args, Subcommand, ValueEnum};
-use contracts::{SiteId, Timestamp};
+use contracts::{OperatorId, SiteId, Timestamp};
 use ledger::{
     AffectedIds, DiscardResult, ErrorInfo, FailureId, FailureRow, FailureSummary, Ledger,
     PayloadFile, ReplayState, Status, files::Content,
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     advice::{Advice, advice},
+    audit::Auditor,
     decode::decode,
     error::{CliError, Exit},
     failure_pager::{FailureFilter, FailurePager, STATUSES, kind_name},
@@ -557,9 +559,15 @@ async fn discard(
         }
         return Ok(Exit::Done);
     }
+    let auditor = Auditor::new(stack).await?;
     let (mut discarded, mut skipped) = (0, BTreeMap::<&str, u32>::new());
     while let Some(page) = selected.next().await? {
         for row in page {
+            if row.status != Status::Open {
+                *skipped.entry(row.status.name()).or_default() += 1;
+                continue;
+            }
+            auditor.record(OperatorId::DEFAULT, Action::DiscardFailure, row.id).await?;
             match ledger.discard(row.id, note).await? {
                 DiscardResult::Discarded => discarded += 1,
                 DiscardResult::NotOpen(status) => *skipped.entry(status.name()).or_default() += 1,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::audit::Action;
 use clap::Subcommand;
 use contracts::{
     Event, Metadata, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp,
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
+    audit::Auditor,
     commands::{POLL_INTERVAL, confirm, sites},
     error::{CliError, Exit, aws},
     event_log::Period,
@@ -254,6 +256,8 @@ async fn recover(
         &format!("Undo the onboarding of {site}? Undo steps that are already done change nothing."),
         yes,
     )?;
+    let auditor = Auditor::new(stack).await?;
+    auditor.record(input.saga.operator_id, Action::RecoverSaga, onboarding).await?;
     let random = &Uuid::new_v4().simple().to_string()[..8];
     let started = stack
         .machines

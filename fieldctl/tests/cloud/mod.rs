@@ -22,7 +22,7 @@ use hyper_util::{
 };
 use keys::{ApiKey, Kind};
 use serde_json::{Value, json};
-use testkit::dynamo::{BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
+use testkit::dynamo::{AUDIT, BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
 use tokio::{net::TcpListener, process::Command};
 
 /// A request that the fake received.
@@ -97,7 +97,8 @@ const LOG_GROUPS: [&str; 3] = [
 ];
 
 /// The names of tables in the environment, and in the embedded DynamoDB.
-const TABLES: [(&str, &str); 6] = [
+const TABLES: [(&str, &str); 7] = [
+    ("test-audit", AUDIT),
     ("test-billing", BILLING),
     ("test-events", EVENTS),
     ("test-failures", FAILURES),
@@ -115,6 +116,8 @@ pub struct Stacks {
     pub missing: &'static [&'static str],
     /// A service whose resources the caller may not list.
     pub denied: Option<&'static str>,
+    /// Whether the caller may not write the audit trail.
+    pub no_audit: bool,
     /// A service whose stack has another status than `UPDATE_COMPLETE`.
     pub status: Option<(&'static str, &'static str)>,
 }
@@ -133,6 +136,17 @@ fn xml_error(code: &str, message: &str) -> (u16, String) {
 
 fn arn(stack: &str) -> String {
     format!("arn:aws:cloudformation:us-east-1:000000000000:stack/{stack}/5b4d")
+}
+
+/// The ARN of the caller.
+pub const CALLER_ARN: &str = "arn:aws:sts::000000000000:assumed-role/on-call/ada";
+
+/// Returns the response of STS to `GetCallerIdentity`.
+fn caller_identity() -> String {
+    format!(
+        "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>{CALLER_ARN}</Arn>\
+         </GetCallerIdentityResult></GetCallerIdentityResponse>"
+    )
 }
 
 /// Returns the name of a service's resource in the root stack.
@@ -389,6 +403,10 @@ async fn respond(
     let body = to_bytes(body, 16 << 20).await.expect("a whole body");
     let body = String::from_utf8_lossy(&body).into_owned();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
+    if stacks.no_audit && body.contains("\"test-audit\"") {
+        let error = json!({ "__type": "AccessDeniedException", "message": "not you" });
+        return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+    }
     if target.is_some_and(|target| target.starts_with("DynamoDB")) {
         return dynamo.call(&head.headers, &body).await.into_response();
     }
@@ -406,6 +424,9 @@ async fn respond(
     let method = head.method.to_string();
     let received = ReceivedRequest { method, authorization, operation, query, body };
     seen.lock().expect("no panic").push(received.clone());
+    if form && received.body.starts_with("Action=GetCallerIdentity") {
+        return caller_identity().into_response();
+    }
     if form {
         let (status, xml) = stacks.respond(&received.body);
         return (StatusCode::from_u16(status).expect("a status"), xml).into_response();

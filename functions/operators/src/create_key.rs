@@ -1,5 +1,6 @@
 //! `POST /keys`: creates an API key, and optionally replaces another one.
 
+use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
     OperatorId, Scope, Timestamp,
@@ -27,6 +28,8 @@ pub struct CreateKey {
     pub keys: Table,
     /// The operators table.
     pub operators: Table,
+    /// The audit trail.
+    pub trail: Trail,
 }
 
 /// The response. It is the only one that contains the API key.
@@ -114,7 +117,7 @@ impl CreateKey {
             revoked_at: None,
             last_used_on: None,
         };
-        match self.store(&key, &row, replacement.as_ref()).await.map_err(problem)? {
+        match self.store(caller, &key, &row, replacement.as_ref()).await.map_err(problem)? {
             Outcome::Exists(existing) => Err(exists(key_id, &existing)),
             Outcome::Created => Response::new(
                 201,
@@ -165,9 +168,10 @@ impl CreateKey {
         })
     }
 
-    /// Stores the key, and the expiry of the replaced key, in one transaction.
+    /// Stores the key, the expiry of the replaced key, and the entry of the audit trail in one transaction.
     async fn store(
         &self,
+        caller: &Caller,
         key: &ApiKey,
         row: &KeyRow,
         replacement: Option<&Replacement>,
@@ -195,13 +199,34 @@ impl CreateKey {
                 [("expiresAt", AttributeValue::S(end))],
             );
         }
-        match transaction.commit().await? {
+        let entry = entry(caller, row, replacement.map(|replacement| replacement.replaced));
+        match self.trail.add(transaction, &entry, row.created_at).commit().await? {
             Commit::Done => Ok(Outcome::Created),
             Commit::Refused(refused) => match refused.row(&public_key)? {
                 Some(existing) => Ok(Outcome::Exists(existing)),
                 None => Err(OperatorsError::Busy(row.key_id)),
             },
         }
+    }
+}
+
+/// Returns the entry of the audit trail. It belongs to the operator of the key.
+fn entry(caller: &Caller, row: &KeyRow, replaced: Option<Replaced>) -> Entry {
+    let (action, details) = match replaced {
+        None => (Action::CreateKey, format!("scope {}", row.scope)),
+        Some(old) => {
+            let Replaced { key_id, expires_at } = old;
+            let details =
+                format!("scope {}, replaces {key_id}, which expires at {expires_at}", row.scope);
+            (Action::ReplaceKey, details)
+        }
+    };
+    Entry {
+        operator_id: row.operator_id,
+        actor: caller.actor.clone(),
+        action,
+        target: row.key_id.to_string(),
+        details: Some(details),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `POST /operators`: registers an operator.
 
+use audit::{Action, Entry, Trail};
 use contracts::{OperatorId, Plan, Scope, Timestamp, operators::OperatorRegistration};
 use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
@@ -16,6 +17,8 @@ const MAX_BODY_BYTES: usize = 4 * 1024;
 pub struct CreateOperator {
     /// The operators table.
     pub operators: Table,
+    /// The audit trail.
+    pub trail: Trail,
 }
 
 /// An operator in a response.
@@ -72,8 +75,10 @@ impl CreateOperator {
         let registration: OperatorRegistration = http::read(request, MAX_BODY_BYTES)?;
         let operator = OperatorId::registered(key);
         let row = row(operator, &registration, now);
-        let stored =
-            self.store(operator, &row).await.map_err(|error| Problem::from_fault(&error))?;
+        let stored = self
+            .store(caller, operator, &row)
+            .await
+            .map_err(|error| Problem::from_fault(&error))?;
         if stored.request_hash != row.request_hash {
             return Err(key_reused(operator));
         }
@@ -85,15 +90,23 @@ impl CreateOperator {
         )))
     }
 
-    /// Stores the row. Returns the existing row if there is one.
+    /// Stores the row and the entry of the audit trail. Returns the existing row if there is one.
     async fn store(
         &self,
+        caller: &Caller,
         operator: OperatorId,
         row: &OperatorRow,
     ) -> Result<OperatorRow, OperatorsError> {
         let key = OperatorRow::key(operator);
         let transaction = Transaction::on(&self.operators).create(&self.operators, &key, row);
-        match transaction.commit().await? {
+        let entry = Entry {
+            operator_id: operator,
+            actor: caller.actor.clone(),
+            action: Action::CreateOperator,
+            target: operator.to_string(),
+            details: None,
+        };
+        match self.trail.add(transaction, &entry, row.created_at).commit().await? {
             Commit::Done => Ok(row.clone()),
             Commit::Refused(refused) => Ok(refused.row(&key)?.unwrap_or_else(|| row.clone())),
         }

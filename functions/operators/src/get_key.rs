@@ -53,7 +53,7 @@ impl GetKey {
             .query("operatorId = :operator AND listed > :after")
             .index("byOperator")
             .text("operator", operator);
-        let (items, next) = listing.read(query).await?;
+        let (items, next) = listing.read(query, "listed").await?;
         let summary = |item| from_item(item, || "of the keys table".to_owned());
         let keys = items.into_iter().map(summary).collect::<Result<_, _>>()?;
         Ok(Page { keys, next })

@@ -60,7 +60,7 @@ impl GetOperator {
             .query("#list = :list AND listed > :after")
             .index("byCreation")
             .text("list", OperatorRow::LIST);
-        let (items, next) = listing.read(query).await?;
+        let (items, next) = listing.read(query, "listed").await?;
         let operator = |item: store::Item| {
             let name = || "of the operators table".to_owned();
             let id: Identified = from_item(item.clone(), name)?;

@@ -1,12 +1,13 @@
 //! Operators, API keys, and the authorizer of the API.
 //!
-//! An operator is an organisation that runs sites. This crate owns three tables.
+//! An operator is an organisation that runs sites. This crate owns four tables.
 //!
 //! - The operators table has a row for each operator ([`OperatorRow`]). The default operator always exists and needs no
 //!   row.
 //! - The keys table has two rows for each API key. Their key attribute is `id`. The row with the hash of the API key
 //!   ([`KeyRow`]) has everything that the authorizer needs, so a check is one read. The row `key#<key id>`
 //!   ([`KeyIdRow`]) finds that row by the key's id, which is public. Only the first row is in the index `byOperator`.
+//! - The audit table has a row for each administrative action. Only the crate `audit` writes it.
 //! - The limits table has a row for each bucket of the rate limits. Only the crate `limits` uses it.
 //!
 //! The text of an API key is in no table, log or message. It is in one response, that of `POST /keys`.
@@ -15,6 +16,7 @@ pub mod authorise_caller;
 pub mod create_key;
 pub mod create_operator;
 pub mod credential;
+pub mod get_audit;
 pub mod get_key;
 pub mod get_operator;
 pub mod issuer;

@@ -1,5 +1,6 @@
 //! `DELETE /keys/{keyId}`: revokes an API key.
 
+use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{Timestamp, operators::KeyId};
 use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
@@ -13,6 +14,8 @@ use crate::{KeyIdRow, KeyRow, OperatorsError, may_manage};
 pub struct RevokeKey {
     /// The keys table.
     pub keys: Table,
+    /// The audit trail.
+    pub trail: Trail,
 }
 
 #[expect(clippy::struct_field_names, reason = "names of the wire format")]
@@ -44,30 +47,35 @@ impl RevokeKey {
             Problem::not_found(format!("There is no key {key}. GET /keys lists your keys."))
         })?;
         caller.require(may_manage(caller.scope, public.scope))?;
-        let revoked_at = self.revoke(key, &public.hash, now).await;
+        let revoked_at = self.revoke(caller, key, &public.hash, now).await;
         let revoked_at = revoked_at.map_err(|error| Problem::from_fault(&error))?;
         Response::new(200, &Revoked { key_id: key, prefix: public.prefix, revoked_at })
     }
 
-    /// Marks the key as revoked. Returns when it was revoked.
+    /// Marks the key as revoked, with the entry of the audit trail. Returns when it was revoked.
     async fn revoke(
         &self,
+        caller: &Caller,
         key: KeyId,
         hash: &str,
         now: Timestamp,
     ) -> Result<Timestamp, OperatorsError> {
         let row_key = KeyRow::key(hash);
-        let commit = Transaction::on(&self.keys)
-            .update(
-                &self.keys,
-                &row_key,
-                "SET #revokedAt = :revokedAt",
-                Some("attribute_exists(id) AND attribute_not_exists(#revokedAt)"),
-                [("revokedAt", AttributeValue::S(now.to_string()))],
-            )
-            .commit()
-            .await?;
-        match commit {
+        let transaction = Transaction::on(&self.keys).update(
+            &self.keys,
+            &row_key,
+            "SET #revokedAt = :revokedAt",
+            Some("attribute_exists(id) AND attribute_not_exists(#revokedAt)"),
+            [("revokedAt", AttributeValue::S(now.to_string()))],
+        );
+        let entry = Entry {
+            operator_id: caller.operator,
+            actor: caller.actor.clone(),
+            action: Action::RevokeKey,
+            target: key.to_string(),
+            details: None,
+        };
+        match self.trail.add(transaction, &entry, now).commit().await? {
             Commit::Done => Ok(now),
             Commit::Refused(refused) => {
                 let row: Option<KeyRow> = refused.row(&row_key)?;

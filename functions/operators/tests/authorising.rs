@@ -250,7 +250,7 @@ async fn an_unknown_expired_or_revoked_key_is_refused() {
     let key = new_key(&dynamo, &admin(), "b", &json!({ "name": "A", "scope": "read" })).await;
     let credential = text(&key["key"]);
     accepted(&step, credential).await;
-    let revoke = operators::revoke_key::RevokeKey { keys: dynamo.table(KEYS) };
+    let revoke = support::revoke_key(&dynamo);
     let request = support::with_path("revoke-key", "keyId", text(&key["keyId"]));
     revoke.handle(&admin(), &request, noon(0)).await.expect("revoked");
     assert_refused(&step, credential).await;

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use contracts::{OperatorId, Scope, SiteId, operators::KeyId};
 use keys::ApiKey;
 use lambda::http::Caller;
-use operators::{get_key::GetKey, revoke_key::RevokeKey};
+use operators::get_key::GetKey;
 use serde_json::{Value, json};
 use support::{
     admin, api_response, bootstrap, check, create_key, list, new_key, operator, post, post_key,
-    with_path,
+    revoke_key, with_path,
 };
 use testkit::{
     Dynamo,
@@ -30,8 +30,7 @@ async fn listed(dynamo: &Dynamo, by: &Caller) -> Vec<Value> {
 
 async fn revoke(dynamo: &Dynamo, by: &Caller, key: &str, seconds: i64) -> Value {
     let request = with_path("revoke-key", "keyId", key);
-    let step = RevokeKey { keys: dynamo.table(KEYS) };
-    api_response(step.handle(by, &request, noon(seconds)).await)
+    api_response(revoke_key(dynamo).handle(by, &request, noon(seconds)).await)
 }
 
 fn logger() -> Scope {
@@ -223,7 +222,7 @@ async fn a_key_is_revoked_once_and_the_response_is_repeated() {
         let by = caller(OperatorId::DEFAULT, scope);
         assert_eq!(revoke(&dynamo, &by, id, 9).await["statusCode"], 403, "{scope}");
     }
-    let step = RevokeKey { keys: dynamo.table(KEYS) };
+    let step = revoke_key(&dynamo);
     let request = with_path("revoke-key", "keyId", key["key"].as_str().expect("a key"));
     check("revoke-key.no-id", step.handle(&admin(), &request, noon(0)).await);
 }

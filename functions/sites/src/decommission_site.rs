@@ -1,7 +1,8 @@
 //! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
+use audit::{Action, Entry, Trail};
+use contracts::{OnboardingId, SagaContext, SiteId, Timestamp, saga::TeardownInput};
 use lambda::http::{self, Caller, Problem, Request, Response};
 use machines::StateMachine;
 use serde::Serialize;
@@ -19,6 +20,8 @@ pub struct DecommissionSite {
     pub sites: Table,
     /// The state machine `site-teardown`.
     pub teardown: StateMachine,
+    /// The audit trail.
+    pub trail: Trail,
 }
 
 #[derive(Serialize)]
@@ -30,10 +33,16 @@ struct Reply {
 }
 
 impl DecommissionSite {
-    /// Starts the teardown and returns 202. A repeated request returns 202, too.
+    /// Starts the teardown and returns 202. A repeated request returns 202, too. Each accepted request is an entry of
+    /// the audit trail.
     ///
     /// Returns 403 if the caller may not change sites. Returns 404 for an unknown site and for one of another operator. Returns 409 for a site that is still being onboarded or was rejected.
-    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
         http::reject_query(request)?;
         let site = site_id(request)?;
@@ -41,10 +50,7 @@ impl DecommissionSite {
         let row = row.filter(|row| row.owned.operator_id == caller.operator);
         let row = row.ok_or_else(|| site_not_found(site))?;
         let status = match row.status() {
-            Status::Active | Status::Decommissioning => {
-                self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
-                Status::Decommissioning
-            }
+            Status::Active | Status::Decommissioning => Status::Decommissioning,
             Status::Decommissioned => Status::Decommissioned,
             Status::Onboarding => {
                 return Err(Problem::conflict(
@@ -60,6 +66,10 @@ impl DecommissionSite {
                 ));
             }
         };
+        self.record(caller, site, now).await.map_err(|error| Problem::from_fault(&error))?;
+        if status == Status::Decommissioning {
+            self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
+        }
         let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
         let target = format!("/sites/{site}");
         Ok(Response::new(202, &reply)?.at(http::relative_location(request, &target, &target)))
@@ -67,6 +77,23 @@ impl DecommissionSite {
 
     async fn row(&self, site: SiteId) -> Result<Option<SiteRow>, SitesError> {
         Ok(self.sites.get(&SiteRow::key(site)).await?)
+    }
+
+    /// Writes the entry of the audit trail. No site is closed without one, so it is written before the teardown starts.
+    async fn record(
+        &self,
+        caller: &Caller,
+        site: SiteId,
+        now: Timestamp,
+    ) -> Result<(), SitesError> {
+        let entry = Entry {
+            operator_id: caller.operator,
+            actor: caller.actor.clone(),
+            action: Action::DecommissionSite,
+            target: site.to_string(),
+            details: None,
+        };
+        Ok(self.trail.write(&entry, now).await?)
     }
 
     /// Starts the teardown, then sets the status to DECOMMISSIONING.

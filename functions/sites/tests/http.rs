@@ -2,6 +2,7 @@
 
 mod support;
 
+use audit::Trail;
 use aws_sdk_sfn::Client;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
@@ -18,11 +19,11 @@ use sites::{
 };
 use support::{
     api_response, check, create, create_for, list, on_site, post, project, registrar, registration,
-    saga_for_key, step_event,
+    saga_for_key, step_event, trail,
 };
 use testkit::{
     Dynamo,
-    dynamo::SITES,
+    dynamo::{AUDIT, SITES},
     http::Stub,
     saga::run,
     sample::{caller, default_caller, noon, other_operator, payload},
@@ -338,6 +339,7 @@ async fn an_unknown_query_parameter_is_refused() {
             client: Client::new(&machines.config()),
             arn: TEARDOWN.to_owned(),
         },
+        trail: trail(&dynamo),
     };
     let create = CreateSite(registrar(&dynamo));
     let post = with_query(post(Some("key-2"), &registration().to_string()));
@@ -347,7 +349,7 @@ async fn an_unknown_query_parameter_is_refused() {
         create.handle(&default_caller(), &post, noon(0)).await,
         get_site(&dynamo).handle(&default_caller(), &get).await,
         get_site(&dynamo).handle(&default_caller(), &list(&[("colour", "red")])).await,
-        decommission.handle(&default_caller(), &delete).await,
+        decommission.handle(&default_caller(), &delete, noon(0)).await,
     ] {
         assert_eq!(error_fields(&api_response(response)), ["query colour"]);
     }
@@ -379,6 +381,7 @@ async fn the_location_header_is_correct_for_every_stage_and_base_path() {
             client: Client::new(&machines.config()),
             arn: TEARDOWN.to_owned(),
         },
+        trail: trail(&dynamo),
     };
     // Each entry has the prefix of the path that the client called, and the prefix of `path` in API Gateway's event.
     // `path` includes the base path but not the stage. The entries are a stage's default address, a custom domain, and
@@ -397,7 +400,8 @@ async fn the_location_header_is_correct_for_every_stage_and_base_path() {
     for slash in ["", "/"] {
         let mut request = on_site("decommission-site", &site);
         request.path = Some(format!("/sites/{site}{slash}"));
-        let response = api_response(decommission.handle(&default_caller(), &request).await);
+        let response =
+            api_response(decommission.handle(&default_caller(), &request, noon(0)).await);
         let location = response["headers"]["location"].as_str().expect("a location");
         let base = format!("/v1/sites/{site}{slash}");
         assert_eq!(resolve(&base, location), format!("/v1/sites/{site}"));
@@ -570,16 +574,18 @@ async fn deleting_a_site_starts_one_teardown() {
             client: Client::new(&machines.config()),
             arn: TEARDOWN.to_owned(),
         },
+        trail: trail(&dynamo),
     };
     let site = saga_for_key("key-1").site_id.to_string();
     let request = on_site("decommission-site", &site);
-    check("decommission-site.unknown", step.handle(&default_caller(), &request).await);
+    check("decommission-site.unknown", step.handle(&default_caller(), &request, noon(0)).await);
     let saga = create(&dynamo, "key-1").await;
-    check("decommission-site.onboarding", step.handle(&default_caller(), &request).await);
+    check("decommission-site.onboarding", step.handle(&default_caller(), &request, noon(0)).await);
     assert!(machines.take_calls().is_empty());
+    assert!(dynamo.rows(AUDIT).await.is_empty(), "a refused request is no entry");
 
     activate(&dynamo, "key-1").await;
-    check("decommission-site.accepted", step.handle(&default_caller(), &request).await);
+    check("decommission-site.accepted", step.handle(&default_caller(), &request, noon(0)).await);
     let calls = machines.take_calls();
     let started = calls[0].json();
     assert_eq!(calls[0].operation(), "StartExecution");
@@ -596,19 +602,57 @@ async fn deleting_a_site_starts_one_teardown() {
         })
     );
 
+    assert_eq!(dynamo.rows(AUDIT).await.len(), 1);
+
     // A second request uses the same execution name and gets the same response.
-    check("decommission-site.accepted", step.handle(&default_caller(), &request).await);
+    check("decommission-site.accepted", step.handle(&default_caller(), &request, noon(0)).await);
     assert_eq!(machines.take_calls()[0].json()["name"], started["name"]);
     assert_eq!(get(&dynamo, "key-1").await["body"]["status"], "DECOMMISSIONING");
 
     close(&dynamo, "key-1", Value::Null).await;
-    check("decommission-site.over", step.handle(&default_caller(), &request).await);
+    check("decommission-site.over", step.handle(&default_caller(), &request, noon(0)).await);
     assert!(machines.take_calls().is_empty());
 
     create(&dynamo, "key-2").await;
     close(&dynamo, "key-2", failure()).await;
     let rejected = on_site("decommission-site", &saga_for_key("key-2").site_id.to_string());
-    check("decommission-site.rejected", step.handle(&default_caller(), &rejected).await);
+    check("decommission-site.rejected", step.handle(&default_caller(), &rejected, noon(0)).await);
+
+    // Each accepted request is an entry, also a repeated one.
+    let entries = dynamo.rows(AUDIT).await;
+    assert_eq!(entries.len(), 3);
+    for entry in entries {
+        assert_eq!(entry["operatorId"], json!(saga.operator_id));
+        assert_eq!(entry["actor"], json!(default_caller().actor));
+        assert_eq!(entry["action"], "DecommissionSite");
+        assert_eq!(entry["target"], json!(site));
+        let at = entry["at"].as_str().expect("a text");
+        assert!(at.starts_with(&format!("{}/", noon(0))), "{at}");
+    }
+}
+
+#[tokio::test]
+async fn without_an_entry_no_teardown_starts() {
+    let dynamo = Dynamo::start().await;
+    create(&dynamo, "key-1").await;
+    activate(&dynamo, "key-1").await;
+    let before = dynamo.all_rows().await;
+    let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
+    let unavailable = Stub::start(|_| (500, json!({ "message": "inside" }))).await;
+    let client = aws_sdk_dynamodb::Client::new(&unavailable.config());
+    let step = DecommissionSite {
+        sites: dynamo.table(SITES),
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
+        trail: Trail::new(store::Table::new(client, AUDIT)),
+    };
+    let request = on_site("decommission-site", &saga_for_key("key-1").site_id.to_string());
+    let sent = api_response(step.handle(&default_caller(), &request, noon(0)).await);
+    assert_eq!(sent["statusCode"], 503, "{sent}");
+    assert!(machines.take_calls().is_empty());
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
@@ -627,8 +671,9 @@ async fn a_running_teardown_is_accepted_and_a_failed_start_is_reported() {
                 client: Client::new(&machines.config()),
                 arn: TEARDOWN.to_owned(),
             },
+            trail: trail(&dynamo),
         };
-        let response = api_response(step.handle(&default_caller(), &request).await);
+        let response = api_response(step.handle(&default_caller(), &request, noon(0)).await);
         assert_eq!(response["statusCode"], status, "{response}");
         assert_eq!(get(&dynamo, "key-1").await["body"]["status"], expected);
     }
@@ -700,6 +745,7 @@ async fn a_site_of_another_operator_is_answered_like_an_unknown_site() {
             client: Client::new(&machines.config()),
             arn: TEARDOWN.to_owned(),
         },
+        trail: trail(&dynamo),
     };
     let unknown = saga_for_key("unknown").site_id;
     for function in ["get-site", "decommission-site"] {
@@ -709,7 +755,7 @@ async fn a_site_of_another_operator_is_answered_like_an_unknown_site() {
             drop(dynamo.take_usage());
             let response = match function {
                 "get-site" => get_site(&dynamo).handle(&default_caller(), &request).await,
-                _ => decommission.handle(&default_caller(), &request).await,
+                _ => decommission.handle(&default_caller(), &request, noon(0)).await,
             };
             let calls = dynamo.take_usage().calls;
             let response = api_response(response).to_string();
@@ -776,6 +822,7 @@ async fn each_scope_may_do_what_it_allows() {
             client: Client::new(&machines.config()),
             arn: TEARDOWN.to_owned(),
         },
+        trail: trail(&dynamo),
     };
     let step = CreateSite(registrar(&dynamo));
     for (scope, read, write) in [
@@ -797,7 +844,11 @@ async fn each_scope_may_do_what_it_allows() {
             "{scope}"
         );
         assert_eq!(is_allowed(step.handle(&caller, &post, noon(0)).await), write, "{scope}");
-        assert_eq!(is_allowed(decommission.handle(&caller, &delete).await), write, "{scope}");
+        assert_eq!(
+            is_allowed(decommission.handle(&caller, &delete, noon(0)).await),
+            write,
+            "{scope}"
+        );
     }
 }
 

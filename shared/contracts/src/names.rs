@@ -24,6 +24,8 @@ pub const SERVICES: [&str; 11] = [
 
 /// Table of the alert limits.
 pub const ALERTING: &str = "alerting";
+/// Table of the audit trail.
+pub const AUDIT: &str = "audit";
 /// Table of the subscriptions.
 pub const BILLING: &str = "billing";
 /// Table of the sensors of each site.

@@ -44,6 +44,8 @@ pub const ALERTING: &str = "AlertingTable";
 pub const OPERATORS: &str = "OperatorsTable";
 /// Table of the API keys.
 pub const KEYS: &str = "KeysTable";
+/// Table of the audit trail.
+pub const AUDIT: &str = "AuditTable";
 /// Table of the rate limits.
 pub const LIMITS: &str = "LimitsTable";
 /// Table of the readings.

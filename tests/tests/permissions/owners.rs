@@ -68,6 +68,7 @@ const COMPLETE_TASK: &[&str] =
 
 const LIMITED: &str =
     "the functions behind the API take tokens from the buckets of the rate limits";
+const AUDITED: &str = "the deletion of a site is an entry of the audit trail";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
@@ -106,6 +107,7 @@ const BY_HAND: &[AllowedGrant] = &[
     own("sites", "SitesTable/index/byOperator", &[QUERY]),
     own("sites", "SitesFailures", &[SEND]),
     other("sites", "EventsTable", &[PUT], OUTBOX),
+    other("sites", "AuditTable", &[PUT], AUDITED),
     other("sites", "LimitsTable", &[UPDATE], LIMITED),
     other("sites", "SiteTeardown", &[START], "DELETE of an active site starts its teardown"),
     // onboarding
@@ -182,6 +184,7 @@ const BY_HAND: &[AllowedGrant] = &[
     own("operators", "OperatorsTable", &[GET, PUT]),
     own("operators", "OperatorsTable/index/byCreation", &[QUERY]),
     own("operators", "KeysTable", &[GET, PUT, UPDATE]),
+    own("operators", "AuditTable", &[PUT, QUERY]),
     own("operators", "LimitsTable", &[UPDATE]),
     own("operators", "KeysTable/index/byOperator", &[QUERY]),
     own("operators", "FirstAdministratorSecret", &["secretsmanager:GetSecretValue"]),

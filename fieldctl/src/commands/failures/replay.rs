@@ -2,9 +2,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
 
+use ::audit::Action;
 use clap::Args;
 use contracts::{
-    OnboardingId, Timestamp, names,
+    OnboardingId, OperatorId, Timestamp, names,
     stream::{Part, Record},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use super::{SelectedFailures, Selection, payload, preview_text, report_none, skipped_text};
 use crate::{
+    audit::Auditor,
     commands::sites::{self, UndoableSite},
     error::{CliError, Exit},
     failure_pager::{FailureFilter, FailurePager, kind_name},
@@ -107,6 +109,7 @@ struct ReplayRun<'a> {
     stack: &'a Stack,
     ledger: Ledger,
     resend: Resend<'a>,
+    auditor: Auditor,
     /// The id of all claims of this run.
     id: Uuid,
     by: Option<String>,
@@ -154,11 +157,13 @@ pub async fn run(
     if count == 0 {
         return report_none(stack, screen, &options.selection.filter, &[Status::Open]).await;
     }
+    let auditor = Auditor::new(stack).await?;
     let progress = Progress::bar(count, "Ctrl-C stops after the running replays");
     let run = ReplayRun {
         stack,
         ledger,
         resend: Resend::new(stack),
+        auditor,
         id: Uuid::new_v4(),
         by: env::var("USER").ok(),
         options: ClaimOptions { over_limit: options.force, in_doubt: options.in_doubt },
@@ -371,6 +376,14 @@ impl ReplayRun<'_> {
         }
         let Some(first) = claimed.first() else { return skip("does not exist") };
 
+        for row in &claimed {
+            // Failures of all operators are in one table, so the entries belong to the default operator.
+            let entry = self.auditor.record(OperatorId::DEFAULT, Action::ReplayFailure, row.id);
+            if let Err(error) = entry.await {
+                self.release(&claimed).await?;
+                return Ok(ReplayResult::Stop(error));
+            }
+        }
         let outcome = match self.resend.send(&target, first, &work.payload).await {
             SendOutcome::Done if row.source == RECOVER_ONBOARDING => {
                 self.wait_for_recovery(first).await?

@@ -1,5 +1,6 @@
 //! Lambda function `create-key`.
 
+use audit::Trail;
 use contracts::Timestamp;
 use lambda::{Aws, Error, serve_http};
 use operators::create_key::CreateKey;
@@ -7,8 +8,11 @@ use operators::create_key::CreateKey;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
-    let step =
-        CreateKey { keys: aws.table("KEYS_TABLE")?, operators: aws.table("OPERATORS_TABLE")? };
+    let step = CreateKey {
+        keys: aws.table("KEYS_TABLE")?,
+        operators: aws.table("OPERATORS_TABLE")?,
+        trail: Trail::new(aws.table("AUDIT_TABLE")?),
+    };
     serve_http(aws.limits()?, async |request, caller| {
         step.handle(&caller, &request, Timestamp::now()).await
     })

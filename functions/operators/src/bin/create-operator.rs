@@ -1,5 +1,6 @@
 //! Lambda function `create-operator`.
 
+use audit::Trail;
 use contracts::Timestamp;
 use lambda::{Aws, Error, serve_http};
 use operators::create_operator::CreateOperator;
@@ -7,7 +8,10 @@ use operators::create_operator::CreateOperator;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
-    let step = CreateOperator { operators: aws.table("OPERATORS_TABLE")? };
+    let step = CreateOperator {
+        operators: aws.table("OPERATORS_TABLE")?,
+        trail: Trail::new(aws.table("AUDIT_TABLE")?),
+    };
     serve_http(aws.limits()?, async |request, caller| {
         step.handle(&caller, &request, Timestamp::now()).await
     })

@@ -3,13 +3,14 @@
 // Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
+use audit::Trail;
 use contracts::{OperatorId, Scope, Timestamp};
 use lambda::http::{Caller, Problem, Request, Response, response};
-use operators::{create_key::CreateKey, create_operator::CreateOperator};
+use operators::{create_key::CreateKey, create_operator::CreateOperator, revoke_key::RevokeKey};
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
-    dynamo::{KEYS, OPERATORS},
+    dynamo::{AUDIT, KEYS, OPERATORS},
     golden,
     sample::{self, caller, noon},
 };
@@ -87,12 +88,20 @@ pub fn check(name: &str, result: Result<Response, Problem>) -> Value {
     sent
 }
 
+pub fn trail(dynamo: &Dynamo) -> Trail {
+    Trail::new(dynamo.table(AUDIT))
+}
+
+pub fn revoke_key(dynamo: &Dynamo) -> RevokeKey {
+    RevokeKey { keys: dynamo.table(KEYS), trail: trail(dynamo) }
+}
+
 pub fn create_operator(dynamo: &Dynamo) -> CreateOperator {
-    CreateOperator { operators: dynamo.table(OPERATORS) }
+    CreateOperator { operators: dynamo.table(OPERATORS), trail: trail(dynamo) }
 }
 
 pub fn create_key(dynamo: &Dynamo) -> CreateKey {
-    CreateKey { keys: dynamo.table(KEYS), operators: dynamo.table(OPERATORS) }
+    CreateKey { keys: dynamo.table(KEYS), operators: dynamo.table(OPERATORS), trail: trail(dynamo) }
 }
 
 /// Registers an operator under this idempotency key.

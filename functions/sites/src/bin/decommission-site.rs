@@ -1,6 +1,8 @@
 //! Lambda function `decommission-site`.
 
+use audit::Trail;
 use aws_sdk_sfn::Client;
+use contracts::Timestamp;
 use lambda::{Aws, Error, env, serve_http};
 use machines::StateMachine;
 use sites::decommission_site::DecommissionSite;
@@ -14,6 +16,10 @@ async fn main() -> Result<(), Error> {
             client: Client::new(aws.config()),
             arn: env("SITE_TEARDOWN_ARN")?,
         },
+        trail: Trail::new(aws.table("AUDIT_TABLE")?),
     };
-    serve_http(aws.limits()?, async |request, caller| step.handle(&caller, &request).await).await
+    serve_http(aws.limits()?, async |request, caller| {
+        step.handle(&caller, &request, Timestamp::now()).await
+    })
+    .await
 }

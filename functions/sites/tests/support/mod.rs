@@ -3,6 +3,7 @@
 // Each test file uses only some of them.
 #![allow(dead_code)]
 
+use audit::Trail;
 use contracts::{EntityType, OperatorId, SagaContext, Scope, SiteId};
 use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use sites::{
 };
 use testkit::{
     Dynamo,
-    dynamo::SITES,
+    dynamo::{AUDIT, SITES},
     golden,
     saga::run,
     sample::{self, caller, noon},
@@ -20,6 +21,10 @@ use testkit::{
 
 pub fn registrar(dynamo: &Dynamo) -> Registrar {
     Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
+}
+
+pub fn trail(dynamo: &Dynamo) -> Trail {
+    Trail::new(dynamo.table(AUDIT))
 }
 
 /// Returns the function `import-site` with this value of `SOURCE_OPERATORS`.

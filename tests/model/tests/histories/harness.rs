@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use alerting::{configure_alerting::ConfigureAlerting, remove_alerting::RemoveAlerting};
+use audit::Trail;
 use aws_sdk_dynamodb::config::{
     BehaviorVersion, Region,
     http::{HttpRequest, HttpResponse},
@@ -36,7 +37,7 @@ use sites::{
 };
 use store::{Idempotency, Outbox, Table};
 use testkit::{
-    dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
+    dynamo::{ALERTING, AUDIT, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
     http::{PendingCall, Stub},
     sample::{self, default_caller},
 };
@@ -226,7 +227,11 @@ impl Harness {
             },
             configure: ConfigureAlerting { alerting: alerting.clone(), outbox: outbox.clone() },
             activate: ActivateSite { sites: sites.clone(), outbox: outbox.clone() },
-            delete: DecommissionSite { sites: sites.clone(), teardown: machine(TEARDOWN_ARN) },
+            delete: DecommissionSite {
+                sites: sites.clone(),
+                teardown: machine(TEARDOWN_ARN),
+                trail: Trail::new(table(AUDIT)),
+            },
             remove: RemoveAlerting { alerting, outbox: outbox.clone() },
             cancel: CancelSubscription {
                 billing,
@@ -278,7 +283,7 @@ impl Harness {
                     it.create.handle(&default_caller(), &post_request(&payload), now).await,
                 ),
                 Invocation::Delete => http_outcome(
-                    it.delete.handle(&default_caller(), &delete_request(&payload)).await,
+                    it.delete.handle(&default_caller(), &delete_request(&payload), now).await,
                 ),
                 Invocation::Start => run_step(&it.start, &payload, now).await,
                 Invocation::Reserve => run_step(&it.reserve, &payload, now).await,

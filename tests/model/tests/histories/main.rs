@@ -34,7 +34,7 @@ use tokio::runtime::{Builder, Runtime};
 const HISTORIES: u64 = 10_000;
 
 /// The number of pairs of function and operation that occur frequently (see [`FREQUENT`]).
-const FREQUENT_CALLS: u32 = 29;
+const FREQUENT_CALLS: u32 = 30;
 
 /// The runtime and the functions with which a thread runs its histories.
 struct ThreadContext {

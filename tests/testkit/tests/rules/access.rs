@@ -15,6 +15,8 @@ const COMMAND_QUEUES: [(&str, &str, &str); 2] = [
     ("CancelSubscriptionQueue", "SiteTeardown", "CancelSubscriptionFunction"),
     ("InitializeSubscriptionQueue", "SiteOnboarding", "InitializeSubscriptionFunction"),
 ];
+/// What a function may do with the table of the audit trail.
+const AUDIT_ACTIONS: [&str; 2] = ["dynamodb:PutItem", "dynamodb:Query"];
 /// The function that identifies the callers of the API.
 const AUTHORIZER: &str = "AuthoriseCallerFunction";
 /// The HTTP methods, and API Gateway's own.
@@ -289,6 +291,17 @@ pub fn no_table_is_scanned(subject: &Subject) -> Violations {
             actions.contains(&"dynamodb:Scan") || actions.contains(&"dynamodb:PartiQLSelect");
         for resource in resources {
             violations.check(!scans, format!("{id} {resource}"), "may be scanned");
+        }
+    }
+    violations
+}
+
+pub fn the_audit_trail_is_only_added_to(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    for (id, actions, resources) in grants(subject) {
+        let adds = actions.iter().all(|action| AUDIT_ACTIONS.contains(action));
+        for resource in resources.into_iter().filter(|it| it.starts_with("AuditTable")) {
+            violations.check(adds, format!("{id} {resource}"), "may change or delete an entry");
         }
     }
     violations

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use crate::subject::{Subject, Violations, items, members, text};
 
 /// The resources that other services, fieldctl and the tests find by their fixed names.
-const NAMED_RESOURCES: [(&str, &str); 19] = [
+const NAMED_RESOURCES: [(&str, &str); 20] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
+    ("AWS::DynamoDB::Table", names::AUDIT),
     ("AWS::DynamoDB::Table", names::BILLING),
     ("AWS::DynamoDB::Table", names::DEVICES),
     ("AWS::DynamoDB::Table", names::EVENTS),

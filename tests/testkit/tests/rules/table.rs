@@ -661,6 +661,16 @@ const ACCESS: &[Rule] = &[
         breaks: &[(Set("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action", "\"dynamodb:Scan\""), "GetSiteFunction SitesTable.Arn")],
     },
     Rule {
+        name: "Functions may add entries to the audit trail and read them, but not change or delete them",
+        why: "an attacker who controls a function could remove the traces",
+        check: access::the_audit_trail_is_only_added_to,
+        except: &[],
+        breaks: &[
+            (Set("template/Resources/RevokeKeyFunction/Properties/Policies/0/Statement/1/Action", "\"dynamodb:DeleteItem\""), "RevokeKeyFunction AuditTable.Arn"),
+            (Set("template/Resources/DecommissionSiteFunction/Properties/Policies/0/Statement/2/Action", r#"["dynamodb:PutItem", "dynamodb:UpdateItem"]"#), "DecommissionSiteFunction AuditTable.Arn"),
+        ],
+    },
+    Rule {
         name: "A queue policy allows only named services, for rules and buckets of this account",
         why: "a rule of another account could flood the failure queues or forge failures",
         check: access::queue_policies_name_their_senders,

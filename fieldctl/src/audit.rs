@@ -1,0 +1,67 @@
+//! Entries of the audit trail for the actions that do not go through the API.
+
+use ::audit::{Action, Entry, Trail};
+use contracts::{OperatorId, Timestamp, names};
+
+use crate::{
+    error::{CliError, Exit, aws},
+    stack::Stack,
+};
+
+/// Writes an entry before each action of a command.
+#[derive(Debug)]
+pub struct Auditor {
+    trail: Trail,
+    /// The table's full name.
+    table: String,
+    actor: String,
+}
+
+impl Auditor {
+    /// Asks AWS who the caller is.
+    ///
+    /// # Errors
+    /// If AWS does not answer. Then nothing may be done, because the entry would have no actor.
+    pub async fn new(stack: &Stack) -> Result<Self, CliError> {
+        let sts = aws_sdk_sts::Client::new(stack.config());
+        let identity = sts.get_caller_identity().send().await;
+        let identity = identity.map_err(aws("AWS does not say who you are; nothing was done"))?;
+        let Some(arn) = identity.arn() else {
+            let message = "AWS does not say who you are: GetCallerIdentity returned no ARN";
+            return Err(CliError::new(Exit::Aws, message));
+        };
+        Ok(Self {
+            trail: Trail::new(stack.table(names::AUDIT)),
+            table: stack.named(names::AUDIT),
+            actor: format!("iam:{arn}"),
+        })
+    }
+
+    /// Writes the entry of an action.
+    ///
+    /// # Errors
+    /// If it can't be written. Then the action must not be done.
+    pub async fn record(
+        &self,
+        operator: OperatorId,
+        action: Action,
+        target: impl ToString,
+    ) -> Result<(), CliError> {
+        let entry = Entry {
+            operator_id: operator,
+            actor: self.actor.clone(),
+            action,
+            target: target.to_string(),
+            details: None,
+        };
+        self.trail.write(&entry, Timestamp::now()).await.map_err(|error| {
+            let message =
+                format!("the entry of the audit trail can't be written, so nothing was done: {error}");
+            let advice = format!(
+                "this action needs the permission dynamodb:PutItem on the table {}, which the service operators deploys",
+                self.table
+            );
+            CliError::new(Exit::Aws, message).advise(advice)
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! The audit trail: an entry for each administrative action, with its actor.
+//!
+//! The entries are rows of the table `<environment>-audit`, which the service operators owns. An entry is never changed
+//! or deleted: [`Trail`] only creates rows, and no function has the permission to update or delete them. The trail is a
+//! table and not events on the bus, because an actor can be personal data, and because no consumer may change it.
+
+use contracts::{OperatorId, Timestamp};
+use serde::{Deserialize, Serialize};
+use store::{Commit, Key, StoreError, Table, Transaction};
+use uuid::Uuid;
+
+/// An administrative action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// An operator was registered. The target is its id.
+    CreateOperator,
+    /// An API key was created. The target is its id.
+    CreateKey,
+    /// An API key was created, and replaces another one. The target is the id of the new key.
+    ReplaceKey,
+    /// An API key was revoked. The target is its id.
+    RevokeKey,
+    /// The decommissioning of a site was requested. The target is its id.
+    DecommissionSite,
+    /// A failed message was sent again. The target is the id of the failure.
+    ReplayFailure,
+    /// A failure was discarded. The target is its id.
+    DiscardFailure,
+    /// The undo of an onboarding was started. The target is the onboarding's id.
+    RecoverSaga,
+}
+
+/// An entry of the trail. Its key is the operator and the attribute `at`: `<time>/<random UUID>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// The operator that the action concerns, which is not always the actor's.
+    pub operator_id: OperatorId,
+    /// Who acted: the actor of the API's caller, or `iam:<ARN>` for a user of fieldctl.
+    pub actor: String,
+    /// What was done.
+    pub action: Action,
+    /// The id of the resource that the action changes.
+    pub target: String,
+    /// More about the action. It contains no secret and no payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<String>,
+}
+
+/// The audit table.
+#[derive(Clone, Debug)]
+pub struct Trail(Table);
+
+impl Trail {
+    /// Creates a handle for the audit table.
+    #[must_use]
+    pub fn new(table: Table) -> Self {
+        Self(table)
+    }
+
+    /// Adds the entry to the transaction of the action. If the action is refused, there is no entry.
+    #[must_use]
+    pub fn add(&self, transaction: Transaction, entry: &Entry, now: Timestamp) -> Transaction {
+        transaction.create(&self.0, &key(entry.operator_id, now), entry)
+    }
+
+    /// Writes the entry. For actions that are not a transaction: call this before the action, and do not act if it
+    /// fails.
+    ///
+    /// # Errors
+    /// Fails if the table can't be written.
+    pub async fn write(&self, entry: &Entry, now: Timestamp) -> Result<(), StoreError> {
+        match self.add(Transaction::on(&self.0), entry, now).commit().await? {
+            // The key is random, so only an earlier attempt of the same call can have written it.
+            Commit::Done | Commit::Refused(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns the key of a new entry.
+fn key(operator: OperatorId, now: Timestamp) -> Key {
+    let at = format!("{now}/{}", Uuid::new_v4());
+    Key::pair(("operatorId", operator.to_string()), ("at", at))
+}
