@@ -35,6 +35,7 @@ import shlex
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
 import time
@@ -499,6 +500,7 @@ def serve_ministack():
     measure_invocations(lambda_svc)
     transform_nested_templates()
     keep_attributes_of_nested_resources()
+    exclude_punctuation_from_secrets()
     watch_filled_metrics()
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
@@ -508,6 +510,23 @@ def serve_ministack():
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
+
+
+def exclude_punctuation_from_secrets():
+    """Secrets are generated without punctuation if the template asks for it. MiniStack ignores ExcludePunctuation, so the secret
+    of the first administrator was no valid credential."""
+    from ministack.services.cloudformation import provisioners
+
+    generate = provisioners._sm_secret_string
+
+    def secret_string(properties):
+        options = properties.get("GenerateSecretString") or {}
+        if str(options.get("ExcludePunctuation", "")).lower() == "true":
+            excluded = options.get("ExcludeCharacters", "") + string.punctuation
+            properties = {**properties, "GenerateSecretString": {**options, "ExcludeCharacters": excluded}}
+        return generate(properties)
+
+    provisioners._sm_secret_string = secret_string
 
 
 def transform_nested_templates():
