@@ -54,5 +54,20 @@ class ShellVariables(unittest.TestCase):
         self.assertEqual(variables["NO_PROXY"], variables["no_proxy"])
 
 
+class Secrets(unittest.TestCase):
+    def test_punctuation_is_excluded(self):
+        from ministack.services.cloudformation import provisioners
+
+        with mock.patch.object(provisioners, "_sm_secret_string", provisioners._sm_secret_string):
+            stack.exclude_punctuation_from_secrets()
+            for exclude in (True, "true"):
+                options = {"PasswordLength": 200, "ExcludePunctuation": exclude, "ExcludeCharacters": "a"}
+                secret = provisioners._sm_secret_string({"GenerateSecretString": options})
+                self.assertTrue(secret.isalnum(), secret)
+                self.assertEqual((len(secret), secret.count("a")), (200, 0))
+            punctuated = provisioners._sm_secret_string({"GenerateSecretString": {"PasswordLength": 200}})
+            self.assertFalse(punctuated.isalnum(), punctuated)
+
+
 if __name__ == "__main__":
     unittest.main()
