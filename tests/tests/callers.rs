@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, env, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use contracts::{Metric, SiteId, Timestamp};
 use futures_util::{future::try_join_all, try_join};
 use keys::{ApiKey, Kind};
@@ -449,7 +452,8 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
     let call = Call::post_readings(bundle.to_string()).bearing(&b.full_key);
     assert_eq!(stack.call(call).await?.status, 202);
     // The bundle is set aside as that of an unknown sensor, with its payload.
-    let failure = stack.failure_about("store-readings", &a.site.to_string()).await?;
+    let data = STANDARD.encode(bundle.to_string());
+    let failure = stack.failure_about("store-readings", &data).await?;
     assert_eq!(failure.error.name, "UnknownSensor", "{failure}");
     assert!(failure.payload()?.to_string().contains(&b.id), "{failure}");
     let read = stack.call(a.readings().bearing(&a.read_key)).await?;

@@ -1,0 +1,108 @@
+//! One operator sends ten times what its plan allows, and another one notices nothing. `make rate-limit-test` runs it on a
+//! fresh local stack, because it needs the machine for itself.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use contracts::Plan;
+use futures_util::future::{join_all, try_join_all};
+use reqwest::Method;
+use serde_json::json;
+use tests::{Stack, api::Call};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use uuid::Uuid;
+
+/// How long each of the two measurements takes.
+const DURATION: Duration = Duration::from_secs(30);
+/// The requests per second of the operator that keeps its limit.
+const QUIET_RATE: u32 = 4;
+/// The number of clients of the operator that does not.
+const SENDERS: u32 = 20;
+/// The maximum of the ratio of the 95th percentiles.
+const MAX_RATIO: f64 = 1.5;
+
+/// Creates an operator with the smallest plan. Returns a key of it.
+async fn operator(stack: &Stack) -> Result<String> {
+    let post = |path: &str, body: serde_json::Value| {
+        Call::new(Method::POST, path).key(&Uuid::new_v4().to_string()).text(body.to_string())
+    };
+    let body = json!({ "name": "Rate limits", "plan": Plan::Community });
+    let created = stack.call(post("/operators", body)).await?;
+    let operator = created.body["operatorId"].as_str().context("no operator")?.to_owned();
+    let body = json!({ "name": "Rate limits", "scope": "read", "operatorId": operator });
+    let created = stack.call(post("/keys", body)).await?;
+    Ok(created.body["key"].as_str().context("no key")?.to_owned())
+}
+
+/// Sends requests at a rate, each without waiting for the one before. Returns the status and the duration of each.
+async fn send(stack: &Stack, key: &str, rate: u32, until: Instant) -> Result<Vec<(u16, Duration)>> {
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut requests = Vec::new();
+    while Instant::now() < until {
+        ticks.tick().await;
+        let (stack, call) = (stack.clone(), Call::get("/sites?status=ACTIVE&limit=1").bearing(key));
+        requests.push(tokio::spawn(async move {
+            let start = Instant::now();
+            Ok((stack.call(call).await?.status, start.elapsed()))
+        }));
+    }
+    join_all(requests).await.into_iter().map(|request| request?).collect()
+}
+
+fn p95(responses: &[(u16, Duration)]) -> Duration {
+    let mut times: Vec<_> = responses.iter().map(|(_, time)| *time).collect();
+    times.sort_unstable();
+    times[times.len() * 95 / 100]
+}
+
+fn statuses(responses: &[(u16, Duration)]) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    for (status, _) in responses {
+        *counts.entry(*status).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the machine for itself: make rate-limit-test"]
+async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let (quiet, loud) = (operator(&stack).await?, operator(&stack).await?);
+    // The first calls start the functions and fill the authorizer's cache.
+    send(&stack, &quiet, QUIET_RATE, Instant::now() + Duration::from_secs(5)).await?;
+    let alone = send(&stack, &quiet, QUIET_RATE, Instant::now() + DURATION).await?;
+
+    let limit = Plan::Community.rate_limit();
+    let until = Instant::now() + DURATION;
+    let flood = try_join_all((0..SENDERS).map(async |_| {
+        let rate = limit.per_second() * 10 / SENDERS;
+        send(&stack, &loud, rate.max(1), until).await
+    }));
+    let (disturbed, loud_responses) =
+        tokio::try_join!(send(&stack, &quiet, QUIET_RATE, until), flood)?;
+
+    let loud_responses = loud_responses.concat();
+    let (before, during) = (p95(&alone), p95(&disturbed));
+    let ratio = during.as_secs_f64() / before.as_secs_f64();
+    println!("the other operator alone: {:?}, p95 {before:?}", statuses(&alone));
+    println!("the other operator beside the flood: {:?}, p95 {during:?}", statuses(&disturbed));
+    println!(
+        "the flood: {:?} in {DURATION:?}; ratio of the p95s: {ratio:.2}",
+        statuses(&loud_responses)
+    );
+
+    ensure!(statuses(&alone).keys().eq([&200]) && statuses(&disturbed).keys().eq([&200]));
+    let accepted = statuses(&loud_responses).get(&200).copied().unwrap_or_default();
+    // The bucket was full, and each environment of the function may take one token on credit.
+    let seconds = u32::try_from(DURATION.as_secs())?;
+    let allowed = limit.burst() + limit.per_second() * seconds;
+    let allowed = usize::try_from(allowed)?;
+    ensure!(
+        accepted <= allowed + allowed / 5,
+        "{accepted} requests were accepted, allowed were {allowed}"
+    );
+    ensure!(statuses(&loud_responses).contains_key(&429), "nothing was refused");
+    ensure!(ratio <= MAX_RATIO, "the 95th percentile grew by {ratio:.2}");
+    Ok(())
+}
