@@ -1,6 +1,8 @@
 //! Finds the site, the sensor or the operator that an argument means. A site or an operator is given by its id, the first
 //! digits of its id, or its name. A sensor is given by its id, the first digits of its id, or `<site>/<metric>`.
 
+use std::collections::HashSet;
+
 use contracts::{OnboardingId, OperatorId, SensorId, SiteId, inbound::MAX_SENSORS, names};
 use serde_json::Value;
 
@@ -161,7 +163,17 @@ fn unknown(kind: &Kind, text: &str) -> CliError {
 
 /// Returns every site, as `GET /sites` lists it.
 async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
-    stack.all("/sites", "sites").await
+    Ok(latest(stack.all("/sites", "sites").await?))
+}
+
+/// Returns the last entry of each site. The list has one status after the other, so a site whose status changes meanwhile
+/// is in it twice.
+fn latest(mut sites: Vec<Value>) -> Vec<Value> {
+    let mut seen = HashSet::new();
+    sites.reverse();
+    sites.retain(|site| seen.insert(text(site, "siteId")));
+    sites.reverse();
+    sites
 }
 
 /// What an argument names. The command `fieldctl <name>s list` lists all of them.
@@ -251,6 +263,13 @@ mod tests {
         ("0195d9a5-7c00-7000-8000-000000000002", "Desert Rock 2"),
         ("fade0000-7c00-7000-8000-000000000003", "Deadwood"),
     ];
+
+    #[test]
+    fn a_site_whose_status_changed_while_it_was_listed_counts_once() {
+        let site = |id: &str, status: &str| serde_json::json!({"siteId": id, "status": status});
+        let listed = vec![site("a", "ONBOARDING"), site("b", "ACTIVE"), site("a", "ACTIVE")];
+        assert_eq!(latest(listed), [site("b", "ACTIVE"), site("a", "ACTIVE")]);
+    }
 
     fn named(text: &str) -> Result<String, (Exit, Vec<String>)> {
         let sites = SITES
