@@ -66,6 +66,7 @@ fn statuses(responses: &[(u16, Duration)]) -> BTreeMap<u16, usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the machine for itself: make rate-limit-test"]
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
 async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
     let stack = Stack::connect().await?;
     let (quiet, loud) = (operator(&stack).await?, operator(&stack).await?);
