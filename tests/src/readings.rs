@@ -96,10 +96,11 @@ impl QuarantinedRecord {
         Position { shard_id: shard.to_owned(), sequence_number }
     }
 
-    /// Returns the record's partition key.
+    /// Returns the record's partition key without the sender: the site, or what a producer wrote.
     #[must_use]
     pub fn partition_key(&self) -> &str {
-        &self.record.kinesis.partition_key
+        let key = &self.record.kinesis.partition_key;
+        key.split_once('/').map_or(key, |(site, _)| site)
     }
 
     /// Returns the record's data.
