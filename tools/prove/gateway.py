@@ -24,7 +24,7 @@ def api(environment):
         ("a call with another scheme", "GET", path, "Basic YTpi", 401),
         ("an unknown path with a key", "GET", "/nothing", None, 404),
         ("an unknown path without a key", "GET", "/nothing", "", 404),
-        ("a method that the path does not have", "PUT", path, None, 405),
+        ("a method that the path does not have", "HEAD", path, None, 405),
     ]:
         refused = environment.response(method, path, authorization=authorization)
         ensure(refused.status == expected, f"{what} returns {refused.status}: {refused.data}")

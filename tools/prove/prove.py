@@ -251,6 +251,8 @@ def main(arguments=None):
         environment = Environment(name, arguments.stack_mode, emulator, arguments.fieldctl or find_fieldctl())
         check_target(environment, arguments)
         require_consent(environment, arguments, steps)
+        if not arguments.read_only:
+            environment.prepare_api_key()
     except (Refused, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         print(error, file=sys.stderr)
         return 2
