@@ -45,13 +45,14 @@ pub fn report(name: &'static str, value: f64) {
     metrics::histogram!(name).record(value);
 }
 
-/// Returns the log level with this name. Returns `INFO` for an unknown name.
+/// Returns the log level with this name. Returns `INFO` for an unknown name, and `DEBUG` for `TRACE`.
 fn parse_level(name: &str) -> LevelFilter {
     match name {
         // An empty name would otherwise parse as ERROR.
         "" => LevelFilter::INFO,
         "FATAL" => LevelFilter::ERROR,
-        name => name.parse().unwrap_or(LevelFilter::INFO),
+        // With TRACE, the runtime's crate logs whole events: credentials, and the registrations' payment methods.
+        name => name.parse().unwrap_or(LevelFilter::INFO).min(LevelFilter::DEBUG),
     }
 }
 
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn lambdas_level_names_are_understood() {
         for (name, level) in [
-            ("TRACE", LevelFilter::TRACE),
+            ("TRACE", LevelFilter::DEBUG),
             ("DEBUG", LevelFilter::DEBUG),
             ("INFO", LevelFilter::INFO),
             ("WARN", LevelFilter::WARN),

@@ -465,6 +465,7 @@ const SERVICES: &[Rule] = &[
         except: &[],
         breaks: &[
             (Remove("root/Resources/Alerting/DependsOn/2"), "alerting"),
+            (Remove("root/Resources/Gateway/DependsOn/8"), "gateway"),
             (Set("failures/Resources/OnCallTopic/Properties/Extra", "\"arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:${Environment}-sites-failures\""), "failures"),
             (Set("devices/Resources/DevicesTable/Properties/Extra", "\"arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/${Environment}-inventory\""), "devices"),
         ],
