@@ -189,7 +189,7 @@ class Environment:
 
     def response(self, method, path, body=None, key=None, authorization=None):
         """Calls the API and returns its response. `authorization` is the value of the header; by default, an administrator's key.
-        An empty text sends no header."""
+        An empty text sends no header, and a list one header for each value."""
         self._guard(f"{method} {path}", method in ("GET", "HEAD"))
         url, host = self._api
         headers = {"Host": host, "Content-Type": "application/json"}
@@ -198,8 +198,10 @@ class Environment:
         data = json.dumps(body) if body is not None else ""
         if authorization is None:
             authorization = f"Bearer {self._api_key}"
-        if authorization:
-            headers["Authorization"] = authorization
+        headers = urllib3.HTTPHeaderDict(headers)
+        for value in [authorization] if isinstance(authorization, str) else authorization:
+            if value:
+                headers.add("Authorization", value)
         return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
 
     def api(self, method, path, body=None, key=None, retries=0):

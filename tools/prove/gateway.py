@@ -22,6 +22,7 @@ def api(environment):
         ("a call without a key", "GET", path, "", 401),
         ("a call with an unknown key", "GET", path, bad, 401),
         ("a call with another scheme", "GET", path, "Basic YTpi", 401),
+        ("a call with two headers", "GET", path, [bad, bad], 401),
         ("an unknown path with a key", "GET", "/nothing", None, 404),
         ("an unknown path without a key", "GET", "/nothing", "", 404),
         ("a method that the path does not have", "HEAD", path, None, 405),

@@ -6,7 +6,10 @@ use lambda::http::{Caller, Problem, Request, Response};
 use serde::Serialize;
 use store::{Item, StoreError, Table, from_item};
 
-use crate::listing::{Listing, Order, time};
+use crate::{
+    listing::{Listing, Order, time},
+    named_operator,
+};
 
 /// The dependencies of the function `get-audit`.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ impl GetAudit {
         caller.require(caller.scope.may_write())?;
         let mut operator = caller.operator;
         let listing = Listing::with_parameter(request, Order::NewestFirst, "operatorId", |id| {
-            operator = id.parse().map_err(|_| "is not the UUID of an operator".to_owned())?;
+            operator = named_operator(id)?;
             Ok(())
         })?;
         caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;

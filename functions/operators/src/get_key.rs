@@ -1,11 +1,14 @@
-//! `GET /keys`: lists the API keys of the caller's operator.
+//! `GET /keys`: lists the API keys of an operator.
 
 use contracts::{OperatorId, Scope, Timestamp, operators::KeyId};
 use lambda::http::{Caller, Problem, Request, Response};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table, from_item};
 
-use crate::listing::Listing;
+use crate::{
+    listing::{Listing, Order},
+    named_operator,
+};
 
 /// The dependencies of the function `get-key`.
 #[derive(Debug)]
@@ -39,11 +42,18 @@ struct Page {
 }
 
 impl GetKey {
-    /// Returns a page of the list, in the order of creation. For operators and administrators.
+    /// Returns a page of the keys of the caller's operator, in the order of creation. For operators and administrators.
+    ///
+    /// An administrator may name another operator. Returns 403 if another caller does.
     pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
-        let listing = Listing::from_request(request)?;
-        let page = self.list(caller.operator, listing).await;
+        let mut operator = caller.operator;
+        let listing = Listing::with_parameter(request, Order::OldestFirst, "operatorId", |id| {
+            operator = named_operator(id)?;
+            Ok(())
+        })?;
+        caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+        let page = self.list(operator, listing).await;
         Response::new(200, &page.map_err(|error| Problem::from_fault(&error))?)
     }
 

@@ -169,6 +169,11 @@ impl KeyIdRow {
     }
 }
 
+/// Parses the query parameter `operatorId`.
+fn named_operator(text: &str) -> Result<OperatorId, String> {
+    text.parse().map_err(|_| "is not the UUID of an operator".to_owned())
+}
+
 /// Returns whether a caller with the scope `by` may create, replace or revoke a key with the scope `of`.
 fn may_manage(by: Scope, of: Scope) -> bool {
     match by {

@@ -2,12 +2,12 @@
 
 use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{Timestamp, operators::KeyId};
-use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use contracts::{OperatorId, Scope, Timestamp, operators::KeyId};
+use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
-use crate::{KeyIdRow, KeyRow, OperatorsError, may_manage};
+use crate::{KeyIdRow, KeyRow, OperatorsError, may_manage, named_operator};
 
 /// The dependencies of the function `revoke-key`.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ struct Revoked {
 impl RevokeKey {
     /// Revokes the key and returns 200. A repeated request gets the same response.
     ///
-    /// Returns 404 for a key that does not exist or belongs to another operator, and 403 for an administrator's key
-    /// if the caller is not an administrator. The authorizer caches its decisions, so a revoked key is accepted for
+    /// An administrator may name another operator, whose key is revoked then. Returns 404 for a key that does not exist or
+    /// belongs to another operator, and 403 for an administrator's key if the caller is not an administrator. The authorizer caches its decisions, so a revoked key is accepted for
     /// another minute.
     pub async fn handle(
         &self,
@@ -40,14 +40,14 @@ impl RevokeKey {
         now: Timestamp,
     ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
-        http::reject_query(request)?;
+        let operator = operator(caller, request)?;
         let key = key_id(request)?;
-        let public = KeyIdRow::read(&self.keys, caller.operator, key).await;
+        let public = KeyIdRow::read(&self.keys, operator, key).await;
         let public = public.map_err(|error| Problem::from_fault(&error))?.ok_or_else(|| {
             Problem::not_found(format!("There is no key {key}. GET /keys lists your keys."))
         })?;
         caller.require(may_manage(caller.scope, public.scope))?;
-        let revoked_at = self.revoke(caller, key, &public.hash, now).await;
+        let revoked_at = self.revoke(caller, operator, key, &public.hash, now).await;
         let revoked_at = revoked_at.map_err(|error| Problem::from_fault(&error))?;
         Response::new(200, &Revoked { key_id: key, prefix: public.prefix, revoked_at })
     }
@@ -56,6 +56,7 @@ impl RevokeKey {
     async fn revoke(
         &self,
         caller: &Caller,
+        operator: OperatorId,
         key: KeyId,
         hash: &str,
         now: Timestamp,
@@ -69,7 +70,7 @@ impl RevokeKey {
             [("revokedAt", AttributeValue::S(now.to_string()))],
         );
         let entry = Entry {
-            operator_id: caller.operator,
+            operator_id: operator,
             actor: caller.actor.clone(),
             action: Action::RevokeKey,
             target: key.to_string(),
@@ -83,6 +84,28 @@ impl RevokeKey {
             }
         }
     }
+}
+
+/// Returns the operator in the query, which only an administrator may give, or the caller's.
+fn operator(caller: &Caller, request: &Request) -> Result<OperatorId, Problem> {
+    let mut operator = caller.operator;
+    let mut errors = Vec::new();
+    let mut parameters: Vec<_> = request.query_string_parameters.iter().collect();
+    parameters.sort_unstable();
+    for (name, value) in parameters {
+        let result = match name {
+            "operatorId" => named_operator(value).map(|named| operator = named),
+            _ => Err("is not known; give operatorId, or leave it out".to_owned()),
+        };
+        if let Err(message) = result {
+            errors.push(FieldError::new(format!("query {name}"), message));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+    Ok(operator)
 }
 
 fn key_id(request: &Request) -> Result<KeyId, Problem> {

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use contracts::{OperatorId, Scope, SiteId, operators::KeyId};
 use keys::ApiKey;
-use lambda::http::Caller;
+use lambda::http::{Caller, Request};
 use operators::get_key::GetKey;
 use serde_json::{Value, json};
 use support::{
@@ -290,4 +290,37 @@ async fn keys_are_listed_page_by_page_without_their_hashes() {
         let sent = get_key(&dynamo).handle(&caller(own, scope), &list("get-key", &[])).await;
         assert_eq!(api_response(sent)["statusCode"], 403, "{scope}");
     }
+}
+
+#[tokio::test]
+async fn an_administrator_lists_and_revokes_the_keys_of_the_operator_that_it_names() {
+    let dynamo = Dynamo::start().await;
+    let operator = operator(&dynamo, "other").await;
+    let own = caller(operator, Scope::Operator);
+    let body = json!({ "name": "one", "scope": "read" });
+    let key = post_key(&dynamo, &own, "key-1", &body, noon(0)).await["body"]["keyId"].clone();
+    let key = key.as_str().expect("a key id");
+    let named = operator.to_string();
+    let query = [("operatorId", named.as_str())];
+
+    let keys = async |by: &Caller, query: &[(&str, &str)]| {
+        api_response(get_key(&dynamo).handle(by, &list("get-key", query)).await)
+    };
+    let listed = keys(&admin(), &query).await;
+    assert_eq!(listed["body"]["keys"][0]["keyId"], key, "{listed}");
+    let stranger = caller(OperatorId::registered("stranger"), Scope::Operator);
+    assert_eq!(keys(&stranger, &query).await["statusCode"], 403);
+    assert_eq!(keys(&admin(), &[("operatorId", "x")]).await["statusCode"], 400);
+
+    let mut request = with_path("revoke-key", "keyId", key);
+    let revoked = async |by: &Caller, request: &Request| {
+        api_response(revoke_key(&dynamo).handle(by, request, noon(60)).await)
+    };
+    // Without the operator, the key is unknown to the administrator.
+    assert_eq!(revoked(&admin(), &request).await["statusCode"], 404);
+    let parameters = HashMap::from([("operatorId".to_owned(), vec![named.clone()])]);
+    request.query_string_parameters = parameters.into();
+    assert_eq!(revoked(&stranger, &request).await["statusCode"], 403);
+    let sent = revoked(&admin(), &request).await;
+    assert_eq!((&sent["statusCode"], &sent["body"]["keyId"]), (&json!(200), &json!(key)), "{sent}");
 }
