@@ -93,7 +93,7 @@ impl CreateKey {
         let body: KeyRequest = http::read(request, MAX_BODY_BYTES)?;
         caller.require(may_manage(caller.scope, body.scope))?;
         let operator = body.operator_id.unwrap_or(caller.operator);
-        caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+        caller.require_operator(operator)?;
         let days = lifetime(caller, &body)?;
         let state = OperatorState::read(&self.operators, operator).await.map_err(problem)?;
         let state = state.ok_or_else(|| unknown("operatorId", "operator", "GET /operators"))?;

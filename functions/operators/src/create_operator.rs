@@ -2,7 +2,7 @@
 
 use audit::{Action, Entry, Trail};
 use contracts::{OperatorId, Plan, Scope, Timestamp, operators::OperatorRegistration};
-use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
@@ -80,7 +80,7 @@ impl CreateOperator {
             .await
             .map_err(|error| Problem::from_fault(&error))?;
         if stored.request_hash != row.request_hash {
-            return Err(key_reused(operator));
+            return Err(http::idempotency_key_reused("operator", operator));
         }
         let target = format!("/operators/{operator}");
         Ok(Response::new(201, &Operator::new(operator, stored))?.at(http::relative_location(
@@ -124,17 +124,5 @@ fn row(operator: OperatorId, registration: &OperatorRegistration, now: Timestamp
         request_hash: digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")),
         list: OperatorRow::LIST.to_owned(),
         listed: position(now, operator.uuid()),
-    }
-}
-
-fn key_reused(operator: OperatorId) -> Problem {
-    let detail = "Send a new Idempotency-Key for a new operator. To repeat the earlier request, send its \
-                  registration unchanged.";
-    Problem {
-        errors: vec![FieldError::new(
-            "header Idempotency-Key",
-            format!("was used before, for operator {operator} with a different registration"),
-        )],
-        ..Problem::conflict("idempotency-key-reused", detail)
     }
 }

@@ -1,7 +1,7 @@
 //! `GET /audit`: lists the administrative actions that concern an operator, newest first.
 
 use audit::Entry;
-use contracts::{OperatorId, Scope, Timestamp};
+use contracts::{OperatorId, Timestamp};
 use lambda::http::{Caller, Problem, Request, Response};
 use serde::Serialize;
 use store::{Item, StoreError, Table, from_item};
@@ -44,7 +44,7 @@ impl GetAudit {
             operator = named_operator(id)?;
             Ok(())
         })?;
-        caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+        caller.require_operator(operator)?;
         let page = self.list(operator, listing).await;
         Response::new(200, &page.map_err(|error| Problem::from_fault(&error))?)
     }

@@ -52,7 +52,7 @@ impl GetKey {
             operator = named_operator(id)?;
             Ok(())
         })?;
-        caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+        caller.require_operator(operator)?;
         let page = self.list(operator, listing).await;
         Response::new(200, &page.map_err(|error| Problem::from_fault(&error))?)
     }

@@ -2,7 +2,7 @@
 
 use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{OperatorId, Scope, Timestamp, operators::KeyId};
+use contracts::{OperatorId, Timestamp, operators::KeyId};
 use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
@@ -104,7 +104,7 @@ fn operator(caller: &Caller, request: &Request) -> Result<OperatorId, Problem> {
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }
-    caller.require(operator == caller.operator || caller.scope == Scope::Admin)?;
+    caller.require_operator(operator)?;
     Ok(operator)
 }
 

@@ -1,11 +1,7 @@
 //! `POST /sites`: registers a site. The event `SiteCreated` starts its onboarding.
 
-use contracts::{
-    OnboardingId, SiteId, Timestamp,
-    inbound::{MAX_ID, SiteRegistration},
-    input::Reason,
-};
-use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use contracts::{OnboardingId, SiteId, Timestamp, inbound::SiteRegistration};
+use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
@@ -31,7 +27,8 @@ struct Reply {
 impl CreateSite {
     /// Registers the site and returns 202 with its id. A repeated request gets the same response.
     ///
-    /// Returns 400 for an invalid request, 403 if the caller may not register sites, 409 for a reused idempotency key and 413 for a body that is too large.
+    /// Returns 400 for an invalid request, 403 if the caller may not register sites, 409 for a reused idempotency key
+    /// and 413 for a body that is too large.
     pub async fn handle(
         &self,
         caller: &Caller,
@@ -39,7 +36,7 @@ impl CreateSite {
         now: Timestamp,
     ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
-        let key = idempotency_key(request)?;
+        let key = http::idempotency_key(request, "site")?;
         http::reject_query(request)?;
         let registration: SiteRegistration = http::read(request, MAX_BODY_BYTES)?;
         match self.0.register(caller.operator, HTTP, key, registration, None, now).await {
@@ -53,46 +50,8 @@ impl CreateSite {
                 Ok(Response::new(202, &reply)?
                     .at(http::relative_location(request, "/sites", &site)))
             }
-            Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
+            Err(SitesError::KeyReused(site)) => Err(http::idempotency_key_reused("site", site)),
             Err(error) => Err(Problem::from_fault(&error)),
         }
-    }
-}
-
-fn key_reused(site: SiteId) -> Problem {
-    let detail = "Send a new Idempotency-Key for a new site. To repeat the earlier request, send its \
-                  registration unchanged.";
-    Problem {
-        errors: vec![FieldError::new(
-            "header Idempotency-Key",
-            format!("was used before, for site {site} with a different registration"),
-        )],
-        ..Problem::conflict("idempotency-key-reused", detail)
-    }
-}
-
-fn idempotency_key(request: &Request) -> Result<&str, Problem> {
-    let invalid = |problem: String| {
-        let message = format!(
-            "{problem}; send 1 to {MAX_ID} ASCII characters of your choice, a new UUID for each \
-             new site, and the same one when you repeat the request"
-        );
-        FieldError::new("header Idempotency-Key", message)
-    };
-    let Some(value) = request.headers.get("Idempotency-Key") else {
-        let missing = invalid("is missing".to_owned()).with_reason(Reason::MissingField);
-        return Err(Problem::invalid(vec![missing]));
-    };
-    let invalid = |problem: String| Problem::invalid(vec![invalid(problem)]);
-    let is_printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
-    match value.to_str() {
-        Ok(key) if !key.as_bytes().iter().all(is_printable) => {
-            Err(invalid("holds a control character".to_owned()))
-        }
-        Ok(key) if key.trim().is_empty() || key.len() > MAX_ID => {
-            Err(invalid(format!("has {} characters", key.trim().len())))
-        }
-        Ok(key) => Ok(key),
-        Err(_) => Err(invalid("holds characters outside ASCII".to_owned())),
     }
 }

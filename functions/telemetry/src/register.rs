@@ -88,7 +88,7 @@ impl Register {
         refused
     }
 
-    /// Caches an active sensor as the register has it, whoever sends for it.
+    /// Caches an active sensor with the site and the owner that the register has. The sender does not matter.
     fn remember(&self, sensor: SensorId, row: Option<&RegisterRow>, read_at: Instant) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         match row {

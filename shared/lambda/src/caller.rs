@@ -57,6 +57,11 @@ impl Caller {
         Sender { operator: self.operator, plan: self.plan, logger_key }
     }
 
+    /// Refuses the request with 403 if it names another operator and the caller is not an administrator.
+    pub fn require_operator(&self, named: OperatorId) -> Result<(), Problem> {
+        self.require(named == self.operator || self.scope == Scope::Admin)
+    }
+
     /// Refuses the request with 403 unless it is allowed.
     ///
     /// Decide `allowed` by the caller's scope only, never by what exists: a 403 must not show that a resource of

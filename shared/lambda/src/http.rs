@@ -23,7 +23,10 @@ use sha2::{Digest, Sha256};
 use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
-pub use crate::{caller::Caller, idempotency::idempotency_key};
+pub use crate::{
+    caller::Caller,
+    idempotency::{idempotency_key, idempotency_key_reused},
+};
 
 /// Time between the deadline that a handler gets and the timeout that cancels the handler. In this time the handler can
 /// return a partial result.

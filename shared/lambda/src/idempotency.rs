@@ -1,5 +1,7 @@
 //! The header `Idempotency-Key`.
 
+use std::fmt::Display;
+
 use contracts::{
     inbound::MAX_ID,
     input::{FieldError, Reason},
@@ -33,5 +35,18 @@ pub fn idempotency_key<'a>(request: &'a Request, what: &str) -> Result<&'a str, 
         }
         Ok(key) => Ok(key),
         Err(_) => Err(invalid("holds characters outside ASCII".to_owned())),
+    }
+}
+
+/// Creates a 409 for a key that an earlier request used, with another registration, for the `what` with this id.
+pub fn idempotency_key_reused(what: &str, id: impl Display) -> Problem {
+    let detail = format!(
+        "Send a new Idempotency-Key for a new {what}. To repeat the earlier request, send its registration \
+         unchanged."
+    );
+    let message = format!("was used before, for {what} {id} with a different registration");
+    Problem {
+        errors: vec![FieldError::new("header Idempotency-Key", message)],
+        ..Problem::conflict("idempotency-key-reused", detail)
     }
 }

@@ -82,7 +82,7 @@ fn sender(key: &str, site: SiteId) -> Result<Option<OperatorId>, InvalidInput> {
     sender.map(Some).ok_or_else(|| invalid("partitionKey", problem()))
 }
 
-/// Returns the lane of a partition key: the site. Records of one site are in the same lane, whoever sent them.
+/// Returns the lane of a partition key: the site. All records of one site are in the same lane, with and without a sender.
 fn lane(key: &str) -> &str {
     key.split_once('/').map_or(key, |(site, _)| site)
 }

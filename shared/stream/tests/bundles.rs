@@ -300,7 +300,7 @@ fn the_partition_key_names_the_sender_of_a_bundle_from_the_api() {
 }
 
 #[tokio::test]
-async fn records_of_one_site_are_in_one_lane_whoever_sent_them() {
+async fn records_of_one_site_with_different_senders_are_in_one_lane() {
     let other = SiteId::registered(OperatorId::DEFAULT, "", "other");
     let keys = [
         site().to_string(),
