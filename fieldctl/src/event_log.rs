@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use contracts::{Entity, OnboardingId, SiteId, Timestamp, names};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
-use store::{EventRow, UNPUBLISHED_SHARDS};
+use store::{EventRow, SHARDS};
 
 use crate::{
     error::{CliError, Exit, aws, unreadable},
@@ -156,7 +156,7 @@ impl Stack {
                 )?;
             Ok::<_, CliError>(event)
         };
-        let found = try_join_all((0..UNPUBLISHED_SHARDS).map(oldest_of)).await?;
+        let found = try_join_all((0..SHARDS).map(oldest_of)).await?;
         Ok(found.into_iter().flatten().min_by_key(|event| event.at))
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use ::audit::Action;
 use clap::Subcommand;
 use contracts::{
-    Event, Metadata, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp,
-    events::SiteCreated, names, saga::TeardownInput,
+    Event, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp, events::SiteCreated,
+    names, open::OpenMetadata, saga::TeardownInput,
 };
 use futures_util::TryStreamExt;
 use serde::Deserialize;
@@ -229,7 +229,7 @@ async fn teardown_input(
     })?;
     let site = SiteId::deserialize(&created.data["siteId"]);
     let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
-    let Metadata { operator_id, event_id, .. } = created.metadata;
+    let OpenMetadata { operator_id, event_id, .. } = created.metadata;
     let saga = SagaContext::for_site(operator_id, site, Some(event_id.uuid()));
     saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
     Ok(TeardownInput::new(saga, None))

@@ -205,7 +205,7 @@ async fn a_breach_and_its_event_are_one_transaction() {
         .iter()
         .map(|row| {
             let envelope = row.envelope().expect("an envelope");
-            assert_eq!(envelope.metadata.correlation_id, saga.onboarding_id);
+            assert_eq!(envelope.metadata.correlation_id, Some(saga.onboarding_id.to_string()));
             assert_eq!(envelope.metadata.causation_id, None);
             (row.kind.as_str(), envelope.data)
         })
@@ -275,7 +275,7 @@ async fn a_breach_has_no_causation_id() {
     deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
     let causes = events.iter().map(|row| row.envelope().expect("JSON").metadata.causation_id);
-    assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id, None]);
+    assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id.map(|id| id.to_string()), None]);
     // The row keeps the causation id of the configuration.
     assert_eq!(dynamo.rows(ALERTING).await[0]["causationId"], json!(saga.causation_id));
 }

@@ -7,7 +7,7 @@ use contracts::{OnboardingId, Timestamp};
 use lambda::{Deadline, Step};
 use serde::Serialize;
 use serde_json::Value;
-use store::{Item, Page, StoreError, UNPUBLISHED_SHARDS};
+use store::{Item, Page, SHARDS, StoreError};
 
 use crate::{
     EventsError,
@@ -55,7 +55,7 @@ impl Step for SweepEvents {
         let mut unpublished: Vec<Unpublished> = Vec::new();
         let mut blocked_entities: HashSet<String> = HashSet::new();
         let mut page_starts: Vec<(u8, Option<Item>)> =
-            (0..UNPUBLISHED_SHARDS).map(|shard| (shard, None)).collect();
+            (0..SHARDS).map(|shard| (shard, None)).collect();
         let mut first_round = true;
         // Each round reads one page of each shard, so that no shard uses up the time of the others.
         while !page_starts.is_empty() && !deadline.passed() {

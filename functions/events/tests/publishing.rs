@@ -537,9 +537,7 @@ async fn a_replay_publishes_the_current_row() {
 /// Returns names of sites whose events are in one shard of the index `unpublished`.
 fn sites_of_one_shard(count: usize) -> Vec<String> {
     let names = (0..).map(|number| format!("site {number}"));
-    let shard = |name: &String| {
-        Entity::from(saga(name).site_id).id.as_bytes()[0] % store::UNPUBLISHED_SHARDS
-    };
+    let shard = |name: &String| Entity::from(saga(name).site_id).id.as_bytes()[0] % store::SHARDS;
     names.filter(|name| shard(name) == 3).take(count).collect()
 }
 
@@ -714,10 +712,10 @@ async fn every_shard_of_the_index_is_swept() {
     for site in 0..40 {
         let site = format!("site {site}");
         let entity = Entity::from(saga(&site).site_id);
-        shards.insert(entity.id.as_bytes()[0] % store::UNPUBLISHED_SHARDS);
+        shards.insert(entity.id.as_bytes()[0] % store::SHARDS);
         world.append(&site, 1, noon(0)).await;
     }
-    assert_eq!(shards.len(), usize::from(store::UNPUBLISHED_SHARDS), "each shard has a site");
+    assert_eq!(shards.len(), usize::from(store::SHARDS), "each shard has a site");
     let result = world.sweep(noon(60)).await;
     assert_eq!(
         result,

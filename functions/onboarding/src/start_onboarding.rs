@@ -64,7 +64,7 @@ impl Step for StartOnboarding {
     type Error = OnboardingError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        Some(command.detail.metadata.correlation_id)
+        command.detail.metadata.correlation_id
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, OnboardingError> {

@@ -64,7 +64,7 @@ impl Step for ProjectSite {
     type Error = SitesError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        Some(command.detail.metadata.correlation_id)
+        command.detail.metadata.correlation_id
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, SitesError> {

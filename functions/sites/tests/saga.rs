@@ -124,7 +124,7 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
     let [created] = created else { panic!("one event: {created:?}") };
     let metadata = created.envelope().expect("an envelope").metadata;
     assert_eq!(json!(metadata.causation_id), event["id"]);
-    assert_eq!(metadata.correlation_id, OnboardingId::from_site(site));
+    assert_eq!(metadata.correlation_id, Some(OnboardingId::from_site(site).to_string()));
 
     // The same registration id from another system is another site. A different registration under the same id is
     // refused.

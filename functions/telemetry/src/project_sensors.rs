@@ -100,7 +100,7 @@ impl Step for ProjectSensors {
     type Error = TelemetryError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        Some(command.detail.metadata.correlation_id)
+        command.detail.metadata.correlation_id
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, TelemetryError> {

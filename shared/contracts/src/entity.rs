@@ -1,4 +1,5 @@
-//! The entities that emit events: the site, and for each onboarding one entity of every other type.
+//! The entities that emit events: the site, for each onboarding one entity of most other types, and the stock of each
+//! metric's kits.
 
 use std::fmt;
 
@@ -7,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    OnboardingId, SiteId,
-    id::{derive, id},
+    Metric, OnboardingId, SiteId,
+    id::{FIELDSTATION, derive, id},
 };
 
-/// Declares the entity types. Each has a doc comment, a variant, its name in JSON, the owning service and an id type.
+/// Declares the entity types of an onboarding. Each has a doc comment, a variant, its name in JSON, the owning service and an id type.
 /// The id is derived from the onboarding and the name.
 macro_rules! entities {
     ($($(#[$doc:meta])* $kind:ident = $name:literal of $service:literal,
@@ -25,13 +26,16 @@ macro_rules! entities {
             /// A monitoring site, owned by the service `sites`.
             Site,
             $($(#[$doc])* $kind,)*
+            /// The stock of one metric's kits, owned by the service `inventory`. It belongs to no site.
+            Stock,
         }
 
         impl EntityType {
-            /// All types.
-            pub const ALL: [Self; 1 + [$($name),*].len()] = [Self::Site, $(Self::$kind),*];
+            /// The types of a site's entities. A site has one entity of each.
+            pub const OF_SITE: [Self; 1 + [$($name),*].len()] = [Self::Site, $(Self::$kind),*];
             /// The names of all types.
-            pub const NAMES: [&'static str; Self::ALL.len()] = [Self::Site.name(), $($name),*];
+            pub const NAMES: [&'static str; Self::OF_SITE.len() + 1] =
+                [Self::Site.name(), $($name,)* Self::Stock.name()];
 
             /// Returns the name in JSON and in keys.
             #[must_use]
@@ -39,6 +43,7 @@ macro_rules! entities {
                 match self {
                     Self::Site => "site",
                     $(Self::$kind => $name,)*
+                    Self::Stock => "stock",
                 }
             }
 
@@ -48,6 +53,7 @@ macro_rules! entities {
                 match self {
                     Self::Site => "sites",
                     $(Self::$kind => $service,)*
+                    Self::Stock => "inventory",
                 }
             }
 
@@ -57,18 +63,30 @@ macro_rules! entities {
                 match self {
                     Self::Site => "fieldstation.sites",
                     $(Self::$kind => concat!("fieldstation.", $service),)*
+                    Self::Stock => "fieldstation.inventory",
                 }
             }
         }
 
         impl Entity {
-            /// Returns the site's entity of this type. A site has exactly one entity of each type.
+            /// Returns the site's entity of this type. A site has exactly one entity of each type in
+            /// [`EntityType::OF_SITE`]. Returns `None` for the other types.
             #[must_use]
-            pub fn for_site(kind: EntityType, site: SiteId) -> Self {
+            pub fn for_site(kind: EntityType, site: SiteId) -> Option<Self> {
                 match kind {
-                    EntityType::Site => site.into(),
-                    $(EntityType::$kind => $id::from_onboarding(OnboardingId::from_site(site)).into(),)*
+                    EntityType::Site => Some(site.into()),
+                    $(EntityType::$kind => {
+                        Some($id::from_onboarding(OnboardingId::from_site(site)).into())
+                    })*
+                    EntityType::Stock => None,
                 }
+            }
+
+            /// Returns the stock of this metric's kits.
+            #[must_use]
+            pub fn stock(metric: Metric) -> Self {
+                let id = derive(FIELDSTATION, &format!("stock/{metric}"));
+                Self { kind: EntityType::Stock, id }
             }
         }
 

@@ -38,8 +38,9 @@ pub struct Metadata {
     /// The position among the entity's events: 1, 2, 3 and so on, without gaps. EventBridge does not preserve the order
     /// of events; use this number to restore it.
     pub sequence: u64,
-    /// The onboarding of the site that the event belongs to.
-    pub correlation_id: OnboardingId,
+    /// The onboarding of the site that the event belongs to. Absent if the event belongs to no site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<OnboardingId>,
     /// The operator that owns the entity. Absent in events of releases before there were operators; they belong to the
     /// default operator.
     #[serde(default)]
@@ -77,11 +78,11 @@ impl<D: SiteData> Envelope<D> {
         IdMismatch::check(
             "metadata.correlationId",
             site_id,
-            correlation_id.uuid(),
+            correlation_id.map_or(Uuid::nil(), OnboardingId::uuid),
             onboarding_id.uuid(),
         )?;
-        let own = Entity::for_site(entity.kind, site_id);
-        IdMismatch::check("metadata.entity.id", site_id, entity.id, own.id)?;
+        let own = Entity::for_site(entity.kind, site_id).map_or(Uuid::nil(), |own| own.id);
+        IdMismatch::check("metadata.entity.id", site_id, entity.id, own)?;
         Ok(saga)
     }
 }

@@ -1,5 +1,5 @@
-//! All event types, each with its entity. Every event contains `siteId`, so a reader can collect a site's events
-//! without knowing how ids are derived.
+//! All event types, each with its entity. Every event of a site's entity contains `siteId`, so a reader can collect a
+//! site's events without knowing how ids are derived.
 
 use std::fmt;
 
@@ -18,9 +18,14 @@ pub trait Visitor {
 }
 
 macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident of $entity:ident v $version:literal {
-        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
-    })*) => {
+    (
+        of a site { $($(#[$doc:meta])* $name:ident of $entity:ident v $version:literal {
+            $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+        })* }
+        of no site { $($(#[$other_doc:meta])* $other:ident of $other_entity:ident v $other_version:literal {
+            $($(#[$other_field_doc:meta])* $other_field:ident: $other_type:ty,)*
+        })* }
+    ) => {
         $($(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
@@ -42,19 +47,32 @@ macro_rules! events {
             const ENTITY: EntityType = EntityType::$entity;
         })*
 
+        $($(#[$other_doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase")]
+        pub struct $other {
+            $($(#[$other_field_doc])* pub $other_field: $other_type,)*
+        }
+
+        impl Event for $other {
+            const TYPE: &'static str = stringify!($other);
+            const VERSION: u32 = $other_version;
+            const ENTITY: EntityType = EntityType::$other_entity;
+        })*
+
         /// Visits every event type in the order of declaration.
         pub fn visit(visitor: &mut impl Visitor) {
             $(visitor.event::<$name>();)*
+            $(visitor.event::<$other>();)*
         }
 
         /// Returns every event type with its version and the JSON Schema of the whole `detail`.
         #[must_use]
         pub fn schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
-            vec![$((
-                $name::TYPE,
-                $name::VERSION,
-                schemars::schema_for!(crate::Envelope<$name>),
-            )),*]
+            vec![
+                $(($name::TYPE, $name::VERSION, schemars::schema_for!(crate::Envelope<$name>)),)*
+                $(($other::TYPE, $other::VERSION, schemars::schema_for!(crate::Envelope<$other>)),)*
+            ]
         }
     };
 }
@@ -97,115 +115,141 @@ pub enum Limit {
 }
 
 events! {
-    /// A site was registered, and its onboarding starts.
-    SiteCreated of Site v 1 {
-        /// The id of the onboarding that starts.
-        onboarding_id: OnboardingId,
-        /// The site's name.
-        name: String,
-        /// The operator of the site.
-        operator: String,
-        /// The location of the site.
-        location: Location,
-        /// The sensors of the site.
-        sensors: Vec<Sensor>,
-        /// The plan that the operator subscribes to.
-        plan: Plan,
-        /// The payment method of the operator.
-        payment_method: PaymentMethodId,
+    of a site {
+        /// A site was registered, and its onboarding starts.
+        SiteCreated of Site v 1 {
+            /// The id of the onboarding that starts.
+            onboarding_id: OnboardingId,
+            /// The site's name.
+            name: String,
+            /// The operator of the site.
+            operator: String,
+            /// The location of the site.
+            location: Location,
+            /// The sensors of the site.
+            sensors: Vec<Sensor>,
+            /// The plan that the operator subscribes to.
+            plan: Plan,
+            /// The payment method of the operator.
+            payment_method: PaymentMethodId,
+        }
+        /// The onboarding succeeded, and the site accepts readings.
+        SiteActivated of Site v 1 {}
+        /// The onboarding failed, and all completed steps were undone.
+        SiteRejected of Site v 1 {
+            /// The failed step and its error.
+            failure: OnboardingFailure,
+        }
+        /// An active site was taken out of service.
+        SiteDecommissioned of Site v 1 {}
+        /// Kits were reserved for the site.
+        KitsReserved of Reservation v 1 {
+            /// The kits, by metric.
+            kits: Vec<Kits>,
+        }
+        /// The reserved kits were returned to stock.
+        KitsReleased of Reservation v 1 {
+            /// The kits, by metric.
+            kits: Vec<Kits>,
+        }
+        /// A reservation was refused because there are too few kits in stock.
+        StockDepleted of Reservation v 1 {
+            /// The metrics with too few kits.
+            shortages: Vec<Shortage>,
+        }
+        /// The sensors of the site were provisioned, and may send readings.
+        SensorsProvisioned of Sensors v 1 {
+            /// All sensors of the site.
+            sensors: Vec<Sensor>,
+        }
+        /// The sensors of the site were retired permanently.
+        SensorsDeprovisioned of Sensors v 1 {
+            /// The ids of all sensors of the site.
+            sensor_ids: Vec<SensorId>,
+        }
+        /// The subscription for the site was created at the payment provider.
+        SubscriptionInitialized of Subscription v 1 {
+            /// The plan of the subscription.
+            plan: Plan,
+            /// The id of the subscription at the payment provider.
+            provider_subscription_id: String,
+        }
+        /// The payment provider refused the subscription.
+        SubscriptionFailed of Subscription v 1 {
+            /// The requested plan.
+            plan: Plan,
+            /// The stable error name, e.g. `CardDeclined`.
+            error: String,
+            /// The message of the payment provider.
+            message: String,
+        }
+        /// The subscription for the site was cancelled at the payment provider.
+        SubscriptionCancelled of Subscription v 1 {
+            /// The id of the subscription at the payment provider.
+            provider_subscription_id: String,
+        }
+        /// Alerting on the limits of the site's sensors was configured.
+        AlertingConfigured of Alerting v 1 {
+            /// The number of sensors with limits.
+            rules: usize,
+        }
+        /// Alerting on the limits of the site's sensors was removed.
+        AlertingRemoved of Alerting v 1 {}
+        /// A reading of a sensor left the range between its limits, or moved from beyond one limit to beyond the other.
+        ReadingBreachedThreshold of Alerting v 1 {
+            /// The id of the sensor.
+            sensor_id: SensorId,
+            /// The metric that the sensor measures.
+            metric: Metric,
+            /// The unit of the value and the limit, as a UCUM code.
+            unit: String,
+            /// The first reading beyond the limit.
+            value: f64,
+            /// When the reading was taken.
+            at: Timestamp,
+            /// The limit that the reading is beyond.
+            limit: Limit,
+            /// The value of the limit.
+            threshold: f64,
+        }
+        /// A reading of a sensor returned into the range between its limits, by more than the deadband of the metric.
+        ReadingBackToNormal of Alerting v 1 {
+            /// The id of the sensor.
+            sensor_id: SensorId,
+            /// The metric that the sensor measures.
+            metric: Metric,
+            /// The unit of the value, as a UCUM code.
+            unit: String,
+            /// The first reading within the limits.
+            value: f64,
+            /// When the reading was taken.
+            at: Timestamp,
+            /// When the first reading beyond the limit was taken.
+            breached_at: Timestamp,
+        }
     }
-    /// The onboarding succeeded, and the site accepts readings.
-    SiteActivated of Site v 1 {}
-    /// The onboarding failed, and all completed steps were undone.
-    SiteRejected of Site v 1 {
-        /// The failed step and its error.
-        failure: OnboardingFailure,
-    }
-    /// An active site was taken out of service.
-    SiteDecommissioned of Site v 1 {}
-    /// Kits were reserved for the site.
-    KitsReserved of Reservation v 1 {
-        /// The kits, by metric.
-        kits: Vec<Kits>,
-    }
-    /// The reserved kits were returned to stock.
-    KitsReleased of Reservation v 1 {
-        /// The kits, by metric.
-        kits: Vec<Kits>,
-    }
-    /// A reservation was refused because there are too few kits in stock.
-    StockDepleted of Reservation v 1 {
-        /// The metrics with too few kits.
-        shortages: Vec<Shortage>,
-    }
-    /// The sensors of the site were provisioned, and may send readings.
-    SensorsProvisioned of Sensors v 1 {
-        /// All sensors of the site.
-        sensors: Vec<Sensor>,
-    }
-    /// The sensors of the site were retired permanently.
-    SensorsDeprovisioned of Sensors v 1 {
-        /// The ids of all sensors of the site.
-        sensor_ids: Vec<SensorId>,
-    }
-    /// The subscription for the site was created at the payment provider.
-    SubscriptionInitialized of Subscription v 1 {
-        /// The plan of the subscription.
-        plan: Plan,
-        /// The id of the subscription at the payment provider.
-        provider_subscription_id: String,
-    }
-    /// The payment provider refused the subscription.
-    SubscriptionFailed of Subscription v 1 {
-        /// The requested plan.
-        plan: Plan,
-        /// The stable error name, e.g. `CardDeclined`.
-        error: String,
-        /// The message of the payment provider.
-        message: String,
-    }
-    /// The subscription for the site was cancelled at the payment provider.
-    SubscriptionCancelled of Subscription v 1 {
-        /// The id of the subscription at the payment provider.
-        provider_subscription_id: String,
-    }
-    /// Alerting on the limits of the site's sensors was configured.
-    AlertingConfigured of Alerting v 1 {
-        /// The number of sensors with limits.
-        rules: usize,
-    }
-    /// Alerting on the limits of the site's sensors was removed.
-    AlertingRemoved of Alerting v 1 {}
-    /// A reading of a sensor left the range between its limits, or moved from beyond one limit to beyond the other.
-    ReadingBreachedThreshold of Alerting v 1 {
-        /// The id of the sensor.
-        sensor_id: SensorId,
-        /// The metric that the sensor measures.
-        metric: Metric,
-        /// The unit of the value and the limit, as a UCUM code.
-        unit: String,
-        /// The first reading beyond the limit.
-        value: f64,
-        /// When the reading was taken.
-        at: Timestamp,
-        /// The limit that the reading is beyond.
-        limit: Limit,
-        /// The value of the limit.
-        threshold: f64,
-    }
-    /// A reading of a sensor returned into the range between its limits, by more than the deadband of the metric.
-    ReadingBackToNormal of Alerting v 1 {
-        /// The id of the sensor.
-        sensor_id: SensorId,
-        /// The metric that the sensor measures.
-        metric: Metric,
-        /// The unit of the value, as a UCUM code.
-        unit: String,
-        /// The first reading within the limits.
-        value: f64,
-        /// When the reading was taken.
-        at: Timestamp,
-        /// When the first reading beyond the limit was taken.
-        breached_at: Timestamp,
+
+    of no site {
+        /// Few kits of a metric are left. The stock fell to the limit or below it.
+        StockLow of Stock v 1 {
+            /// The metric that the sensors of these kits measure.
+            metric: Metric,
+            /// The number of kits that are left.
+            quantity: u32,
+            /// The limit.
+            limit: u32,
+        }
+        /// No kits of a metric are left. Onboardings that need one are refused.
+        StockSoldOut of Stock v 1 {
+            /// The metric that the sensors of these kits measure.
+            metric: Metric,
+        }
+        /// There are enough kits of a metric again. The stock rose above the limit by at least the deadband.
+        StockReplenished of Stock v 1 {
+            /// The metric that the sensors of these kits measure.
+            metric: Metric,
+            /// The number of kits in stock.
+            quantity: u32,
+        }
     }
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::Entity;
 
 /// Namespace of all derived ids. If it changed, retried requests would get different ids.
-const FIELDSTATION: Uuid = Uuid::from_u128(0x6f1e_1d57_a710_4e00_9a5e_0f1e_1d57_a710);
+pub(crate) const FIELDSTATION: Uuid = Uuid::from_u128(0x6f1e_1d57_a710_4e00_9a5e_0f1e_1d57_a710);
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -136,6 +136,13 @@ impl EventId {
     /// Returns the id of the entity's event with this `sequence` (from 1).
     #[must_use]
     pub fn from_entity(entity: &Entity, sequence: u64) -> Self {
+        Self::from_log_key(&entity.to_string(), sequence)
+    }
+
+    /// Returns the id of the event with this key in the log: the entity's key
+    /// ([`OpenEntity::log_key`](crate::open::OpenEntity::log_key)) and the `sequence` (from 1).
+    #[must_use]
+    pub fn from_log_key(entity: &str, sequence: u64) -> Self {
         Self(derive(FIELDSTATION, &format!("event/{entity}/{sequence}")))
     }
 }

@@ -14,6 +14,7 @@ pub mod input;
 mod metric;
 pub mod names;
 pub mod number;
+pub mod open;
 pub mod operators;
 pub mod quarantine;
 mod rate;

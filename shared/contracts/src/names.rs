@@ -30,8 +30,10 @@ pub const AUDIT: &str = "audit";
 pub const BILLING: &str = "billing";
 /// Table of the sensors of each site.
 pub const DEVICES: &str = "devices";
-/// The events table (event log and outbox), and the event bus.
+/// The events table (event log and outbox), the event bus, and the stream of all events.
 pub const EVENTS: &str = "events";
+/// Table of the guards of the events that other systems appended.
+pub const EVENT_GUARDS: &str = "event-guards";
 /// Table of the failures.
 pub const FAILURES: &str = "failures";
 /// Command queue, and the function that consumes it.
@@ -46,6 +48,8 @@ pub const FIRST_ADMINISTRATOR: &str = "first-administrator";
 pub const KEYS: &str = "keys";
 /// Table of the rate limits.
 pub const LIMITS: &str = "limits";
+/// Table of the counts of sites and events.
+pub const NETWORK: &str = "network";
 /// Table of the operators.
 pub const OPERATORS: &str = "operators";
 /// Table of the readings, and the stream that receives them.
@@ -60,6 +64,8 @@ pub const SITE_ONBOARDING: &str = "site-onboarding";
 pub const SITE_TEARDOWN: &str = "site-teardown";
 /// SNS topic of the alarms.
 pub const ON_CALL: &str = "on-call";
+/// SNS topic of the events about the stock of kits.
+pub const STOCK: &str = "stock";
 /// Secret that holds the payment provider's key.
 pub const STRIPE: &str = "stripe";
 

@@ -13,7 +13,7 @@ mod transaction;
 
 pub use error::StoreError;
 pub use idempotency::{BeginResult, Idempotency, Lock};
-pub use outbox::{EventRow, NewEvent, Outbox, UNPUBLISHED_SHARDS};
+pub use outbox::{EventRow, NewEvent, Outbox, SHARDS, shard, type_bucket};
 pub use read::{BatchGet, Item, Page, Query, from_item};
 pub use table::{Key, Table};
 pub use transaction::{Commit, FailedConditions, Transaction, jittered};

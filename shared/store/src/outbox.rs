@@ -1,16 +1,36 @@
 //! The events table. It is both the outbox and the event log.
 
+#[cfg(doc)]
+use contracts::open::OpenMetadata;
 use contracts::{
     Entity, Envelope, Event, EventId, Metadata, OnboardingId, OperatorId, SagaContext, Timestamp,
+    open::OpenEnvelope,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{Item, StoreError, Table};
 
-/// The number of partitions of the index of unpublished events.
-pub const UNPUBLISHED_SHARDS: u8 = 8;
+/// The number of partitions of the index of unpublished events, and of one type's events of one operator and day in the
+/// index `byTypeAndTime`.
+pub const SHARDS: u8 = 8;
+
+/// Returns the shard of an entity's events, by a hash of its key in the log.
+#[must_use]
+pub fn shard(entity: &str) -> u8 {
+    Uuid::new_v5(&Uuid::nil(), entity.as_bytes()).as_bytes()[0] % SHARDS
+}
+
+/// Returns the partition key of the index `byTypeAndTime`: `<operator>/<type>/<day>/<shard>`.
+///
+/// One type can have most events, so one type's events of a day are spread over [`SHARDS`] partitions. The operator
+/// comes first, so that a query never reads events of another operator.
+#[must_use]
+pub fn type_bucket(operator: OperatorId, kind: &str, at: Timestamp, shard: u8) -> String {
+    let at = at.to_string();
+    let day = at.split('T').next().unwrap_or_default();
+    format!("{operator}/{kind}/{day}/{shard}")
+}
 
 /// A handle for adding events to the events table.
 #[derive(Clone, Debug)]
@@ -35,8 +55,8 @@ pub struct NewEvent<D> {
     pub entity: Entity,
     /// The position of the event among the entity's events, from 1.
     pub sequence: u64,
-    /// The onboarding that the event belongs to.
-    pub correlation_id: OnboardingId,
+    /// The onboarding that the event belongs to. `None` if it belongs to no site.
+    pub correlation_id: Option<OnboardingId>,
     /// The operator that owns the entity.
     pub operator_id: OperatorId,
     /// The event that caused this one.
@@ -55,18 +75,24 @@ pub struct EventRow {
     pub entity: String,
     /// The position of the event among the entity's events, from 1.
     pub sequence: u64,
-    /// EventBridge's `detail-type`. Partition key of the index `byType`.
-    #[serde(rename = "type")]
+    /// EventBridge's `detail-type`. In the rows of Fieldstation's own events it is the attribute `type`, the partition
+    /// key of the index `byType`. Events of other systems are not in that index: their attribute is `eventType`.
+    #[serde(rename = "type", alias = "eventType")]
     pub kind: String,
     /// EventBridge's `source`.
     pub source: String,
     /// RFC 3339 with milliseconds. Sort key of the indexes.
     pub occurred_at: Timestamp,
-    /// Partition key of the index `byCorrelation`.
-    pub correlation_id: OnboardingId,
+    /// Partition key of the index `byCorrelation`: the onboarding of the site, or [`OpenMetadata::correlation_key`] for
+    /// an event of another system. Absent if the event has no correlation id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
     /// The operator that owns the entity. Rows of releases before there were operators have none.
     #[serde(default)]
     pub operator_id: OperatorId,
+    /// Partition key of the index `byTypeAndTime`; see [`type_bucket`]. Rows of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub type_bucket: Option<String>,
     /// The whole `detail`, `{metadata, data}`, as JSON text. It is published unchanged.
     pub detail: String,
     /// Partition key of the sparse index `unpublished`. Removed when the event is published or refused.
@@ -81,8 +107,8 @@ pub struct EventRow {
 }
 
 impl EventRow {
-    /// Parses `detail`.
-    pub fn envelope(&self) -> Result<Envelope<Value>, serde_json::Error> {
+    /// Parses `detail`. It may be an event of another system, and of any entity.
+    pub fn envelope(&self) -> Result<OpenEnvelope, serde_json::Error> {
         serde_json::from_str(&self.detail)
     }
 }
@@ -99,7 +125,7 @@ impl<D: Event> NewEvent<D> {
         Self {
             entity: entity.into(),
             sequence,
-            correlation_id: saga.onboarding_id,
+            correlation_id: Some(saga.onboarding_id),
             operator_id: saga.operator_id,
             causation_id: saga.causation_id,
             occurred_at,
@@ -130,17 +156,22 @@ impl<D: Event> NewEvent<D> {
         };
         let detail =
             serde_json::to_string(&envelope).map_err(|error| corrupt(error.to_string()))?;
-        let shard = self.entity.id.as_bytes()[0] % UNPUBLISHED_SHARDS;
         Ok(EventRow {
-            entity: key,
+            entity: key.clone(),
             sequence: self.sequence,
             kind: D::TYPE.to_owned(),
             source: D::ENTITY.source().to_owned(),
             occurred_at: self.occurred_at,
-            correlation_id: self.correlation_id,
+            correlation_id: self.correlation_id.map(|id| id.to_string()),
             operator_id: self.operator_id,
+            type_bucket: Some(type_bucket(
+                self.operator_id,
+                D::TYPE,
+                self.occurred_at,
+                shard(&key),
+            )),
             detail,
-            unpublished: Some(shard.to_string()),
+            unpublished: Some(shard(&key).to_string()),
             published_at: None,
             refused: None,
         })

@@ -210,7 +210,7 @@ async fn an_event_row_has_the_attributes_for_the_publisher_and_the_indexes() {
     let table = dynamo.table(INVENTORY);
     done(Transaction::on(&table).event(&dynamo.outbox(), event(1))).await;
     let saga = saga("a");
-    let shard = saga.site_id.uuid().as_bytes()[0] % store::UNPUBLISHED_SHARDS;
+    let shard = saga.site_id.uuid().as_bytes()[0] % store::SHARDS;
     let mut row = dynamo.rows(EVENTS).await.remove(0);
     let detail = row["detail"].take();
     let detail: Value = serde_json::from_str(detail.as_str().expect("text")).expect("JSON");

@@ -218,10 +218,10 @@ impl Dynamo {
             let metadata = row.envelope().expect("an envelope").metadata;
             assert_eq!(row.sequence, sequence, "{entity} has a gap");
             assert_eq!(metadata.sequence, sequence);
-            assert_eq!(metadata.entity, entity);
+            assert_eq!(metadata.log_key(), entity.to_string());
             assert_eq!(metadata.kind, row.kind);
             assert_eq!(metadata.occurred_at, row.occurred_at);
-            assert_eq!(metadata.correlation_id, row.correlation_id);
+            assert_eq!(metadata.correlation_key(), row.correlation_id);
             assert_eq!(metadata.event_id, contracts::EventId::from_entity(&entity, sequence));
             assert_eq!(row.source, entity.kind.source());
         }

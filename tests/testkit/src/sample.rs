@@ -112,7 +112,7 @@ pub fn event_of(function: &str, saga: SagaContext, kind: EntityType, data: Value
     let metadata = &mut event["detail"]["metadata"];
     metadata["correlationId"] = json!(saga.onboarding_id);
     metadata["operatorId"] = json!(saga.operator_id);
-    metadata["entity"] = json!(Entity::for_site(kind, saga.site_id));
+    metadata["entity"] = json!(Entity::for_site(kind, saga.site_id).expect("an entity of a site"));
     event["detail"]["data"] = data;
     event
 }

@@ -36,7 +36,7 @@ pub struct SiteModel {
     pub saga: SagaContext,
     pub setup: Site,
     pub sensors: Vec<Sensor>,
-    entities: [EntityModel; EntityType::ALL.len()],
+    entities: [EntityModel; EntityType::OF_SITE.len()],
     /// The provider's id of the subscription.
     subscription: Option<String>,
 }
@@ -85,7 +85,10 @@ pub fn failure() -> OnboardingFailure {
 }
 
 fn index_of(entity: EntityType) -> usize {
-    EntityType::ALL.iter().position(|known| *known == entity).expect("ALL has every entity type")
+    EntityType::OF_SITE
+        .iter()
+        .position(|known| *known == entity)
+        .expect("ALL has every entity type")
 }
 
 impl SiteModel {
@@ -102,7 +105,7 @@ impl SiteModel {
     }
 
     pub fn id(&self, entity: EntityType) -> Entity {
-        Entity::for_site(entity, self.saga.site_id)
+        Entity::for_site(entity, self.saga.site_id).expect("an entity of a site")
     }
 
     /// Returns the number of kits of each metric that the site needs.

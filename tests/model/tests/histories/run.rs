@@ -836,7 +836,7 @@ impl<'a> HistoryRun<'a> {
             }
         }
         let name = self.sites[site].name;
-        for entity in EntityType::ALL {
+        for entity in EntityType::OF_SITE {
             let state = self.sites[site].state(entity);
             if !forward.iter().any(|invocation| entity_of(*invocation) == Some(entity)) {
                 continue;
@@ -891,7 +891,7 @@ impl<'a> HistoryRun<'a> {
             events.entry(row.entity.clone()).or_default().insert(row.sequence, row);
         }
         for (index, site) in self.sites.iter().enumerate() {
-            for entity in EntityType::ALL {
+            for entity in EntityType::OF_SITE {
                 let id = site.id(entity).to_string();
                 let logged = events.remove(&id).unwrap_or_default();
                 let gapless = logged.keys().copied().eq(1..=logged.len() as u64);
@@ -984,13 +984,15 @@ fn check_event(
     let envelope = event.envelope().map_err(|error| error.to_string())?;
     let (metadata, id): (_, Entity) = (envelope.metadata, site.id(entity));
     let onboarding = site.saga.onboarding_id;
-    let actual =
-        (metadata.entity, metadata.sequence, metadata.occurred_at, metadata.correlation_id);
+    let onboarding = Some(onboarding.to_string());
+    let actual = (metadata.log_key(), metadata.sequence, metadata.occurred_at);
     let is_expected = event.kind == kind
         && metadata.kind == kind
         && metadata.event_id == EventId::from_entity(&id, event.sequence)
-        && actual == (id, event.sequence, at, onboarding)
-        && (event.occurred_at, event.correlation_id) == (at, onboarding)
+        && actual == (id.to_string(), event.sequence, at)
+        && metadata.correlation_id == onboarding
+        && event.occurred_at == at
+        && event.correlation_id == onboarding
         && envelope.data["siteId"] == json!(site.saga.site_id)
         && (data.is_null() || envelope.data == *data);
     if is_expected { Ok(()) } else { Err(format!("unexpected event: {}", event.detail)) }
