@@ -39,7 +39,10 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
             format!("plan {}: {}: {}", text("plan"), text("error"), text("message"))
         }
         "SubscriptionCancelled" => text("providerSubscriptionId"),
-        "AlertingConfigured" => format!("sensors with limits: {}", text("rules")),
+        "AlertingConfigured" => match data["limits"].as_array() {
+            Some(limits) => format!("sensors with limits: {}", limits.len()),
+            None => format!("sensors with limits: {}", text("rules")),
+        },
         "AlertingRemoved" => "all limits removed".to_owned(),
         "ReadingBreachedThreshold" => {
             let side = match data["limit"].as_str() {

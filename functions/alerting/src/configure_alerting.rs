@@ -60,7 +60,8 @@ impl Step for ConfigureAlerting {
         let key = AlertingRow::key(alerting_id);
 
         let rules = rules(sensors);
-        let event = AlertingConfigured { site_id: saga.site_id, rules: rules.len() };
+        let limits = rules.iter().map(|Rule { sensor, .. }| sensor.into()).collect();
+        let event = AlertingConfigured { site_id: saga.site_id, limits };
         let row = AlertingRow { saga, state: Alerting::Configured { rules }, sequence: 1, at: now };
         let commit = Transaction::on(&self.alerting)
             .create(&self.alerting, &key, &row)

@@ -731,7 +731,7 @@ async fn publishing_changes_only_the_mark() {
     let world = World::start(no_refusal).await;
     let saga = saga("a");
     let table = world.dynamo.table(EVENTS);
-    let data = AlertingConfigured { site_id: saga.site_id, rules: 0 };
+    let data = AlertingConfigured { site_id: saga.site_id, limits: Vec::new() };
     let entity = contracts::AlertingId::from_onboarding(saga.onboarding_id);
     let event = NewEvent::in_saga(saga, entity, 1, noon(0), data);
     let record = record(&event.clone().row().expect("a row"));

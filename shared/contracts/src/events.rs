@@ -1,6 +1,9 @@
 //! All event types, each with its entity. Every event of a site's entity contains `siteId`, so a reader can collect a
 //! site's events without knowing how ids are derived.
 
+mod published;
+pub mod v1;
+
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -10,6 +13,8 @@ use crate::{
     EntityType, Event, Location, Metric, OnboardingFailure, OnboardingId, PaymentMethodId, Plan,
     Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::WholeNumber,
 };
+
+pub use published::{PublishedForm, published_forms};
 
 /// A visitor of all event types; see [`visit`].
 pub trait Visitor {
@@ -60,13 +65,13 @@ macro_rules! events {
             const ENTITY: EntityType = EntityType::$other_entity;
         })*
 
-        /// Visits every event type in the order of declaration.
+        /// Visits every event type in its newest version, in the order of declaration.
         pub fn visit(visitor: &mut impl Visitor) {
             $(visitor.event::<$name>();)*
             $(visitor.event::<$other>();)*
         }
 
-        /// Returns every event type with its version and the JSON Schema of the whole `detail`.
+        /// Returns every event type with its newest version and the JSON Schema of the whole `detail`.
         #[must_use]
         pub fn schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
             vec![
@@ -75,6 +80,11 @@ macro_rules! events {
             ]
         }
     };
+}
+
+/// Visits the earlier versions that are still published; see [`published_forms`].
+pub fn visit_earlier(visitor: &mut impl Visitor) {
+    visitor.event::<v1::AlertingConfigured>();
 }
 
 /// A quantity of sensor kits for one metric.
@@ -102,6 +112,26 @@ pub struct Shortage {
     pub requested: u32,
     /// The number of kits in stock at the time of the request.
     pub available: u32,
+}
+
+/// The alert limits of a sensor. At least one is present.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SensorLimits {
+    /// The id of the sensor.
+    pub sensor_id: SensorId,
+    /// The lower limit, in the unit of the sensor. A reading below it is a breach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// The upper limit, in the unit of the sensor. A reading above it is a breach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+}
+
+impl From<&Sensor> for SensorLimits {
+    fn from(sensor: &Sensor) -> Self {
+        Self { sensor_id: sensor.sensor_id, min: sensor.min, max: sensor.max }
+    }
 }
 
 /// One of the two alert limits of a sensor.
@@ -189,9 +219,9 @@ events! {
             provider_subscription_id: String,
         }
         /// Alerting on the limits of the site's sensors was configured.
-        AlertingConfigured of Alerting v 1 {
-            /// The number of sensors with limits.
-            rules: usize,
+        AlertingConfigured of Alerting v 2 {
+            /// The limits, one entry for each sensor that has one.
+            limits: Vec<SensorLimits>,
         }
         /// Alerting on the limits of the site's sensors was removed.
         AlertingRemoved of Alerting v 1 {}

@@ -5,6 +5,7 @@
 //! are generated from the Rust types by `UPDATE_SCHEMAS=1 make unit-test ARGS='--test schemas'`.
 
 mod access;
+pub mod consumers;
 mod entity;
 mod envelope;
 pub mod events;

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use crate::OperatorId;
+use crate::{OperatorId, consumers::WATCH_NETWORK};
 
 /// The services in the order of their first deployment. A service uses only resources of services before it.
-pub const SERVICES: [&str; 11] = [
+pub const SERVICES: [&str; 12] = [
     "failures",
     "events",
     "operators",
@@ -18,6 +18,7 @@ pub const SERVICES: [&str; 11] = [
     "billing",
     "telemetry",
     "alerting",
+    "network",
     "onboarding",
     "gateway",
 ];
@@ -192,12 +193,14 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
     consumer("store-readings", Source::Stream(READINGS)),
     consumer("detect-breaches", Source::Stream(READINGS)),
     consumer("publish-events", Source::Table(EVENTS)),
+    consumer(WATCH_NETWORK, Source::Stream(EVENTS)),
     consumer(RECORD_FAILURE, Source::Queue("sites-failures")),
     consumer(RECORD_FAILURE, Source::Queue("onboarding-failures")),
     consumer(RECORD_FAILURE, Source::Queue("inventory-failures")),
     consumer(RECORD_FAILURE, Source::Queue("telemetry-failures")),
     consumer(RECORD_FAILURE, Source::Queue("events-failures")),
     consumer(RECORD_FAILURE, Source::Queue("billing-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("network-failures")),
     consumer(RECORD_FAILURE, Source::Queue("failures-failures")),
     consumer(RECORD_FAILURE, Source::Queue("initialize-subscription-failures")),
     consumer(RECORD_FAILURE, Source::Queue("cancel-subscription-failures")),

@@ -14,9 +14,80 @@ pub struct ReplayEvent<'a> {
     pub replay: &'a RawValue,
 }
 
+/// The event with which an operator rebuilds a replayable consumer from the log:
+/// `{"replay": true, "action": "begin"}` and so on.
+///
+/// `begin` creates an empty generation of the consumer's rows, `apply` applies the events of some entities to it,
+/// `finish` makes it the one that readers see, and `clean` deletes the rows of earlier generations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "camelCase")]
+pub enum Rebuild {
+    /// Starts a new generation, or continues the one that is being built. The reply is [`Begun`].
+    Begin,
+    /// Applies all events of these entities that the generation does not have yet. The reply is [`Applied`].
+    Apply {
+        /// The generation.
+        generation: u64,
+        /// The entities' keys in the log, at most [`Rebuild::MAX_ENTITIES`].
+        entities: Vec<String>,
+    },
+    /// Makes the generation the current one. The reply is an empty object.
+    Finish {
+        /// The generation.
+        generation: u64,
+    },
+    /// Deletes some rows of earlier generations. The reply is [`Cleaned`].
+    Clean,
+}
+
+impl Rebuild {
+    /// The maximum number of entities in one `apply`.
+    pub const MAX_ENTITIES: usize = 100;
+
+    /// Returns the event as JSON, with `replay` first. The member marks the event for its reader.
+    pub fn event(&self) -> Result<String, serde_json::Error> {
+        let action = serde_json::to_string(self)?;
+        Ok(format!("{START}true,{}", action.trim_start_matches('{')))
+    }
+}
+
+/// The reply to [`Rebuild::Begin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The generation that is being built.
+    pub generation: u64,
+}
+
+/// The reply to [`Rebuild::Apply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The number of events that were applied.
+    pub applied: u64,
+}
+
+/// The reply to [`Rebuild::Clean`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleaned {
+    /// The number of rows that were deleted.
+    pub deleted: u64,
+    /// Whether rows may be left. If so, call again after a moment.
+    pub more: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rebuild_is_a_flat_object_that_begins_with_replay() {
+        let apply = Rebuild::Apply { generation: 2, entities: vec!["site#1".to_owned()] };
+        let event = apply.event().unwrap();
+        let wire =
+            r#"{"replay":true,"action":"apply","generation":2,"entities":["site#1"]}"#;
+        assert_eq!(event, wire);
+        assert_eq!(serde_json::from_str::<Rebuild>(&event).unwrap(), apply);
+        assert_eq!(Rebuild::Begin.event().unwrap(), r#"{"replay":true,"action":"begin"}"#);
+    }
 
     #[test]
     fn the_event_begins_as_its_reader_expects() {

@@ -213,7 +213,8 @@ impl SiteModel {
                 change("CANCELLED", Some(("SubscriptionCancelled", event)))
             }
             (Invocation::Configure, None) => {
-                let event = AlertingConfigured { site_id, rules: self.rules().len() };
+                let limits = self.rules().iter().map(|rule| (&rule.sensor).into()).collect();
+                let event = AlertingConfigured { site_id, limits };
                 change("CONFIGURED", Some(("AlertingConfigured", json!(event))))
             }
             (Invocation::Remove, Some("CONFIGURED")) => {
