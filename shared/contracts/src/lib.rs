@@ -5,6 +5,7 @@
 //! are generated from the Rust types by `UPDATE_SCHEMAS=1 make unit-test ARGS='--test schemas'`.
 
 mod access;
+pub mod cloud_event;
 pub mod consumers;
 mod entity;
 mod envelope;
@@ -23,6 +24,7 @@ pub mod readings;
 pub mod replay;
 pub mod saga;
 mod site;
+mod source;
 pub mod stream;
 pub mod text;
 mod time;
@@ -35,4 +37,5 @@ pub use metric::Metric;
 pub use rate::RateLimit;
 pub use saga::{ContextWithSensors, IdMismatch, SagaContext};
 pub use site::{Location, OnboardingFailure, PaymentMethodId, Plan, Sensor};
+pub use source::SourceOperators;
 pub use time::Timestamp;

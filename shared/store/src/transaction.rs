@@ -222,6 +222,18 @@ impl Transaction {
         self
     }
 
+    /// Returns the number of writes. DynamoDB accepts at most 100 in a transaction.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.actions.len()
+    }
+
+    /// Returns whether the transaction has no writes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.actions.is_empty()
+    }
+
     fn push(&mut self, key: &Key, action: TransactWriteItem) {
         self.actions.push((key.clone(), action));
     }
