@@ -51,7 +51,7 @@ DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/d
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test event-load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -129,6 +129,11 @@ load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh
 rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack while another one is measured; two minutes
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture
+	@$(MAKE) --no-print-directory down
+
+event-load-test: build-local ## appends 100,000 events by 32 callers, then 60,000 with killed publishers and refusing outlets, on a fresh local stack; half an hour; EVENTS=<number> for both
+	@$(MAKE) --no-print-directory down deploy-local
+	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test event_load -- --ignored --nocapture --test-threads=1
 	@$(MAKE) --no-print-directory down
 
 services-test: setup require ## deploys one stack per service on a fresh local stack, and deploys and rolls back services while others run; some minutes

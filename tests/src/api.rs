@@ -124,6 +124,15 @@ impl Call {
         self
     }
 
+    /// Sends the call with this key or token, or as the administrator if there is none.
+    #[must_use]
+    pub fn bearing_or_admin(self, credential: Option<&str>) -> Self {
+        match credential {
+            Some(credential) => self.bearing(credential),
+            None => self,
+        }
+    }
+
     /// Sends the call with this key or token.
     #[must_use]
     pub fn bearing(self, credential: &str) -> Self {

@@ -12,7 +12,7 @@ use crate::Stack;
 
 const TARGET: &str = "queue";
 
-/// Captures every event that the stack publishes after [`Capture::start`].
+/// Captures the events that the stack publishes after [`Capture::start`].
 #[derive(Debug)]
 pub struct Capture {
     name: String,
@@ -21,8 +21,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts capturing.
+    /// Starts capturing Fieldstation's own events.
     pub async fn start(stack: &Stack) -> Result<Self> {
+        Self::start_with(stack, &json!({ "source": [{ "prefix": "fieldstation." }] })).await
+    }
+
+    /// Starts capturing the events that match an event pattern.
+    pub async fn start_with(stack: &Stack, pattern: &Value) -> Result<Self> {
         let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
         let bus = stack.named(names::EVENTS);
         let (queue_url, arn) = stack.create_queue(&name, "events.amazonaws.com").await?;
@@ -31,7 +36,7 @@ impl Capture {
             .put_rule()
             .name(&name)
             .event_bus_name(&bus)
-            .event_pattern(json!({ "source": [{ "prefix": "fieldstation." }] }).to_string())
+            .event_pattern(pattern.to_string())
             .send()
             .await?;
         let target = Target::builder().id(TARGET).arn(&arn).build()?;

@@ -6,6 +6,7 @@ pub mod api;
 pub mod capture;
 pub mod consumers;
 pub mod data_logger;
+pub mod events;
 pub mod executions;
 pub mod expected_alerts;
 pub mod failures;
