@@ -4,7 +4,7 @@
 //! systems is read in two steps: the JSON is parsed into a [`JsonValue`], then [`FieldRule`]s read the value and
 //! collect [`Problems`]. [`read`] does both.
 
-use std::{fmt, marker::PhantomData, str::FromStr};
+use std::{collections::BTreeSet, fmt, marker::PhantomData, str::FromStr};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -359,6 +359,33 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
+    /// Returns the fields of the object at this path, which may have any names. Adds a problem for each duplicate name.
+    /// Adds one problem and returns `None` if the value is not an object.
+    pub fn open(
+        tree: &'a JsonValue,
+        at: &'a str,
+        expected: &str,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let JsonValue::Object(members) = tree else {
+            problems.add(at, tree.is_not(expected));
+            return None;
+        };
+        let (fields, mut seen) = (Self { at, members }, BTreeSet::new());
+        for (name, _) in members {
+            if !seen.insert(name) {
+                let at = fields.path(&quoted_name(name));
+                problems.add_as(Reason::Duplicate, at, "is a duplicate; give it once");
+            }
+        }
+        Some(fields)
+    }
+
+    /// Returns all fields in the order of the input.
+    pub fn members(&self) -> impl Iterator<Item = (&'a str, &'a JsonValue)> + use<'a> {
+        self.members.iter().map(|(name, tree)| (name.as_str(), tree))
+    }
+
     /// Returns the path of a field.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
@@ -405,7 +432,7 @@ pub(crate) fn quoted(text: &str) -> String {
 }
 
 /// Returns an unknown field's name for a message. The name is quoted unless it is a plain word.
-fn quoted_name(name: &str) -> String {
+pub(crate) fn quoted_name(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !name.is_empty() && name.len() <= MAX_QUOTED && name.bytes().all(plain) {
         name.to_owned()

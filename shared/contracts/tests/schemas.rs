@@ -19,10 +19,14 @@ fn generated() -> BTreeMap<String, String> {
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
     let bundle = (format!("{BUNDLE_SCHEMA}.json"), schemars::schema_for!(Bundle));
+    let cloud_event = (
+        format!("{}.json", contracts::cloud_event::CLOUD_EVENT),
+        contracts::cloud_event::schema(),
+    );
     outbound
         .chain(inbound)
         .chain(managing)
-        .chain([bundle])
+        .chain([bundle, cloud_event])
         .map(|(file, schema)| {
             let text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
             (file, escaped(&text) + "\n")
