@@ -86,11 +86,13 @@ unit-test: require ## unit tests, steps with embedded DynamoDB, wire format snap
 fieldctl-test: require ## tests of fieldctl, without a local stack; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
 
-local-test: setup require ## tests of the Python tools (local stack, deployments, proof on AWS), and of the links in the docs
+local-test: setup require require-curl-jq ## tests of the Python tools (local stack, deployments, proof on AWS), of the links in the docs, and of the example consumers
 	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
 	$(BIN)/python -m unittest discover -s tools/docs
 	$(BIN)/python -m unittest discover -s tools/prove
+	$(BIN)/python -m unittest discover -s examples/consumers/python-lambda
+	$(BIN)/python -m unittest discover -s examples/consumers/shell
 
 write-units: require ## counts the DynamoDB units of an onboarding and of a reading for the cost model, and updates docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
@@ -191,7 +193,7 @@ prove-local: setup require ## checks the assumptions about AWS on the deployed l
 	@$(PROVE) $(ARGUMENTS)
 
 validate-templates: setup .venv/.checks tools/local/node_modules/.installed ## validates the templates, the state machines and the workflows, with their validators, cfn-lint and checkov
-	printf '%s\n' template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml \
+	printf '%s\n' template.yaml functions/*/template.yaml examples/consumers/*/template.yaml tools/deploy/github-roles.yaml \
 	  | $(LOCAL_ENV) xargs -P 2 -I{} $(BIN)/sam validate --lint --template {}
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done

@@ -28,6 +28,8 @@ def write_transformed():
     templates = {service: services.ROOT / "functions" / service / "template.yaml" for service in services.services()}
     templates["root"] = services.ROOT / "template.yaml"
     templates["github-roles"] = services.ROOT / "tools" / "deploy" / "github-roles.yaml"
+    for path in (services.ROOT / "examples" / "consumers").glob("*/template.yaml"):
+        templates[f"example-{path.parent.name}"] = path
     for name, path in templates.items():
         (TRANSFORMED / f"{name}.json").write_text(json.dumps(transformed(path, PRODUCTION), indent=2))
 
