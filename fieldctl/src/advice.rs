@@ -92,6 +92,14 @@ const RULES: &[Rule] = &[
         command: SHOW,
     },
     Rule {
+        errors: &["NotPublished"],
+        kind: None,
+        sources: &[],
+        means: "EventBridge could not publish the event to the SNS topic that the message names.",
+        todo: "Follow the runbook UnreadableFailures: publish the payload, then discard.",
+        command: SHOW,
+    },
+    Rule {
         errors: &[],
         kind: Some(Kind::ExecutionFailed),
         sources: &[],

@@ -110,6 +110,7 @@ fn rules() -> Vec<Rule> {
                 "InitializeSubscriptionPollsAlarm",
                 "PublishEventsPollsAlarm",
                 "StoreReadingsPollsAlarm",
+                "WatchStockPollsAlarm",
             ],
         ),
         threshold("AWS/SQS ApproximateNumberOfMessagesVisible", &[0.0, 0.0], &[0.0, 1.0]),
@@ -131,6 +132,7 @@ fn rules() -> Vec<Rule> {
                 "InitializeSubscriptionDurationAlarm",
                 "PublishEventsDurationAlarm",
                 "StoreReadingsDurationAlarm",
+                "WatchStockDurationAlarm",
             ],
         ),
         // Functions that read many items.

@@ -29,6 +29,8 @@ OTHER = {
     "SagaBudgetSeconds": "1000",
     "SourceOperators": "com.example.registry=00000000-0000-5000-8000-000000000001",
     "StageName": "v2",
+    "StockDeadband": "3",
+    "StockLowLimit": "20",
     "StripeApiBase": "https://payments.example.org",
     "StripePrices": "community=other,standard=other,professional=other",
 }

@@ -2,8 +2,9 @@
 //! no known format is kept unchanged.
 //!
 //! The functions of a service share one queue, so each message in it must name the function or state machine that
-//! failed. A message that does not is unreadable, and its source is the queue. Each dead-letter queue of billing has the
-//! commands of one function, which is the source.
+//! failed. A message that does not is unreadable, and its source is the queue. So is the source of an event that
+//! EventBridge could not publish to a topic. Each dead-letter queue of billing has the commands of one function, which is
+//! the source.
 
 use std::{borrow::Cow, fmt};
 
@@ -151,6 +152,8 @@ const MAX_BUCKET_BYTES: usize = 63;
 const MAX_RECORDS: usize = 10_000;
 /// The number of characters that are kept of a partition key that is not a site's id.
 const MAX_SENDER_CHARS: usize = 100;
+/// The attribute in which EventBridge says why it does not try again.
+const RETRY_CONDITION: &str = "EXHAUSTED_RETRY_CONDITION";
 /// The maximum length of a function's name.
 const MAX_SOURCE_CHARS: usize = 64;
 
@@ -169,20 +172,28 @@ pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
     } else if let Some(repair) = repair(environment, message, body) {
         return Parsed::Repaired(repair);
     } else {
-        failed(environment, message, body).unwrap_or_else(|| unreadable(queue, body))
+        failed(environment, queue, message, body).unwrap_or_else(|| unreadable(queue, body))
     };
     Parsed::Failed(Box::new(failed))
 }
 
-/// Parses a message of a service's failure queue that names its source.
-fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
+/// Parses a message of a service's failure queue that names its source or the topic of an event.
+fn failed(
+    environment: &str,
+    queue: &str,
+    message: &SqsMessage,
+    body: &str,
+) -> Option<FailedWork> {
     // The attributes are checked first, because the body may be any event.
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
             Some(function) => not_delivered(source(function)?, message, body),
             // The target is not a function of this environment, but may be this queue: a rule sends the events of
             // executions to this queue, and the queue is also the dead-letter queue of that rule.
-            None => execution(environment, body),
+            None => match names::topic_of_arn(environment, target) {
+                Some(topic) => Some(not_published(queue, topic, message, body)),
+                None => execution(environment, body),
+            },
         },
         None => invocation(environment, body)
             .or_else(|| quarantined(body))
@@ -315,10 +326,23 @@ fn function<'r>(environment: &str, request: &'r RequestContext) -> Option<&'r st
 fn not_delivered(function: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
     serde_json::from_str::<IgnoredAny>(body).ok()?;
     let name = attribute(message, "ERROR_CODE").unwrap_or("NotDelivered");
-    let attributes = ["ERROR_MESSAGE", "EXHAUSTED_RETRY_CONDITION"];
-    let attributes = attributes.into_iter().filter_map(|name| attribute(message, name));
-    let error = ErrorInfo::new(name, &attributes.collect::<Vec<_>>().join("; "));
+    let error = ErrorInfo::new(name, &attributes(message, &["ERROR_MESSAGE", RETRY_CONDITION]));
     Some(failed_work(function, Kind::NotDelivered, body, canonical(body), error))
+}
+
+/// Returns the failure of an event that EventBridge could not publish to a topic. It has the kind `Unreadable`, because no
+/// function can be called with it.
+fn not_published(queue: &str, topic: &str, message: &SqsMessage, body: &str) -> FailedWork {
+    let reasons = attributes(message, &["ERROR_CODE", "ERROR_MESSAGE", RETRY_CONDITION]);
+    let text = format!("EventBridge could not publish the event to the topic {topic}: {reasons}");
+    let error = ErrorInfo::new("NotPublished", &text);
+    failed_work(queue, Kind::Unreadable, body, canonical(body), error)
+}
+
+/// Returns the values of the attributes that the message has.
+fn attributes(message: &SqsMessage, names: &[&str]) -> String {
+    let values: Vec<_> = names.iter().filter_map(|name| attribute(message, name)).collect();
+    values.join("; ")
 }
 
 fn dead_letter(function: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {

@@ -700,6 +700,35 @@ async fn recorded_as(message: &SqsMessage) -> (FailureRow, String, String) {
 }
 
 #[tokio::test]
+async fn an_event_that_could_not_be_published_to_a_topic_is_kept_with_the_reason() {
+    let body = json!({
+        "detail-type": "StockLow",
+        "source": "fieldstation.inventory",
+        "detail": { "data": { "metric": "water_ph", "quantity": 3, "limit": 10 } },
+    });
+    let topic = "arn:aws:sns:eu-central-1:123456789012:fieldstation-prod-stock";
+    let dead_letter = |id: &str| {
+        undelivered(message("inventory-failures", id, 0, body.to_string()), topic)
+    };
+    let world = World::start().await;
+    world.record(&dead_letter("m-1")).await.expect("recorded");
+    world.record(&dead_letter("m-2")).await.expect("the same event");
+    let row = world.row().await;
+    assert_eq!((row.source.as_str(), json!(row.kind)), ("inventory-failures", json!("UNREADABLE")));
+    assert_eq!(row.payload.as_deref(), Some(body.to_string().as_str()));
+    let error = json!(row.error);
+    assert_eq!(error["name"], "NotPublished");
+    let text = error["message"].as_str().expect("a message");
+    assert!(text.contains("the topic stock: "), "{text}");
+    assert!(text.contains("NO_PERMISSIONS"), "{text}");
+
+    // A topic of another environment is not ours, so the message is not interpreted.
+    let other = topic.replace("fieldstation-prod", "another");
+    let (row, ..) = recorded_as(&undelivered(dead_letter("m-1"), &other)).await;
+    assert_eq!(json!(row.error)["name"], "Unreadable");
+}
+
+#[tokio::test]
 async fn messages_in_one_queue_become_failures_of_the_functions_that_they_name() {
     let body = event();
     let failed = |queue: &str, function: &str| {

@@ -1,13 +1,14 @@
 //! Stock of kits. A kit is the hardware that one sensor of one metric needs.
 //!
 //! This crate owns the inventory table. Its key is `id`, with values `stock#<metric>` ([`StockRow`]),
-//! `reservation#<id>` ([`ReservationRow`]) and `delivery#<source and delivery id>` ([`DeliveryRow`]). The crate emits
-//! the events of the entity `reservation`. A released reservation stays as a tombstone, which prevents a late
-//! reservation.
+//! `level#<metric>` ([`LevelRow`]), `reservation#<id>` ([`ReservationRow`]) and `delivery#<source and delivery id>`
+//! ([`DeliveryRow`]). The crate emits the events of the entities `reservation` and `stock`. A released reservation stays
+//! as a tombstone, which prevents a late reservation.
 
 pub mod receive_kits;
 pub mod release_kits;
 pub mod reserve_kits;
+pub mod watch_stock;
 
 use contracts::{
     Metric, ReservationId, SagaContext, Timestamp,
@@ -26,11 +27,47 @@ pub struct StockRow {
 }
 
 impl StockRow {
+    /// The part of the key before the metric. The filter of the event source mapping of `watch-stock` has it, too.
+    const PREFIX: &str = "stock#";
+
     /// Returns the key of the row.
     #[must_use]
     pub fn key(metric: Metric) -> Key {
-        Key::id(format!("stock#{metric}"))
+        Key::id(format!("{}{metric}", Self::PREFIX))
     }
+}
+
+/// The level of a metric's stock, as the last event reported it. There is no row until the level changes for the first
+/// time; the level is OK until then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelRow {
+    /// The level.
+    pub level: Level,
+    /// The sequence number of the last event of the stock. Each change of the level emits one event.
+    pub sequence: u64,
+    /// The position in the table's stream of the record that caused the last change. The texts of two positions compare
+    /// like the positions.
+    pub record: String,
+}
+
+impl LevelRow {
+    /// Returns the key of the row.
+    #[must_use]
+    pub fn key(metric: Metric) -> Key {
+        Key::id(format!("level#{metric}"))
+    }
+}
+
+/// How many kits of a metric are in stock, compared with a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Level {
+    /// There are enough kits.
+    Ok,
+    /// Few kits are left.
+    Low,
+    /// No kits are left.
+    SoldOut,
 }
 
 /// The reservation of one onboarding.
@@ -120,6 +157,9 @@ pub enum InventoryError {
     /// Another writer changed the reservation at the same time.
     #[error("another writer changed reservation {0}")]
     Busy(ReservationId),
+    /// Other writers changed the level of this metric's stock at the same time, in each attempt.
+    #[error("other writers changed the level of {0} in each attempt")]
+    LevelBusy(Metric),
     /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -139,7 +179,7 @@ impl Fault for InventoryError {
             Self::KitsOutOfStock(_) => ErrorKind::KitsOutOfStock,
             Self::Superseded(_) => ErrorKind::Superseded,
             Self::InvalidDelivery(_) => ErrorKind::InvalidInput,
-            Self::Busy(_) => ErrorKind::Transient,
+            Self::Busy(_) | Self::LevelBusy(_) => ErrorKind::Transient,
             Self::Store(error) => error.into(),
         }
     }

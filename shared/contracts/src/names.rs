@@ -121,6 +121,12 @@ pub fn state_machine_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a s
     without_environment(environment, parts.next()?)
 }
 
+/// Returns the name, without the environment, of the SNS topic with this ARN.
+#[must_use]
+pub fn topic_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
+    without_environment(environment, resource(arn, "sns")?.next()?)
+}
+
 /// What an event source mapping reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source<'a> {
@@ -193,6 +199,7 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
     consumer("store-readings", Source::Stream(READINGS)),
     consumer("detect-breaches", Source::Stream(READINGS)),
     consumer("publish-events", Source::Table(EVENTS)),
+    consumer("watch-stock", Source::Table(INVENTORY)),
     consumer(WATCH_NETWORK, Source::Stream(EVENTS)),
     consumer(RECORD_FAILURE, Source::Queue("sites-failures")),
     consumer(RECORD_FAILURE, Source::Queue("onboarding-failures")),
@@ -287,6 +294,14 @@ mod tests {
             assert_eq!(source.map(|it| it.to_string()).as_deref(), Some(shown));
             assert_eq!(Source::from_arn("other", arn), None);
         }
+    }
+
+    #[test]
+    fn a_topic_is_named_by_its_arn() {
+        let arn = "arn:aws:sns:eu-central-1:123456789012:fieldstation-prod-stock";
+        assert_eq!(topic_of_arn(ENVIRONMENT, arn), Some(STOCK));
+        assert_eq!(topic_of_arn("other", arn), None);
+        assert_eq!(topic_of_arn(ENVIRONMENT, &arn.replace(":sns:", ":sqs:")), None);
     }
 
     #[test]

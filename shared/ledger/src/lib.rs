@@ -84,8 +84,8 @@ pub enum Kind {
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message or a file that can't be read, or work whose row the table refuses. The payload is stored unchanged. It
-    /// can't be replayed.
+    /// A message or a file that can't be read, work whose row the table refuses, or an event that could not be published
+    /// to a topic. The payload is stored unchanged. It can't be replayed.
     Unreadable,
 }
 

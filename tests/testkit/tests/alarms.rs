@@ -22,15 +22,17 @@ const WITHOUT_ERROR_ALARM: [&str; 5] = [
 /// The functions that run once an hour, for which a single slow run raises the alarm.
 const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
-const STREAM_CONSUMERS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
+const STREAM_CONSUMERS: [&str; 4] =
+    ["DetectBreaches", "PublishEvents", "StoreReadings", "WatchStock"];
 /// The consumers whose mappings count their events: those of streams and of commands. The mappings of
 /// record-failure do not count: their queues have alarms on depth and age.
-const CONSUMERS_WITH_EVENT_COUNT: [&str; 5] = [
+const CONSUMERS_WITH_EVENT_COUNT: [&str; 6] = [
     "CancelSubscription",
     "DetectBreaches",
     "InitializeSubscription",
     "PublishEvents",
     "StoreReadings",
+    "WatchStock",
 ];
 /// The functions that call the payment provider.
 const PROVIDER_CALLERS: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
@@ -44,7 +46,7 @@ const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQ
 /// The tables whose throttles raise an alarm. The others get a few writes per site.
 const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
-const SELF_EXPLANATORY: [&str; 17] = [
+const SELF_EXPLANATORY: [&str; 19] = [
     "CompensationIncomplete",
     "DetectBreachesFailures",
     "DetectBreachesIteratorAge",
@@ -62,6 +64,8 @@ const SELF_EXPLANATORY: [&str; 17] = [
     "StoreReadingsIteratorAge",
     "StuckSagas",
     "SubscriptionReconciliation",
+    "WatchStockFailures",
+    "WatchStockIteratorAge",
 ];
 
 /// The condition of an alarm: `threshold` is crossed in each of `periods` periods of `period` seconds.

@@ -73,6 +73,8 @@ const OUTBOX: &str = "each service writes its events and its rows in one transac
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
 const GIVEN_UP: &str = "Lambda stores batches whose retries are exhausted there";
+const LIST_STREAMS: &str =
+    "Lambda requires it; the action supports no narrower resource, and returns names only";
 const CHECKED: &str =
     "check-consumers reports event source mappings that do not run, and their backlog";
 const TASK_RESULT: &str = "sends the result of the step to the saga";
@@ -143,7 +145,15 @@ const BY_HAND: &[AllowedGrant] = &[
     ),
     // inventory
     own("inventory", "InventoryTable", &[GET, PUT, UPDATE]),
+    own(
+        "inventory",
+        "InventoryTable/stream",
+        &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
+    ),
     own("inventory", "InventoryFailures", &[SEND]),
+    other("inventory", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
+    other("inventory", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
+    other("inventory", "*", &["dynamodb:ListStreams"], LIST_STREAMS),
     other("inventory", "EventsTable", &[PUT], OUTBOX),
     // devices
     own("devices", "DevicesTable", &[GET, PUT]),
@@ -200,12 +210,7 @@ const BY_HAND: &[AllowedGrant] = &[
     own("events", "EventsFailures", &[SEND]),
     other("events", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("events", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
-    other(
-        "events",
-        "*",
-        &["dynamodb:ListStreams"],
-        "Lambda requires it; the action supports no narrower resource, and returns names only",
-    ),
+    other("events", "*", &["dynamodb:ListStreams"], LIST_STREAMS),
     // failures
     own("failures", "FailuresTable", &[UPDATE]),
     own("failures", "FailuresTable/index/byStatus", &[QUERY]),
