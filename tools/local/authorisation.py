@@ -274,11 +274,11 @@ def _check_failure_destinations(log_file):
 
 
 def _check_services(log_file):
-    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call, and the
-    roles of authorizers."""
+    """Checks the resource policies of the functions, queues and topics that EventBridge and API Gateway call, and
+    the roles of authorizers. MiniStack itself checks the policies of the queues that topics deliver to."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
-    from ministack.services import apigateway_v1, eventbridge, lambda_svc, sqs
+    from ministack.services import apigateway_v1, eventbridge, lambda_svc, sns, sqs
 
     def permits(service, source, action, resource, policy_of):
         account = get_account_id()
@@ -300,6 +300,7 @@ def _check_services(log_file):
         arn = target["Arn"]
         permission = {
             "lambda": ("lambda:InvokeFunction", lambda_svc.function_policy_for_arn),
+            "sns": ("sns:Publish", sns.topic_policy_for_arn),
             "sqs": ("sqs:SendMessage", sqs.queue_policy_for_arn),
         }.get(arn.split(":")[2])
         if not permission or permits("events.amazonaws.com", rule["Arn"], permission[0], arn, permission[1]):
