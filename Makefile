@@ -193,7 +193,7 @@ prove-local: setup require ## checks the assumptions about AWS on the deployed l
 	@$(PROVE) $(ARGUMENTS)
 
 validate-templates: setup .venv/.checks tools/local/node_modules/.installed ## validates the templates, the state machines and the workflows, with their validators, cfn-lint and checkov
-	printf '%s\n' template.yaml functions/*/template.yaml examples/consumers/*/template.yaml tools/deploy/github-roles.yaml \
+	printf '%s\n' template.yaml functions/*/template.yaml examples/consumers/*/template.yaml examples/stock-subscriber/template.yaml tools/deploy/github-roles.yaml \
 	  | $(LOCAL_ENV) xargs -P 2 -I{} $(BIN)/sam validate --lint --template {}
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done

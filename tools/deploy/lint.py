@@ -27,6 +27,7 @@ def write_transformed():
     TRANSFORMED.mkdir(parents=True)
     templates = {service: services.ROOT / "functions" / service / "template.yaml" for service in services.services()}
     templates["root"] = services.ROOT / "template.yaml"
+    templates["stock-subscriber"] = services.ROOT / "examples" / "stock-subscriber" / "template.yaml"
     templates["github-roles"] = services.ROOT / "tools" / "deploy" / "github-roles.yaml"
     for path in (services.ROOT / "examples" / "consumers").glob("*/template.yaml"):
         templates[f"example-{path.parent.name}"] = path
