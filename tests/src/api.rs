@@ -191,7 +191,7 @@ impl Stack {
     }
 
     /// Calls an operation of an AWS service that takes JSON, without an SDK.
-    pub(crate) async fn json_call(
+    pub async fn json_call(
         &self,
         service: &str,
         target: &str,
