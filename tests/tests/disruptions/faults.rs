@@ -216,7 +216,8 @@ impl VisibilityTimeout {
     }
 }
 
-/// A function whose alias `live` points to a version with a wrong configuration, as after a bad deployment.
+/// A function whose alias `live` points to a version with another configuration: a wrong one, as after a bad
+/// deployment, or one that only a test needs.
 pub struct BrokenFunction<'a> {
     stack: &'a Stack,
     function: String,
@@ -232,6 +233,15 @@ impl<'a> BrokenFunction<'a> {
         variable: &str,
         value: &str,
     ) -> Result<Self> {
+        Self::deploy_with(stack, function, &[(variable, value)]).await
+    }
+
+    /// Publishes a version with these environment variables changed, and points the alias to it.
+    pub async fn deploy_with(
+        stack: &'a Stack,
+        function: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let function = stack.named(function);
         let mut broken =
             Self { stack, function, good_version: Value::Null, good_variables: Value::Null };
@@ -239,13 +249,14 @@ impl<'a> BrokenFunction<'a> {
         broken.good_version = alias["FunctionVersion"].clone();
         let config = broken.lambda(Method::GET, "configuration", &Value::Null).await?;
         broken.good_variables = config["Environment"]["Variables"].clone();
-        ensure!(
-            broken.good_variables[variable].is_string(),
-            "the function has no variable {variable}: {config}"
-        );
-
         let mut bad_variables = broken.good_variables.clone();
-        bad_variables[variable] = json!(value);
+        for (variable, value) in variables {
+            ensure!(
+                bad_variables[variable].is_string(),
+                "the function has no variable {variable}: {config}"
+            );
+            bad_variables[variable] = json!(value);
+        }
         broken.configure(&bad_variables).await?;
         let published = broken.lambda(Method::POST, "versions", &json!({})).await?;
         let bad_version = &published["Version"];

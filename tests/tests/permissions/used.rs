@@ -75,12 +75,6 @@ const UNUSED: &[Unused] = &[
         "an execution environment uses the table from its second request within ten seconds on",
     ),
     unused(
-        "authorise-caller",
-        "dynamodb:GetItem",
-        "OperatorsTable",
-        "a token of an OpenID Connect issuer, which the local stack does not have",
-    ),
-    unused(
         "cancel-subscription",
         "sqs:SendMessage",
         "CancelSubscriptionQueue",
