@@ -283,7 +283,10 @@ async fn flawed_tokens_are_refused(stack: &Stack, signer: &Signer, valid: &Value
         ("no operator", of(without(valid, "fieldstation_operator"))?),
         ("an operator that is not an id", of(with(valid, "fieldstation_operator", "default"))?),
         ("an unknown operator", of(with(valid, "fieldstation_operator", unknown))?),
-        ("the scope of the first administrator", of(with(valid, "fieldstation_scope", "bootstrap"))?),
+        (
+            "the scope of the first administrator",
+            of(with(valid, "fieldstation_scope", "bootstrap"))?,
+        ),
         ("an unknown scope", of(with(valid, "fieldstation_scope", "root"))?),
     ];
     let mut details = Vec::new();
