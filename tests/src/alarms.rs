@@ -211,7 +211,8 @@ impl OnCallQueue {
     }
 }
 
-async fn sns(stack: &Stack, form: &[(&str, &str)]) -> Result<String> {
+/// Calls SNS with the fields of a form, the first of which is `Action`. Returns the response.
+pub async fn sns(stack: &Stack, form: &[(&str, &str)]) -> Result<String> {
     let mut url = stack.endpoint().clone();
     url.query_pairs_mut().extend_pairs(form).append_pair("Version", "2010-03-31");
     let body = url.query().unwrap_or_default().to_owned();

@@ -181,10 +181,16 @@ impl Stack {
         format!("arn:aws:lambda:{REGION}:{}:function:{function}:{}", self.account, names::LIVE)
     }
 
+    /// Returns the ARN of an SNS topic.
+    #[must_use]
+    pub fn topic_arn(&self, topic: &str) -> String {
+        format!("arn:aws:sns:{REGION}:{}:{}", self.account, self.named(topic))
+    }
+
     /// Returns the ARN of the topic of the alarms.
     #[must_use]
     pub fn on_call_topic(&self) -> String {
-        format!("arn:aws:sns:{REGION}:{}:{}", self.account, self.named(names::ON_CALL))
+        self.topic_arn(names::ON_CALL)
     }
 
     /// Returns the name of the failure bucket. It holds stream batches whose retries are exhausted, and long payloads.
