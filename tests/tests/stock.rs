@@ -99,9 +99,9 @@ impl Subscriber {
 
 /// Returns the events of a metric's stock in the log, in order.
 async fn logged(stack: &Stack, metric: Metric) -> Result<Vec<LoggedEvent>> {
-    let rows =
-        stack.rows_with(names::EVENTS, "entity", &Entity::stock(metric).to_string()).await?;
-    let mut events = rows.into_iter().map(serde_json::from_value).collect::<Result<Vec<LoggedEvent>, _>>()?;
+    let rows = stack.rows_with(names::EVENTS, "entity", &Entity::stock(metric).to_string()).await?;
+    let mut events =
+        rows.into_iter().map(serde_json::from_value).collect::<Result<Vec<LoggedEvent>, _>>()?;
     events.sort_by_key(|event| event.sequence);
     Ok(events)
 }
@@ -189,7 +189,8 @@ async fn a_subscriber_learns_that_a_stock_falls_sells_out_and_is_replenished() -
         assert_eq!(event["detail"]["data"], data);
         assert_eq!(event["source"], "fieldstation.inventory");
     }
-    let ids: Vec<_> = received.iter().map(|event| event["detail"]["metadata"]["eventId"].clone()).collect();
+    let ids: Vec<_> =
+        received.iter().map(|event| event["detail"]["metadata"]["eventId"].clone()).collect();
     let events = logged(&stack, METRIC).await?;
     let logged_ids = events[before..].iter().map(LoggedEvent::id).collect::<Result<Vec<_>>>()?;
     assert_eq!(json!(ids), json!(logged_ids), "three events in the log, and these");

@@ -56,6 +56,12 @@ const UNUSED: &[Unused] = &[
         "*",
         "Lambda calls it when the mapping is created",
     ),
+    unused(
+        "watch-stock",
+        "dynamodb:ListStreams",
+        "*",
+        "Lambda calls it when the mapping is created",
+    ),
     unused("site-*", "logs:*", "*", "Step Functions sets up the delivery of its logs"),
     unused("site-onboarding", "events:*", "rule *", NESTED),
     unused("site-onboarding", "states:DescribeExecution", "executions of SiteTeardown", NESTED),
@@ -103,6 +109,18 @@ const UNUSED: &[Unused] = &[
         "sqs:SendMessage",
         "EventsFailures",
         "EventBridge rejects an event only when the sweep publishes it, or the sweep fails",
+    ),
+    unused(
+        "watch-stock",
+        "sqs:SendMessage",
+        "InventoryFailures",
+        "a row of the stock that can't be read",
+    ),
+    unused(
+        "watch-stock",
+        "s3:*",
+        "FailuresBucket*",
+        "Lambda gives up on a record after an hour of failures",
     ),
     unused(
         "check-consumers",
