@@ -40,6 +40,8 @@ pub const DEVICES: &str = "DevicesTable";
 pub const BILLING: &str = "BillingTable";
 /// Table of the service alerting.
 pub const ALERTING: &str = "AlertingTable";
+/// Table of the counts of sites and events.
+pub const NETWORK: &str = "NetworkTable";
 /// Table of the operators.
 pub const OPERATORS: &str = "OperatorsTable";
 /// Table of the API keys.
@@ -54,6 +56,8 @@ pub const READINGS: &str = "ReadingsTable";
 pub const REFUSALS: &str = "RefusalsTable";
 /// Table of the events: outbox and event log.
 pub const EVENTS: &str = "EventsTable";
+/// Table of the guards of appended events and of the claims of sources.
+pub const EVENT_GUARDS: &str = "EventGuardsTable";
 /// Table of the failures.
 pub const FAILURES: &str = "FailuresTable";
 

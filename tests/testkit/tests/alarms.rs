@@ -22,16 +22,17 @@ const WITHOUT_ERROR_ALARM: [&str; 5] = [
 /// The functions that run once an hour, for which a single slow run raises the alarm.
 const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
-const STREAM_CONSUMERS: [&str; 4] =
-    ["DetectBreaches", "PublishEvents", "StoreReadings", "WatchStock"];
+const STREAM_CONSUMERS: [&str; 5] =
+    ["DetectBreaches", "PublishEvents", "StoreReadings", "WatchNetwork", "WatchStock"];
 /// The consumers whose mappings count their events: those of streams and of commands. The mappings of
 /// record-failure do not count: their queues have alarms on depth and age.
-const CONSUMERS_WITH_EVENT_COUNT: [&str; 6] = [
+const CONSUMERS_WITH_EVENT_COUNT: [&str; 7] = [
     "CancelSubscription",
     "DetectBreaches",
     "InitializeSubscription",
     "PublishEvents",
     "StoreReadings",
+    "WatchNetwork",
     "WatchStock",
 ];
 /// The functions that call the payment provider.
@@ -46,10 +47,11 @@ const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQ
 /// The tables whose throttles raise an alarm. The others get a few writes per site.
 const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
-const SELF_EXPLANATORY: [&str; 19] = [
+const SELF_EXPLANATORY: [&str; 20] = [
     "CompensationIncomplete",
     "DetectBreachesFailures",
     "DetectBreachesIteratorAge",
+    "EventsStreamThrottles",
     "FailureDestinations",
     "FailureReports",
     "FunctionThrottles",
@@ -131,6 +133,7 @@ fn rules(template: &Template) -> Vec<Rule> {
         rule("$Failures",               &STREAM_CONSUMERS,      "AWS/Lambda OnFailureDestinationDeliveredEventCount", &["EventSourceMappingUUID=$Mapping"],    (sum, ">", 0),                   (1, 60),           ok),
         rule("$Dropped",                &STREAM_CONSUMERS,      "AWS/Lambda DroppedEventCount",                &["EventSourceMappingUUID=$Mapping"],           (sum, ">", 0),                   (1, 60),           ok),
         rule("ReadingsStreamThrottles", &[""],            "AWS/Kinesis WriteProvisionedThroughputExceeded", &["StreamName=ReadingsStream"],              (sum, ">", 0),                   (5, 60),           ok),
+        rule("EventsStreamThrottles",   &[""],            "AWS/Kinesis WriteProvisionedThroughputExceeded", &["StreamName=EventsStream"],                (sum, ">", 0),                   (5, 60),           ok),
         rule("$Throttles",              &BUSY_TABLES,     "AWS/DynamoDB WriteThrottleEvents",            &["TableName=$"],                               (sum, ">", 0),                   (5, 60),           ok),
         rule("$Errors",                 &with_errors,     "AWS/Lambda Errors",                           &["FunctionName=$Function"],                    (sum, ">=", 3),                  (2, 60),           ok),
         rule("FunctionThrottles",       &[""],            "AWS/Lambda Throttles",                        &[],                                            (sum, ">", 0),                   (3, 60),           ok),

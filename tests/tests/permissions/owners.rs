@@ -180,6 +180,15 @@ const BY_HAND: &[AllowedGrant] = &[
         READ_STREAM,
         "detect-breaches evaluates readings when they arrive",
     ),
+    // network
+    own("network", "NetworkTable", &[GET, UPDATE, QUERY, BATCH_GET]),
+    own("network", "NetworkTable", &["dynamodb:BatchWriteItem", "dynamodb:Scan"]),
+    own("network", "NetworkFailures", &[SEND]),
+    other("network", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
+    other("network", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
+    other("network", "EventsTable", &[QUERY], "watch-network reads missing events from the log"),
+    other("network", "EventsStream", READ_STREAM, "watch-network counts every event"),
+    other("network", "LimitsTable", &[UPDATE], LIMITED),
     // telemetry
     own("telemetry", "ReadingsTable", &[GET, PUT, UPDATE, QUERY, BATCH_GET]),
     own("telemetry", "RefusalsTable", &[UPDATE]),
@@ -207,6 +216,7 @@ const BY_HAND: &[AllowedGrant] = &[
         &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
     ),
     own("events", "EventBus", &["events:PutEvents"]),
+    own("events", "EventsStream", &["kinesis:PutRecords"]),
     own("events", "EventsFailures", &[SEND]),
     other("events", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("events", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
