@@ -114,6 +114,36 @@ pub fn dead_letters_may_be_sent(subject: &Subject) -> Violations {
     violations
 }
 
+pub fn topics_take_events_of_their_rules_only(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    for (id, rule) in subject.template.resources("AWS::Events::Rule") {
+        let targets = items(&rule["Properties"]["Targets"]).map(|target| text(&target["Arn"]));
+        for topic in targets.filter(|target| subject.is(target, "AWS::SNS::Topic")) {
+            let policies = subject.template.resources("AWS::SNS::TopicPolicy").into_values();
+            let policies = policies.map(|policy| &policy["Properties"]);
+            let mut statements = policies
+                .filter(|policy| texts(&policy["Topics"]).contains(&topic))
+                .flat_map(|policy| items(&policy["PolicyDocument"]["Statement"]))
+                .peekable();
+            let exists = statements.peek().is_some();
+            let exact = statements.all(|it| {
+                it["Effect"] == "Allow"
+                    && it["Action"] == "sns:Publish"
+                    && it["Principal"] == json!({ "Service": "events.amazonaws.com" })
+                    && text(&it["Resource"]) == topic
+                    && texts(&it["Condition"]["ArnEquals"]["aws:SourceArn"])
+                        == [format!("{id}.Arn")]
+            });
+            violations.check(
+                exists && exact,
+                id,
+                format!("is not the only one that may publish to {topic}"),
+            );
+        }
+    }
+    violations
+}
+
 pub fn work_queues_have_dead_letter_queues(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
     for mapping in subject.mappings().values() {
