@@ -15,6 +15,8 @@ OTHER = {
     "BillingConcurrency": "9",
     "CircuitPauseSeconds": "31",
     "DeletionProtection": "true",
+    "EventsRetentionHours": "48",
+    "EventsShards": "2",
     "GradualDeployment": "true",
     "GuardEventSources": "false",
     "LogLevel": "DEBUG",

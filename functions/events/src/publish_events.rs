@@ -1,7 +1,8 @@
-//! Publishes the stream of the events table to EventBridge.
+//! Publishes the stream of the events table to both outlets, the stream of all events and the bus.
 //!
 //! A record that can never be published is put into the quarantine queue, with its whole payload and the reason, and
-//! the shard continues. After any other failure, the response names the lowest failed sequence number of the batch.
+//! the shard continues. An event that one outlet has and the other one can't take now is left to sweep-events, and the
+//! shard continues too. After any other failure, the response names the lowest failed sequence number of the batch.
 //! Lambda delivers the batch again from there, and events that are marked as published are skipped.
 
 use std::collections::{HashMap, HashSet};
@@ -18,7 +19,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     EventsError,
-    publisher::{EventKey, PublishRequest, Publisher, StreamRecord, Unpublished},
+    publisher::{EventKey, PublishRequest, Publisher, TableRecord, Unpublished},
 };
 
 /// The error name in the quarantine for a record that can't be parsed.
@@ -70,7 +71,7 @@ fn parse(json: &RawValue) -> ParsedRecord<'_> {
     match EventKey::from_item(&record.change.keys.into()) {
         Some(key) => {
             let image = record.change.new_image.into();
-            let record = Some(StreamRecord { json, image, replay: false });
+            let record = Some(TableRecord { json, image, replay: false });
             ParsedRecord::Inserted(PublishRequest { key, record })
         }
         None => ParsedRecord::Invalid("the record has no event key in dynamodb.Keys".to_owned()),
@@ -113,6 +114,12 @@ impl PublishEvents {
             .publish(requests, deadline)
             .await
             .map_err(|error| InvocationError::from_fault(&EventsError::from(error)))?;
+        let (left, unpublished): (Vec<_>, Vec<_>) =
+            unpublished.into_iter().partition(|unpublished| unpublished.is_left_to_sweep);
+        if let Some(Unpublished { reason, .. }) = left.first() {
+            let events = left.len();
+            tracing::error!(events, %reason, "events are on one outlet only, and left to sweep-events");
+        }
         for Unpublished { event, reason, .. } in unpublished {
             let EventKey { entity, sequence } = &event;
             tracing::error!(entity, sequence, %reason, "event not published");

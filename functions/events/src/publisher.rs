@@ -1,127 +1,78 @@
-//! Publishes events to the bus, in order per entity.
+//! Publishes events on two outlets: the Kinesis stream of all events, in order per entity, and the EventBridge bus, in
+//! no order. An event is marked when both have it.
 //!
-//! An event is settled when it is published or refused. Invariant: an event is put on the bus only after all earlier
-//! events of its entity are settled. DynamoDB Streams preserve the order per item only, and each event is an item,
-//! so a later event may be delivered first. In that case the earlier events are read from the table and published
-//! before it. When their own records arrive, the events are already marked.
+//! - [`request`]: reads the requested events and their unsettled earlier events.
+//! - [`outlet`], [`stream`], [`bus`]: send to an outlet. The stream has a lane per entity. The bus has no order.
+//! - [`settle`]: marks an event that both outlets accepted, or quarantines one that an outlet refused permanently.
+//! - [`memory`]: what an outlet accepted before the mark.
 //!
-//! An event may be put on the bus more than once: the mark may fail, or a second publisher may run at the same time.
-//! The first occurrences are still in order, since each publisher puts an event on the bus only after it has
-//! published the predecessor itself or has read its mark.
+//! An event is settled on an outlet when the outlet accepted it or refused it permanently. Invariant: an event is put on
+//! the stream only after all earlier events of its entity are settled on the stream, by this publisher or by another one
+//! that has marked them. DynamoDB Streams preserve the order per item only, and each event is an item, so a later event
+//! may be delivered first. In that case the earlier events are read from the table and put on the stream before it.
+//!
+//! An event may be put on an outlet more than once: the mark may fail, or a second publisher may run at the same time.
+//! The first occurrences on the stream are still in order, since each publisher puts an event only after it has put the
+//! predecessor itself or has read its mark.
+//!
+//! The outlets do not wait for each other. Both are called at the same time. If one has everything and the other settles
+//! nothing more, the run ends after [`PATIENCE`]. The events that one outlet has are left to sweep-events, so that newer
+//! events reach the healthy outlet.
+
+pub(crate) mod bus;
+pub(crate) mod memory;
+mod outlet;
+mod request;
+mod settle;
+pub(crate) mod stream;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-use aws_sdk_dynamodb::types::AttributeValue;
-use aws_sdk_eventbridge::{
-    Client,
-    error::ProvideErrorMetadata,
-    types::{PutEventsRequestEntry, PutEventsResultEntry},
-};
-use contracts::Timestamp;
+use contracts::events::published_forms;
 use fault::ErrorKind;
-use futures_util::{StreamExt, TryStreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use lambda::Deadline;
-use quarantine::{Quarantine, Reason};
-use serde_json::{json, value::RawValue};
-use store::{Commit, EventRow, Item, Key, StoreError, Table, Transaction};
-use tokio::time::{Instant, sleep, timeout};
+use quarantine::Quarantine;
+use store::{EventRow, StoreError, Table};
+use tokio::time::{Instant, sleep_until, timeout};
 
-/// The maximum number of entries per `PutEvents` call.
-const MAX_ENTRIES: usize = 10;
-/// The maximum size of all entries of a call. It is below the limit of `PutEvents`, 256 KiB.
-const MAX_CALL_BYTES: usize = 240 * 1024;
-/// The maximum number of attempts to send an entry that EventBridge can't accept now.
-const MAX_ATTEMPTS: u32 = 4;
-/// The number of rows in the first page when earlier events are read. Most gaps are short. The size of later pages is
-/// left to DynamoDB.
-const FIRST_GAP_PAGE: i32 = 25;
-/// The maximum number of earlier events that one run publishes before an event. If there are more, the oldest are
-/// published, and the event must be delivered again.
-const MAX_GAP: usize = 100;
-/// The number of entities whose earlier events are read concurrently.
-const CONCURRENT_GAPS: usize = 8;
-/// The maximum length of the reason in a refused row, in characters.
-const MAX_REASON_CHARS: usize = 1_000;
+pub use self::{
+    bus::Bus,
+    memory::Memory,
+    request::{EventKey, PublishRequest, TableRecord},
+    stream::EventStream,
+};
+use self::{
+    outlet::{Delivery, Entry, Outlet, Sent, Side},
+    request::{MAX_GAP, PendingEvent},
+    settle::Settlement,
+};
 
 /// The error name in the quarantine for a row that is not an event.
 const INVALID_EVENT: &str = "InvalidInput";
-/// The error name in the quarantine for an event that EventBridge refuses permanently.
-const EVENT_REFUSED: &str = "EventRefused";
+/// The time that an outlet gets to settle the next event after the other outlet has everything.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for an outlet that settled nothing in the previous run.
+const PATIENCE_WITH_IDLE_OUTLET: Duration = Duration::from_millis(500);
+/// The maximum number of concurrent marks.
+const MAX_MARKS: usize = 16;
 
 /// Publishes events of the events table.
 #[derive(Debug)]
 pub struct Publisher {
     /// The events table.
     pub events: Table,
-    /// The EventBridge client.
-    pub bus: Client,
-    /// The name of the bus.
-    pub bus_name: String,
+    /// The stream of all events.
+    pub stream: EventStream,
+    /// The event bus.
+    pub bus: Bus,
     /// The quarantine for events that can never be published.
     pub quarantine: Quarantine,
-}
-
-/// The key of an event in the table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EventKey {
-    /// The entity, `type#id`.
-    pub entity: String,
-    /// The sequence number as DynamoDB writes it. It is text, because the row may be invalid.
-    pub sequence: String,
-}
-
-impl EventKey {
-    /// Reads the key from an item. Returns `None` if the item has no such key.
-    pub(crate) fn from_item(item: &Item) -> Option<Self> {
-        Some(Self {
-            entity: item.get("entity")?.as_s().ok()?.clone(),
-            sequence: item.get("sequence")?.as_n().ok()?.clone(),
-        })
-    }
-
-    fn key(&self) -> Key {
-        Key::numbered(("entity", &self.entity), ("sequence", &self.sequence))
-    }
-
-    fn number(&self) -> Option<u64> {
-        self.sequence.parse().ok()
-    }
-
-    /// Returns the key of the entity's previous event, and `None` for the first event.
-    fn predecessor(&self) -> Option<Self> {
-        let sequence = self.number()?.checked_sub(1).filter(|&number| number > 0)?;
-        Some(Self { entity: self.entity.clone(), sequence: sequence.to_string() })
-    }
-}
-
-impl From<&EventRow> for EventKey {
-    fn from(row: &EventRow) -> Self {
-        Self { entity: row.entity.clone(), sequence: row.sequence.to_string() }
-    }
-}
-
-/// An event to publish.
-#[derive(Debug)]
-pub struct PublishRequest<'r> {
-    /// The key of the event.
-    pub key: EventKey,
-    /// The stream record of the event, if any. An event with a record is published even if it was refused before, which
-    /// makes replays possible.
-    pub record: Option<StreamRecord<'r>>,
-}
-
-/// A record of the events table's stream.
-#[derive(Debug)]
-pub struct StreamRecord<'r> {
-    /// The record as it was delivered.
-    pub json: &'r RawValue,
-    /// The new row in the record. It is used only if the table no longer has the row.
-    pub image: Item,
-    /// Whether an operator replays the record. A replayed record is not quarantined again: the caller gets the reason.
-    pub replay: bool,
+    /// What this execution environment remembers.
+    pub memory: Memory,
 }
 
 /// An event that could not be published in this run. It stays marked as unpublished.
@@ -133,65 +84,74 @@ pub struct Unpublished {
     pub error: &'static str,
     /// The reason.
     pub reason: String,
+    /// Whether one outlet has the event, and the other one has a problem. The event is left to sweep-events: if Lambda
+    /// delivered it again, the problem of one outlet would hold up newer events on both.
+    pub is_left_to_sweep: bool,
 }
 
 impl Unpublished {
-    /// Returns an event that another run may publish.
-    pub(crate) fn for_now(event: EventKey, reason: impl Into<String>) -> Self {
-        Self { event, error: ErrorKind::Transient.name(), reason: reason.into() }
+    fn for_now(event: EventKey, reason: impl Into<String>) -> Self {
+        let error = ErrorKind::Transient.name();
+        Self { event, error, reason: reason.into(), is_left_to_sweep: false }
     }
 }
 
-/// An event in a lane.
-struct PendingEvent<'r> {
-    key: EventKey,
-    /// The event, or the reason why the row is not an event.
-    event: Result<EventRow, String>,
-    item: Item,
-    record: Option<&'r RawValue>,
-    /// Whether an operator replays it.
-    replay: bool,
-    /// Whether the caller requested it. Other events are earlier events that were read from the table.
-    is_requested: bool,
+/// The results of an event in a run.
+#[derive(Default)]
+struct Results {
+    /// Absent while there is no result.
+    stream: Option<Sent>,
+    bus: Option<Sent>,
+    /// The number of forms whose result on the bus is missing.
+    forms: usize,
+    settlement: Option<Settlement>,
 }
 
-impl<'r> PendingEvent<'r> {
-    fn new(key: EventKey, item: Item, record: Option<&'r RawValue>, is_requested: bool) -> Self {
-        let row = serde_dynamo::from_item::<_, EventRow>(item.clone());
-        let event = match row {
-            Ok(row) => match row.envelope() {
-                Ok(_) => Ok(row),
-                Err(error) => Err(format!("detail is not a valid event: {error}")),
-            },
-            Err(error) => Err(format!("the row is not a valid event: {error}")),
-        };
-        Self { key, event, item, record, replay: false, is_requested }
+impl Results {
+    fn add(&mut self, side: Side, sent: Sent) {
+        match side {
+            Side::Stream => self.stream = Some(sent),
+            Side::Bus => {
+                self.forms = self.forms.saturating_sub(1);
+                // The event is accepted if all forms are. It is refused only when no form must be sent again.
+                let worst = match (self.bus.take(), sent) {
+                    (Some(failed @ Sent::Failed(_)), _) | (_, failed @ Sent::Failed(_)) => failed,
+                    (Some(refused @ Sent::Refused(..)), _) => refused,
+                    (_, sent) => sent,
+                };
+                self.bus = Some(worst);
+            }
+        }
     }
 
-    /// Returns the size of the entry as `PutEvents` counts it.
-    fn bytes(&self) -> usize {
-        let row_bytes = |row: &EventRow| row.detail.len() + row.kind.len() + row.source.len();
-        self.event.as_ref().map_or(0, row_bytes)
+    /// Returns the result on an outlet once it is complete.
+    fn on(&self, side: Side) -> Option<&Sent> {
+        match side {
+            Side::Stream => self.stream.as_ref(),
+            Side::Bus => self.bus.as_ref().filter(|_| self.forms == 0),
+        }
     }
-}
 
-/// The events of one entity that are to be published, the oldest first.
-struct Lane<'r> {
-    pending: VecDeque<PendingEvent<'r>>,
-    /// The number of attempts to send the first event.
-    attempts: u32,
-    /// The earliest time to send the first event.
-    ready_at: Instant,
+    fn is_settled(&self, side: Side) -> bool {
+        self.on(side).is_some_and(Sent::is_settled)
+    }
+
+    /// Returns both results if nothing is left to send.
+    fn settled(&self) -> Option<(Sent, Sent)> {
+        let both = self.on(Side::Stream).zip(self.on(Side::Bus));
+        let (stream, bus) = both.filter(|(stream, bus)| stream.is_settled() && bus.is_settled())?;
+        Some((stream.clone(), bus.clone()))
+    }
 }
 
 impl Publisher {
     /// Publishes and marks the requested events that are not marked as published.
     ///
-    /// The events of one entity are sent in order, one per call, so that no event overtakes one that failed. Events of
-    /// different entities share calls. An event that can never be published is put into the quarantine and marked as
-    /// refused, and its successors are published.
+    /// On the stream, the events of one entity are sent in order, one per call, so that no event overtakes one that failed.
+    /// On the bus, all are sent at once. An event that an outlet refuses permanently is put into the quarantine and
+    /// marked as refused when the other outlet has it too.
     ///
-    /// Returns the requested events that were not published.
+    /// Returns the requested events that are not marked, except those whose mark failed.
     ///
     /// # Errors
     /// Fails if the rows can't be read. Nothing was published then.
@@ -201,449 +161,209 @@ impl Publisher {
         deadline: Deadline,
     ) -> Result<Vec<Unpublished>, StoreError> {
         let keys: Vec<EventKey> = requests.iter().map(|request| request.key.clone()).collect();
-        let Ok(read) = timeout(deadline.remaining(), self.lanes(requests)).await else {
+        let Ok(read) = timeout(deadline.remaining(), self.read_pending(requests)).await else {
             let timed_out = |event| Unpublished::for_now(event, "the deadline passed");
             return Ok(keys.into_iter().map(timed_out).collect());
         };
-        let (mut lanes, mut unpublished) = read?;
-        while !lanes.is_empty() {
-            if deadline.passed() {
-                for lane in lanes.drain(..) {
-                    give_up(&lane, "the deadline passed", &mut unpublished);
+        let pending = read?;
+        let mut results: Vec<Results> = pending.iter().map(|_| Results::default()).collect();
+        let stream_lanes = self.stream_lanes(&pending, &mut results);
+        let bus_lanes = self.bus_lanes(&pending, &mut results);
+        let stream = Delivery::new(&self.stream, stream_lanes);
+        let bus = Delivery::new(&self.bus, bus_lanes);
+        self.send(&pending, &mut results, stream, bus, deadline).await;
+        Ok(unpublished(&pending, results))
+    }
+
+    /// Returns the lanes of the stream: the events of each entity that are to be put, the oldest first.
+    fn stream_lanes<'a>(
+        &self,
+        pending: &'a [PendingEvent<'_>],
+        results: &mut [Results],
+    ) -> Vec<Vec<Entry<'a>>> {
+        let mut lanes: Vec<Vec<Entry>> = Vec::new();
+        let mut lane_of: HashMap<&str, usize> = HashMap::new();
+        for (index, event) in pending.iter().enumerate() {
+            let Some(row) = self.to_send(event, Side::Stream, &mut results[index]) else {
+                continue;
+            };
+            if event.is_behind_gap {
+                continue;
+            }
+            let lane = *lane_of.entry(&event.key.entity).or_insert_with(|| {
+                lanes.push(Vec::new());
+                lanes.len() - 1
+            });
+            lanes[lane].push(Entry {
+                event: index,
+                row,
+                detail_type: row.kind.as_str().into(),
+                detail: row.detail.as_str().into(),
+            });
+        }
+        for lane in &mut lanes {
+            lane.sort_by_key(|entry| entry.row.sequence);
+        }
+        lanes
+    }
+
+    /// Returns the lanes of the bus: each form of each event is a lane.
+    fn bus_lanes<'a>(
+        &self,
+        pending: &'a [PendingEvent<'_>],
+        results: &mut [Results],
+    ) -> Vec<Vec<Entry<'a>>> {
+        let mut lanes = Vec::new();
+        for (index, event) in pending.iter().enumerate() {
+            let results = &mut results[index];
+            let Some(row) = self.to_send(event, Side::Bus, results) else { continue };
+            if !event.is_requested {
+                continue;
+            }
+            match published_forms(&row.kind, &row.detail) {
+                Ok(forms) => {
+                    results.forms = forms.len();
+                    lanes.extend(forms.into_iter().map(|form| {
+                        let (detail_type, detail) = (form.detail_type, form.detail);
+                        vec![Entry { event: index, row, detail_type, detail }]
+                    }));
                 }
+                Err(error) => {
+                    let reason = format!("detail is not a {}: {error}", row.kind);
+                    results.bus = Some(Sent::Refused(INVALID_EVENT, reason));
+                }
+            }
+        }
+        lanes
+    }
+
+    /// Returns the event if an outlet must get it. Otherwise the result is known.
+    fn to_send<'a>(
+        &self,
+        event: &'a PendingEvent<'_>,
+        side: Side,
+        results: &mut Results,
+    ) -> Option<&'a EventRow> {
+        let known = match &event.event {
+            Err(reason) => Sent::Refused(INVALID_EVENT, reason.clone()),
+            Ok(_) if !event.replay && self.memory.is_accepted(side, &event.key) => Sent::Accepted,
+            Ok(row) => return Some(row),
+        };
+        match side {
+            Side::Stream => results.stream = Some(known),
+            Side::Bus => results.bus = Some(known),
+        }
+        None
+    }
+
+    /// Sends to both outlets at the same time, and settles each event as soon as both have it.
+    async fn send(
+        &self,
+        pending: &[PendingEvent<'_>],
+        results: &mut [Results],
+        mut stream: Delivery<'_, EventStream>,
+        mut bus: Delivery<'_, Bus>,
+        deadline: Deadline,
+    ) {
+        let end = Instant::now() + deadline.remaining();
+        let mut to_settle: VecDeque<usize> =
+            (0..results.len()).filter(|&index| results[index].settled().is_some()).collect();
+        let mut settling = FuturesUnordered::new();
+        let mut first_finished = None;
+        loop {
+            while settling.len() < MAX_MARKS
+                && let Some(index) = to_settle.pop_front()
+                && let Some((on_stream, on_bus)) = results[index].settled()
+            {
+                settling.push(async move {
+                    (index, self.settle(&pending[index], &on_stream, &on_bus).await)
+                });
+            }
+            let [stream_done, bus_done] = [stream.is_finished(), bus.is_finished()];
+            if stream_done && bus_done && settling.is_empty() {
                 break;
             }
-            let round = take_round(&mut lanes);
-            if round.is_empty() {
-                let next = lanes.iter().map(|lane| lane.ready_at).min();
-                let pause = next.map_or(Duration::ZERO, |at| at - Instant::now());
-                sleep(pause.min(deadline.remaining())).await;
-                continue;
-            }
-            // A hanging bus must not use up the time that the response needs.
-            let first_events: Vec<_> = round.iter().map(|lane| &lane.pending[0]).collect();
-            let Ok(results) = timeout(deadline.remaining(), self.put(&first_events)).await else {
-                lanes.extend(round);
-                continue;
+            let lagging = if stream_done { Side::Bus } else { Side::Stream };
+            let last_settled = stream.last_settled.max(bus.last_settled);
+            let stop_at = if stream_done != bus_done {
+                let since = *first_finished.get_or_insert_with(Instant::now);
+                last_settled.max(since) + self.patience(lagging)
+            } else {
+                end
             };
-            let settled =
-                first_events.iter().zip(results).map(|(event, result)| self.settle(event, result));
-            let Ok(outcomes) = timeout(deadline.remaining(), join_all(settled)).await else {
-                tracing::error!("the deadline passed before all published events were marked");
-                lanes.extend(round);
-                continue;
-            };
-            for (mut lane, outcome) in round.into_iter().zip(outcomes) {
-                match outcome {
-                    Outcome::Settled => {
-                        lane.pending.pop_front();
-                        lane.attempts = 0;
-                    }
-                    Outcome::Refused(error, reason) => {
-                        if let Some(refused) = lane.pending.pop_front() {
-                            unpublished.push(Unpublished { event: refused.key, error, reason });
-                        }
-                        lane.attempts = 0;
-                    }
-                    Outcome::Retry(reason) => {
-                        lane.attempts += 1;
-                        if lane.attempts == MAX_ATTEMPTS {
-                            give_up(&lane, &reason, &mut unpublished);
-                            continue;
-                        }
-                        lane.ready_at = Instant::now() + pause(lane.attempts);
-                    }
-                    Outcome::Failed(reason) => {
-                        give_up(&lane, &reason, &mut unpublished);
-                        continue;
-                    }
-                }
-                if !lane.pending.is_empty() {
-                    lanes.push_back(lane);
-                }
-            }
-        }
-        Ok(unpublished)
-    }
-
-    /// Reads the current rows of the requested events and of their predecessors. Returns a lane for each entity that
-    /// has events to publish. Also returns the requested events that must wait for another run.
-    async fn lanes<'r>(
-        &self,
-        requests: Vec<PublishRequest<'r>>,
-    ) -> Result<(VecDeque<Lane<'r>>, Vec<Unpublished>), StoreError> {
-        let mut records = HashMap::new();
-        let mut order = Vec::new();
-        for PublishRequest { key, record } in requests {
-            if records.insert(key.clone(), record).is_none() {
-                order.push(key);
-            }
-        }
-        let not_requested = |key: &EventKey| !records.contains_key(key);
-        let predecessors = order.iter().filter_map(EventKey::predecessor).filter(not_requested);
-        let rows = self.read(order.iter().cloned().chain(predecessors).collect()).await?;
-
-        let mut pending: Vec<PendingEvent> = Vec::new();
-        for key in &order {
-            let record = records[key].as_ref();
-            let image = record.map(|record| &record.image);
-            let Some(item) = rows.get(key).or(image) else { continue };
-            let is_settled = is_published(item) || record.is_none() && is_refused(item);
-            if !is_settled {
-                let json = record.map(|record| record.json);
-                let replay = record.is_some_and(|record| record.replay);
-                let event = PendingEvent::new(key.clone(), item.clone(), json, true);
-                pending.push(PendingEvent { replay, ..event });
-            }
-        }
-        let follows_gap = |key: &EventKey| {
-            let Some(predecessor) = key.predecessor().filter(not_requested) else { return false };
-            !rows.get(&predecessor).is_some_and(|row| is_published(row) || is_refused(row))
-        };
-        let after_gaps: Vec<EventKey> =
-            pending.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
-        let gaps: Vec<Gap> = stream::iter(after_gaps)
-            .map(|key| self.gap(key, |key| records.contains_key(key)))
-            .buffer_unordered(CONCURRENT_GAPS)
-            .try_collect()
-            .await?;
-        let mut unpublished = Vec::new();
-        for Gap { before, earlier, truncated } in gaps {
-            if truncated {
-                let must_wait = |it: &PendingEvent| {
-                    it.key.entity == before.entity && it.key.number() >= before.number()
-                };
-                for waiting in pending.extract_if(.., |it| must_wait(it)) {
-                    let reason = format!("more than {MAX_GAP} earlier events are published first");
-                    unpublished.push(Unpublished::for_now(waiting.key, reason));
-                }
-            }
-            pending.extend(earlier.into_iter().filter_map(|item| {
-                Some(PendingEvent::new(EventKey::from_item(&item)?, item, None, false))
-            }));
-        }
-        Ok((into_lanes(pending), unpublished))
-    }
-
-    /// Reads the unsettled events before an event, back to one that is published or that the caller requested.
-    async fn gap(
-        &self,
-        before: EventKey,
-        is_requested: impl Fn(&EventKey) -> bool,
-    ) -> Result<Gap, StoreError> {
-        let mut gap = Gap { before, earlier: VecDeque::new(), truncated: false };
-        let query = self
-            .events
-            .query("entity = :entity AND #sequence < :before")
-            .text("entity", &gap.before.entity)
-            .number("before", &gap.before.sequence)
-            .descending(true)
-            .consistent();
-        let mut page = query.clone().limit(FIRST_GAP_PAGE).page(None).await?;
-        loop {
-            for item in page.items {
-                let requested = EventKey::from_item(&item).is_some_and(|key| is_requested(&key));
-                if requested || is_published(&item) {
-                    return Ok(gap);
-                }
-                if is_refused(&item) {
+            let stop_at = stop_at.min(end);
+            let (side, result) = tokio::select! {
+                biased;
+                Some((index, settlement)) = settling.next(), if !settling.is_empty() => {
+                    results[index].settlement = Some(settlement);
                     continue;
                 }
-                gap.earlier.push_front(item);
-                if gap.earlier.len() > MAX_GAP {
-                    gap.earlier.pop_back();
-                    gap.truncated = true;
+                result = stream.next(), if !stream_done => (Side::Stream, result),
+                result = bus.next(), if !bus_done => (Side::Bus, result),
+                () = sleep_until(stop_at) => {
+                    stream.stop();
+                    bus.stop();
+                    if Instant::now() >= end {
+                        break;
+                    }
+                    continue;
                 }
+            };
+            let Some((index, sent)) = result else { continue };
+            results[index].add(side, sent);
+            if results[index].on(side) == Some(&Sent::Accepted) {
+                self.memory.accept(side, &pending[index].key);
             }
-            match page.next {
-                Some(start) => page = query.page(Some(start)).await?,
-                None => return Ok(gap),
+            if results[index].settled().is_some() {
+                to_settle.push_back(index);
             }
         }
+        self.remember_idle(&stream);
+        self.remember_idle(&bus);
     }
 
-    /// Reads the current rows. The result has no entry for a row that does not exist.
-    async fn read(&self, keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
-        let rows =
-            self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
-        let with_key = |item| Some((EventKey::from_item(&item)?, item));
-        Ok(rows.into_iter().filter_map(with_key).collect())
+    fn patience(&self, side: Side) -> Duration {
+        if self.memory.is_idle(side) { PATIENCE_WITH_IDLE_OUTLET } else { PATIENCE }
     }
 
-    /// Sends the events in one call. Returns a result for each.
-    async fn put(&self, first_events: &[&PendingEvent<'_>]) -> Vec<EntryResult> {
-        let rows: Vec<&EventRow> =
-            first_events.iter().filter_map(|event| event.event.as_ref().ok()).collect();
-        let mut results = self.put_rows(&rows).await.into_iter();
-        let mut result = |event: &&PendingEvent| match &event.event {
-            Ok(_) => results
-                .next()
-                .unwrap_or_else(|| EntryResult::Retry("EventBridge returned no result".to_owned())),
-            Err(reason) => EntryResult::Rejected(INVALID_EVENT, reason.clone()),
+    fn remember_idle<O: Outlet>(&self, delivery: &Delivery<'_, O>) {
+        if delivery.has_entries {
+            self.memory.set_idle(O::SIDE, !delivery.settled_any);
+        }
+    }
+}
+
+/// Returns the requested events that are not settled.
+fn unpublished(pending: &[PendingEvent<'_>], results: Vec<Results>) -> Vec<Unpublished> {
+    let stream_works = pending
+        .iter()
+        .zip(&results)
+        .all(|(event, results)| event.is_behind_gap || results.is_settled(Side::Stream));
+    let mut unpublished = Vec::new();
+    for (event, results) in pending.iter().zip(results).filter(|(event, _)| event.is_requested) {
+        let [on_stream, on_bus] = [Side::Stream, Side::Bus].map(|side| results.is_settled(side));
+        let reason = |side: Side| match results.on(side) {
+            Some(Sent::Failed(reason)) => format!("{}: {reason}", side.name()),
+            _ => format!("{} did not answer in time", side.name()),
         };
-        first_events.iter().map(&mut result).collect()
-    }
-
-    async fn put_rows(&self, rows: &[&EventRow]) -> Vec<EntryResult> {
-        if rows.is_empty() {
-            return Vec::new();
-        }
-        let entry = |row: &&EventRow| {
-            PutEventsRequestEntry::builder()
-                .event_bus_name(&self.bus_name)
-                .source(&row.source)
-                .detail_type(&row.kind)
-                .detail(&row.detail)
-                .build()
+        let reason = match (&results.settlement, on_stream) {
+            (Some(Settlement::Done), _) => continue,
+            (Some(Settlement::Refused(error, reason)), _) => {
+                let refused = Unpublished::for_now(event.key.clone(), reason);
+                unpublished.push(Unpublished { error, ..refused });
+                continue;
+            }
+            (Some(Settlement::Failed(reason)), _) => reason.clone(),
+            (None, true) if on_bus => "the deadline passed before the event was marked".to_owned(),
+            (None, true) => reason(Side::Bus),
+            (None, false) if event.is_behind_gap => {
+                format!("more than {MAX_GAP} earlier events are put on the stream first")
+            }
+            (None, false) => reason(Side::Stream),
         };
-        let entries = rows.iter().map(entry).collect();
-        match self.bus.put_events().set_entries(Some(entries)).send().await {
-            // EventBridge returns one result per entry, in the same order.
-            Ok(response) => {
-                let mut results: Vec<_> =
-                    response.entries().iter().map(EntryResult::from_entry).collect();
-                let missing = || {
-                    EntryResult::Retry("EventBridge returned no result for the entry".to_owned())
-                };
-                results.resize_with(rows.len(), missing);
-                results
-            }
-            // One entry of the call is invalid, for instance too large. EventBridge does not say which one, so
-            // each entry is sent alone.
-            Err(error) if error.code() == Some("ValidationException") => {
-                if let [_] = rows {
-                    let reason = error.message().unwrap_or("invalid entry");
-                    return vec![EntryResult::Rejected(
-                        EVENT_REFUSED,
-                        format!("ValidationException: {reason}"),
-                    )];
-                }
-                let single_calls =
-                    rows.iter().map(|row| Box::pin(self.put_rows(std::slice::from_ref(row))));
-                join_all(single_calls).await.concat()
-            }
-            Err(error) => {
-                vec![EntryResult::Retry(fault::describe(&error)); rows.len()]
-            }
-        }
+        let is_left_to_sweep = on_stream != on_bus && !(event.is_behind_gap && stream_works);
+        let event = event.key.clone();
+        unpublished.push(Unpublished { is_left_to_sweep, ..Unpublished::for_now(event, reason) });
     }
-
-    /// Marks an event that EventBridge accepted, and quarantines an event that was refused permanently.
-    async fn settle(&self, event: &PendingEvent<'_>, result: EntryResult) -> Outcome {
-        match result {
-            EntryResult::Accepted => {
-                self.mark_published(&event.key).await;
-                Outcome::Settled
-            }
-            EntryResult::Retry(reason) => Outcome::Retry(reason),
-            EntryResult::Rejected(error, reason) => {
-                match self.quarantine_event(event, error, &reason).await {
-                    Ok(()) if event.replay => Outcome::Refused(error, reason),
-                    Ok(()) => Outcome::Settled,
-                    Err(reason) => Outcome::Failed(reason),
-                }
-            }
-        }
-    }
-
-    /// Marks a row as published.
-    ///
-    /// If the mark fails, the event stays in the index `unpublished` and is published a second time. For its
-    /// successors it counts as published.
-    async fn mark_published(&self, key: &EventKey) {
-        let now = AttributeValue::S(Timestamp::now().to_string());
-        let mark = Transaction::on(&self.events).update(
-            &self.events,
-            &key.key(),
-            "SET #publishedAt = :publishedAt REMOVE unpublished, refused",
-            Some("attribute_exists(entity)"),
-            [("publishedAt", now)],
-        );
-        let error = match mark.commit().await {
-            Ok(Commit::Done) => {
-                metrics::counter!("EventsPublished").increment(1);
-                return;
-            }
-            Ok(Commit::Refused(_)) => "the row does not exist".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(
-            entity = key.entity,
-            sequence = key.sequence,
-            error,
-            "the event is published but not marked"
-        );
-    }
-
-    /// Puts an event into the quarantine, then marks its row as refused. A refused row is not in the index
-    /// `unpublished`.
-    ///
-    /// A replay of the quarantined record publishes the event. If the replay is refused again, no second message is
-    /// sent: the failure is still open, and a message would count it twice.
-    async fn quarantine_event(
-        &self,
-        event: &PendingEvent<'_>,
-        error: &str,
-        reason: &str,
-    ) -> Result<(), String> {
-        let why = Reason::new(error, reason);
-        match event.record {
-            _ if event.replay => {}
-            Some(record) => self.quarantine.put(&record, why).await?,
-            None => self.quarantine.put(&self.as_record(&event.item), why).await?,
-        }
-        let refusal: String = format!("{error}: {reason}").chars().take(MAX_REASON_CHARS).collect();
-        let mark = Transaction::on(&self.events).update(
-            &self.events,
-            &event.key.key(),
-            "SET #refused = :refused REMOVE unpublished",
-            Some("attribute_exists(entity) AND attribute_not_exists(publishedAt)"),
-            [("refused", AttributeValue::S(refusal))],
-        );
-        match mark.commit().await {
-            // The condition refuses the mark if the row is gone, or if another publisher has published the event.
-            Ok(Commit::Done | Commit::Refused(_)) => Ok(()),
-            Err(error) => {
-                Err(format!("{reason}; and the event's row can't be marked as refused: {error}"))
-            }
-        }
-    }
-
-    /// Returns a row as the stream record of its insertion, which publish-events can replay.
-    fn as_record(&self, item: &Item) -> serde_json::Value {
-        let typed = |item: Item| json!(serde_dynamo::Item::from(item));
-        let key = EventKey::from_item(item).map(|key| key.key().item()).unwrap_or_default();
-        json!({
-            "eventID": "",
-            "eventName": "INSERT",
-            "eventSource": "aws:dynamodb",
-            "awsRegion": self.events.region().unwrap_or_default(),
-            "dynamodb": {
-                "Keys": typed(key),
-                "NewImage": typed(item.clone()),
-                // The row was not read from the stream, so it has no sequence number there.
-                "SequenceNumber": "0",
-                "SizeBytes": 0,
-                "StreamViewType": "NEW_IMAGE",
-            },
-        })
-    }
-}
-
-/// The unsettled events before an event.
-struct Gap {
-    /// The event that follows the gap.
-    before: EventKey,
-    /// The earlier events, the oldest first, at most [`MAX_GAP`].
-    earlier: VecDeque<Item>,
-    /// Whether newer events were omitted because the gap is too long.
-    truncated: bool,
-}
-
-/// EventBridge's result for one entry.
-#[derive(Clone, Debug, PartialEq)]
-enum EntryResult {
-    Accepted,
-    Retry(String),
-    /// A permanent refusal: the error name in the quarantine, and the reason.
-    Rejected(&'static str, String),
-}
-
-/// The result of an attempt to publish an event.
-enum Outcome {
-    /// The event was published or refused. The next event may follow.
-    Settled,
-    /// A replayed event was refused again: the error name and the reason.
-    Refused(&'static str, String),
-    /// The event must be sent again.
-    Retry(String),
-    /// The event was neither published nor refused, and is not tried again in this run.
-    Failed(String),
-}
-
-impl EntryResult {
-    fn from_entry(entry: &PutEventsResultEntry) -> Self {
-        let Some(code) = entry.error_code() else { return Self::Accepted };
-        let reason = format!("{code}: {}", entry.error_message().unwrap_or_default());
-        match code {
-            "MalformedDetail"
-            | "InvalidArgument"
-            | "RedactionFailure"
-            | "NotAuthorizedForSourceException"
-            | "NotAuthorizedForDetailTypeException" => Self::Rejected(EVENT_REFUSED, reason),
-            // A wrong role or account affects all events. They are published once it is corrected.
-            _ => Self::Retry(reason),
-        }
-    }
-}
-
-fn is_published(item: &Item) -> bool {
-    item.contains_key("publishedAt")
-}
-
-fn is_refused(item: &Item) -> bool {
-    item.contains_key("refused")
-}
-
-/// Returns the pause after the given number of attempts.
-fn pause(attempts: u32) -> Duration {
-    Duration::from_millis(50) * 2_u32.pow(attempts)
-}
-
-/// Groups events into a lane per entity, in the order in which the entities first occur.
-fn into_lanes(pending: Vec<PendingEvent<'_>>) -> VecDeque<Lane<'_>> {
-    let mut lanes: VecDeque<Lane> = VecDeque::new();
-    let mut lane_of: HashMap<String, usize> = HashMap::new();
-    let mut keys = HashSet::new();
-    for event in pending {
-        if !keys.insert(event.key.clone()) {
-            continue;
-        }
-        let next = lanes.len();
-        let index = *lane_of.entry(event.key.entity.clone()).or_insert(next);
-        if index == next {
-            let pending = VecDeque::new();
-            lanes.push_back(Lane { pending, attempts: 0, ready_at: Instant::now() });
-        }
-        lanes[index].pending.push_back(event);
-    }
-    for lane in &mut lanes {
-        // A sequence number that is not a whole number sorts last.
-        let number = |event: &PendingEvent| event.key.number().unwrap_or(u64::MAX);
-        lane.pending.make_contiguous().sort_by_key(number);
-    }
-    lanes
-}
-
-/// Takes the lanes whose first events are ready and fit into one call. Takes at least one lane if any is ready.
-fn take_round<'r>(lanes: &mut VecDeque<Lane<'r>>) -> Vec<Lane<'r>> {
-    let now = Instant::now();
-    let (mut round, mut rest) = (Vec::new(), VecDeque::new());
-    let mut bytes = 0;
-    for lane in lanes.drain(..) {
-        let size = lane.pending[0].bytes();
-        let fits =
-            round.len() < MAX_ENTRIES && (round.is_empty() || bytes + size <= MAX_CALL_BYTES);
-        if fits && lane.ready_at <= now {
-            bytes += size;
-            round.push(lane);
-        } else {
-            rest.push_back(lane);
-        }
-    }
-    *lanes = rest;
-    round
-}
-
-/// Reports the requested events of a lane whose first event failed.
-fn give_up(lane: &Lane, reason: &str, unpublished: &mut Vec<Unpublished>) {
-    let first = &lane.pending[0].key;
-    for event in lane.pending.iter().filter(|event| event.is_requested) {
-        let reason = if event.key == *first {
-            reason.to_owned()
-        } else {
-            format!("the earlier event {} was not published: {reason}", first.sequence)
-        };
-        unpublished.push(Unpublished::for_now(event.key.clone(), reason));
-    }
+    unpublished
 }

@@ -1,6 +1,6 @@
 //! Publishes events that stayed unpublished, every minute, and reports the age of the oldest one.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, Timestamp};
@@ -53,7 +53,6 @@ impl Step for SweepEvents {
         let until = now.plus_millis(-min_age);
         let mut reply = Reply::default();
         let mut unpublished: Vec<Unpublished> = Vec::new();
-        let mut blocked_entities: HashSet<String> = HashSet::new();
         let mut page_starts: Vec<(u8, Option<Item>)> =
             (0..SHARDS).map(|shard| (shard, None)).collect();
         let mut first_round = true;
@@ -75,17 +74,8 @@ impl Step for SweepEvents {
             }
             reply.found += items.len();
             let keys = items.iter().filter_map(EventKey::from_item);
-            // An event waits if an earlier event of its entity failed in this sweep.
-            let (blocked, keys): (Vec<_>, Vec<_>) =
-                keys.partition(|key| blocked_entities.contains(&key.entity));
-            let reason = "an earlier event was not published";
-            let blocked = blocked.into_iter();
-            unpublished.extend(blocked.map(|event| Unpublished::for_now(event, reason)));
-            let requests =
-                keys.into_iter().map(|key| PublishRequest { key, record: None }).collect();
-            let failed = self.publisher.publish(requests, deadline).await?;
-            blocked_entities.extend(failed.iter().map(|failed| failed.event.entity.clone()));
-            unpublished.extend(failed);
+            let requests = keys.map(|key| PublishRequest { key, record: None }).collect();
+            unpublished.extend(self.publisher.publish(requests, deadline).await?);
         }
         match unpublished.first() {
             None => Ok(reply),

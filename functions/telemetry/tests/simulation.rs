@@ -433,7 +433,7 @@ impl Checker {
     fn faulty_lanes(&self, log_position: usize) -> BTreeSet<String> {
         let mut lanes = BTreeSet::new();
         for entry in self.cloud.log_from(log_position) {
-            let Entry::Called { operation, body, fault: Some(_) } = entry else { continue };
+            let Entry::Called { operation, body, fault: Some(_), .. } = entry else { continue };
             if operation == "SendMessage" {
                 let text = body["MessageBody"].as_str().expect("a message");
                 let message: Value = serde_json::from_str(text).expect("JSON");

@@ -1,4 +1,4 @@
-//! DynamoDB, SQS and EventBridge within the test's thread, without sockets, and with faults that depend on a seed.
+//! DynamoDB, SQS, EventBridge and Kinesis within the test's thread, without sockets, and with faults that depend on a seed.
 //!
 //! With the paused clock of [`run`], minutes of throttling take no time, and a seed always results in the same run.
 
@@ -20,6 +20,7 @@ use aws_smithy_runtime_api::client::{
     result::ConnectorError,
 };
 use aws_types::SdkConfig;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use dynoxide::{Database, DynoxideError};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -64,7 +65,7 @@ pub enum CallFault {
     Slow,
     /// The client panics.
     Panic,
-    /// `BatchGetItem` leaves one key unprocessed, or `PutEvents` refuses one entry.
+    /// `BatchGetItem` leaves one key unprocessed, or `PutEvents` or `PutRecords` refuses one entry.
     Unprocessed,
 }
 
@@ -88,6 +89,8 @@ impl CallFault {
 pub enum Entry {
     /// A call left the function.
     Called {
+        /// When.
+        at: Instant,
         /// E.g. `PutItem`.
         operation: String,
         /// The request.
@@ -102,6 +105,17 @@ pub enum Entry {
         /// The request.
         body: Arc<Value>,
     },
+}
+
+/// A record that the Kinesis stream accepted.
+#[derive(Clone, Debug)]
+pub struct StreamRecord {
+    /// The partition key.
+    pub partition_key: String,
+    /// The data.
+    pub data: Vec<u8>,
+    /// When the stream accepted it.
+    pub at: Instant,
 }
 
 /// The cloud, with all tables of the templates. Clones share the same cloud.
@@ -129,7 +143,19 @@ struct State {
     published: Vec<Value>,
     /// The detail types that the bus refuses permanently.
     refused_types: Vec<String>,
+    /// The records that the stream accepted.
+    records: Vec<StreamRecord>,
+    /// The stream refuses calls with a record that contains one of these texts.
+    refused_texts: Vec<String>,
+    outages: Vec<Outage>,
     write_units: f64,
+}
+
+/// Every call of this operation meets the fault until this time.
+struct Outage {
+    operation: &'static str,
+    fault: CallFault,
+    until: Instant,
 }
 
 /// Calls whose body contains one of these texts are throttled until this time.
@@ -154,6 +180,9 @@ impl Cloud {
             messages: Vec::new(),
             published: Vec::new(),
             refused_types: Vec::new(),
+            records: Vec::new(),
+            refused_texts: Vec::new(),
+            outages: Vec::new(),
             write_units: 0.0,
         };
         Self(Arc::new(Inner { database, state: Mutex::new(state) }))
@@ -174,10 +203,17 @@ impl Cloud {
         self.state().throttled = Some(Throttled { texts, until });
     }
 
+    /// Makes every call of an operation meet this fault for this time. [`CallFault::LostRequest`] makes the service hang.
+    pub fn interrupt(&self, operation: &'static str, fault: CallFault, time: Duration) {
+        let until = Instant::now() + time;
+        self.state().outages.push(Outage { operation, fault, until });
+    }
+
     /// Ends all faults.
     pub fn stop_faults(&self) {
         let mut state = self.state();
         state.fault_percent = 0;
+        state.outages.clear();
         state.throttled = None;
     }
 
@@ -203,6 +239,17 @@ impl Cloud {
     #[must_use]
     pub fn published(&self) -> Vec<Value> {
         self.state().published.clone()
+    }
+
+    /// Returns the records that the stream accepted, in their order.
+    #[must_use]
+    pub fn records(&self) -> Vec<StreamRecord> {
+        self.state().records.clone()
+    }
+
+    /// Makes the stream refuse calls with a record that contains this text permanently.
+    pub fn refuse_records(&self, text: &str) {
+        self.state().refused_texts.push(text.to_owned());
     }
 
     /// Makes the bus refuse entries of this detail type permanently.
@@ -330,12 +377,17 @@ impl Cloud {
         if throttled.is_some_and(|it| Instant::now() < it.until && matches_text(it)) {
             return Some(CallFault::Throttled);
         }
+        let now = Instant::now();
+        let outage = state.outages.iter().find(|it| it.operation == operation && now < it.until);
+        if let Some(outage) = outage {
+            return Some(outage.fault);
+        }
         if !state.rng.percent(state.fault_percent) {
             return None;
         }
         let fault = *state.rng.pick(&CallFault::ALL);
-        let is_possible =
-            fault != CallFault::Unprocessed || ["BatchGetItem", "PutEvents"].contains(&operation);
+        let is_possible = fault != CallFault::Unprocessed
+            || ["BatchGetItem", "PutEvents", "PutRecords"].contains(&operation);
         is_possible.then_some(fault)
     }
 
@@ -363,7 +415,12 @@ impl Cloud {
             _ => {}
         }
         let response = match fault {
-            Some(CallFault::Unprocessed) if operation == "PutEvents" => self.put_all_but_one(&body),
+            Some(CallFault::Unprocessed) if operation == "PutEvents" => {
+                self.put_all_but_one(&operation, "Entries", &body)
+            }
+            Some(CallFault::Unprocessed) if operation == "PutRecords" => {
+                self.put_all_but_one(&operation, "Records", &body)
+            }
             Some(CallFault::Unprocessed) => {
                 leave_one_unprocessed(self.perform_now(&operation, &body), &body)
             }
@@ -387,20 +444,47 @@ impl Cloud {
             state.published.push(entry.clone());
             json!({ "EventId": format!("event-{}", state.published.len()) })
         });
-        put_events_response(&results.collect::<Vec<_>>())
+        put_response("PutEvents", &results.collect::<Vec<_>>())
     }
 
-    /// Performs `PutEvents`, which fails for the first entry and accepts the others.
-    fn put_all_but_one(&self, body: &Value) -> Response {
+    /// Performs `PutRecords`. It puts the records of a call in any order. The call fails if a record is refused.
+    fn put_records(&self, body: &Value) -> Result<Value, Response> {
+        let state = &mut *self.state();
+        let records = body["Records"].as_array().map_or(&[][..], Vec::as_slice);
+        let decode = |record: &Value| StreamRecord {
+            partition_key: record["PartitionKey"].as_str().unwrap_or_default().to_owned(),
+            data: STANDARD.decode(record["Data"].as_str().unwrap_or_default()).unwrap_or_default(),
+            at: Instant::now(),
+        };
+        let mut records: Vec<_> = records.iter().map(decode).collect();
+        let is_refused = |record: &StreamRecord| {
+            let data = String::from_utf8_lossy(&record.data);
+            state.refused_texts.iter().any(|text| data.contains(text))
+        };
+        if records.iter().any(is_refused) {
+            let body = json!({ "__type": "ValidationException", "message": "a record is refused" });
+            return Err(Response { status: 400, body });
+        }
+        let result = json!({ "SequenceNumber": "1", "ShardId": "shardId-000000000000" });
+        let results = vec![result; records.len()];
+        while !records.is_empty() {
+            let index = state.rng.index(records.len());
+            state.records.push(records.swap_remove(index));
+        }
+        Ok(put_response("PutRecords", &results))
+    }
+
+    /// Performs `PutEvents` or `PutRecords`, which fails for the first entry and accepts the others.
+    fn put_all_but_one(&self, operation: &str, list: &str, body: &Value) -> Response {
         let mut body = body.clone();
-        if let Some(entries) = body["Entries"].as_array_mut().filter(|it| !it.is_empty()) {
+        if let Some(entries) = body[list].as_array_mut().filter(|it| !it.is_empty()) {
             entries.remove(0);
         }
-        let mut response = self.perform_now("PutEvents", &Arc::new(body));
+        let mut response = self.perform_now(operation, &Arc::new(body));
         let failed = json!({ "ErrorCode": "InternalFailure", "ErrorMessage": "busy" });
-        let Value::Array(mut results) = response.body["Entries"].take() else { return response };
+        let Value::Array(mut results) = response.body[list].take() else { return response };
         results.insert(0, failed);
-        response.body = put_events_response(&results);
+        response.body = put_response(operation, &results);
         response
     }
 
@@ -421,6 +505,11 @@ impl Cloud {
             Ok(json!({ "MessageId": format!("message-{}", state.messages.len()) }))
         } else if operation == "PutEvents" {
             Ok(self.put_events(body))
+        } else if operation == "PutRecords" {
+            match self.put_records(body) {
+                Ok(response) => Ok(response),
+                Err(response) => return response,
+            }
         } else {
             query_database(&self.0.database, operation, body)
         };
@@ -510,10 +599,14 @@ fn write_units(response: &Value) -> f64 {
     consumed.as_array().map_or_else(|| units_of(consumed), |all| all.iter().map(units_of).sum())
 }
 
-/// Returns the response of `PutEvents` with these results of its entries.
-fn put_events_response(results: &[Value]) -> Value {
+/// Returns the response of `PutEvents` or `PutRecords` with these results of its entries.
+fn put_response(operation: &str, results: &[Value]) -> Value {
     let failed = results.iter().filter(|response| response.get("ErrorCode").is_some()).count();
-    json!({ "FailedEntryCount": failed, "Entries": results })
+    if operation == "PutRecords" {
+        json!({ "FailedRecordCount": failed, "Records": results })
+    } else {
+        json!({ "FailedEntryCount": failed, "Entries": results })
+    }
 }
 
 /// Returns `BatchGetItem`'s response with the first key unprocessed. If there is only one key, no key would be
@@ -551,7 +644,9 @@ impl HttpConnector for Connector {
         let text = request.body().bytes().map(String::from_utf8_lossy).unwrap_or_default();
         let body: Arc<Value> = Arc::new(serde_json::from_str(&text).unwrap_or_default());
         let fault = cloud.fault(&operation, &text);
-        let called = Entry::Called { operation: operation.clone(), body: Arc::clone(&body), fault };
+        let (at, called_operation) = (Instant::now(), operation.clone());
+        let called =
+            Entry::Called { at, operation: called_operation, body: Arc::clone(&body), fault };
         cloud.state().log.push(called);
         HttpConnectorFuture::new(async move {
             match fault {

@@ -1,18 +1,22 @@
 //! Lambda function `publish-events`.
 
-use events::{publish_events::PublishEvents, publisher::Publisher};
-use lambda::{Aws, Error, env, serve_stream};
+use events::{
+    publish_events::PublishEvents,
+    publisher::{Bus, EventStream, Memory, Publisher},
+};
+use lambda::{Aws, Error, serve_stream};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start(&["dynamodb", "events"]).await?;
+    let aws = Aws::start(&["dynamodb", "events", "kinesis"]).await?;
     let step = PublishEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,
-            bus: aws_sdk_eventbridge::Client::new(aws.config()),
-            bus_name: env("EVENT_BUS_NAME")?,
+            stream: EventStream::from_env(&aws)?,
+            bus: Bus::from_env(&aws)?,
             quarantine: Quarantine::from_env(&aws, "publish-events")?,
+            memory: Memory::default(),
         },
     };
     serve_stream(

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use events::{publisher::Publisher, sweep_events::SweepEvents};
-use lambda::{Aws, Error, env, serve_step};
+use events::{
+    publisher::{Bus, EventStream, Memory, Publisher},
+    sweep_events::SweepEvents,
+};
+use lambda::{Aws, Error, serve_step};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
@@ -12,10 +15,11 @@ async fn main() -> Result<(), Error> {
     serve_step(SweepEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,
-            bus: aws_sdk_eventbridge::Client::new(aws.config()),
-            bus_name: env("EVENT_BUS_NAME")?,
+            stream: EventStream::from_env(&aws)?,
+            bus: Bus::from_env(&aws)?,
             // The source is publish-events, because that function replays the records that are quarantined here.
             quarantine: Quarantine::from_env(&aws, "publish-events")?,
+            memory: Memory::default(),
         },
         // The function's timeout is 30 s.
         timeout: Duration::from_secs(25),

@@ -436,12 +436,19 @@ pub fn secrets_are_in_secrets_manager(subject: &Subject) -> Violations {
 
 pub fn only_publishers_put_events(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    for (id, actions, _) in grants(subject) {
+    for (id, actions, resources) in grants(subject) {
         let publisher = PUBLISHERS.contains(&id);
         violations.check(
             publisher || !actions.contains(&"events:PutEvents"),
             id,
             "may put events on the bus without a row in the event log",
+        );
+        let is_stream = |it: &&str| *it == "EventsStream.Arn" || it.ends_with("stream/${Environment}-events");
+        let puts = actions.iter().any(|action| action.starts_with("kinesis:Put"));
+        violations.check(
+            publisher || !puts || !resources.iter().any(is_stream),
+            id,
+            "may put records on the stream of all events without a row in the event log",
         );
     }
     violations

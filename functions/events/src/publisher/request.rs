@@ -1,0 +1,256 @@
+//! The events to publish: the requested ones, and the earlier ones that are not settled yet.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use contracts::EventId;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::value::RawValue;
+use store::{EventRow, Item, Key, StoreError};
+
+use super::Publisher;
+
+/// The number of rows in the first page when earlier events are read. Most gaps are short. The size of later pages is
+/// left to DynamoDB.
+const FIRST_GAP_PAGE: i32 = 25;
+/// The maximum number of earlier events that one run puts on the stream before an event. If there are more, the oldest
+/// are put, and the event must wait for another run.
+pub(super) const MAX_GAP: usize = 100;
+/// The number of entities whose earlier events are read concurrently.
+const CONCURRENT_GAPS: usize = 8;
+
+/// The key of an event in the table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EventKey {
+    /// The entity's key in the log, such as `type#id`.
+    pub entity: String,
+    /// The sequence number as DynamoDB writes it. It is text, because the row may be invalid.
+    pub sequence: String,
+}
+
+impl EventKey {
+    /// Reads the key from an item. Returns `None` if the item has no such key.
+    pub(crate) fn from_item(item: &Item) -> Option<Self> {
+        Some(Self {
+            entity: item.get("entity")?.as_s().ok()?.clone(),
+            sequence: item.get("sequence")?.as_n().ok()?.clone(),
+        })
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key::numbered(("entity", &self.entity), ("sequence", &self.sequence))
+    }
+
+    pub(super) fn number(&self) -> Option<u64> {
+        self.sequence.parse().ok()
+    }
+
+    /// Returns the event's id. Returns `None` if the sequence number is not valid.
+    pub(super) fn event_id(&self) -> Option<EventId> {
+        Some(EventId::from_log_key(&self.entity, self.number()?))
+    }
+
+    /// Returns the key of the entity's previous event, and `None` for the first event.
+    fn predecessor(&self) -> Option<Self> {
+        let sequence = self.number()?.checked_sub(1).filter(|&number| number > 0)?;
+        Some(Self { entity: self.entity.clone(), sequence: sequence.to_string() })
+    }
+}
+
+impl From<&EventRow> for EventKey {
+    fn from(row: &EventRow) -> Self {
+        Self { entity: row.entity.clone(), sequence: row.sequence.to_string() }
+    }
+}
+
+/// An event to publish.
+#[derive(Debug)]
+pub struct PublishRequest<'r> {
+    /// The key of the event.
+    pub key: EventKey,
+    /// The stream record of the event, if any.
+    pub record: Option<TableRecord<'r>>,
+}
+
+/// A record of the events table's stream.
+#[derive(Debug)]
+pub struct TableRecord<'r> {
+    /// The record as it was delivered.
+    pub json: &'r RawValue,
+    /// The new row in the record. It is used only if the table no longer has the row.
+    pub image: Item,
+    /// Whether an operator replays the record. Then the event is sent to both outlets even if it was refused before, and
+    /// it is not quarantined again: the caller gets the reason.
+    pub replay: bool,
+}
+
+/// An event that a run sends.
+pub(super) struct PendingEvent<'r> {
+    pub(super) key: EventKey,
+    /// The event, or the reason why the row is not an event.
+    pub(super) event: Result<EventRow, String>,
+    pub(super) item: Item,
+    pub(super) record: Option<&'r RawValue>,
+    /// Whether an operator replays it.
+    pub(super) replay: bool,
+    /// Whether the caller requested it. Other events are earlier events that were read from the table. They are only put
+    /// on the stream: the bus has no order, and gets them by their own records or by the sweep.
+    pub(super) is_requested: bool,
+    /// Whether it must wait for another run, because more than [`MAX_GAP`] earlier events are not on the stream.
+    pub(super) is_behind_gap: bool,
+}
+
+impl<'r> PendingEvent<'r> {
+    fn requested(key: EventKey, item: Item, record: Option<&TableRecord<'r>>) -> Self {
+        Self {
+            record: record.map(|record| record.json),
+            replay: record.is_some_and(|record| record.replay),
+            is_requested: true,
+            ..Self::earlier(key, item)
+        }
+    }
+
+    fn earlier(key: EventKey, item: Item) -> Self {
+        let row = serde_dynamo::from_item::<_, EventRow>(item.clone());
+        let event = match row {
+            Ok(row) => match row.envelope() {
+                Ok(_) => Ok(row),
+                Err(error) => Err(format!("detail is not a valid event: {error}")),
+            },
+            Err(error) => Err(format!("the row is not a valid event: {error}")),
+        };
+        Self {
+            key,
+            event,
+            item,
+            record: None,
+            replay: false,
+            is_requested: false,
+            is_behind_gap: false,
+        }
+    }
+}
+
+/// The unsettled events before an event.
+struct Gap {
+    /// The event that follows the gap.
+    before: EventKey,
+    /// The earlier events, the oldest first, at most [`MAX_GAP`].
+    earlier: VecDeque<Item>,
+    /// Whether newer events were omitted because the gap is too long.
+    truncated: bool,
+}
+
+impl Publisher {
+    /// Reads the current rows of the requested events and their unsettled earlier events. Returns the events that are
+    /// not settled, each once, in the order of the requests.
+    pub(super) async fn read_pending<'r>(
+        &self,
+        requests: Vec<PublishRequest<'r>>,
+    ) -> Result<Vec<PendingEvent<'r>>, StoreError> {
+        let mut records = HashMap::new();
+        let mut order = Vec::new();
+        for PublishRequest { key, record } in requests {
+            if records.insert(key.clone(), record).is_none() {
+                order.push(key);
+            }
+        }
+        let not_requested = |key: &EventKey| !records.contains_key(key);
+        let predecessors = order.iter().filter_map(EventKey::predecessor).filter(not_requested);
+        let rows = self.read_rows(order.iter().cloned().chain(predecessors).collect()).await?;
+
+        let mut pending: Vec<PendingEvent> = Vec::new();
+        for key in &order {
+            let record = records[key].as_ref();
+            let image = record.map(|record| &record.image);
+            let Some(item) = rows.get(key).or(image) else { continue };
+            let is_replay = record.is_some_and(|record| record.replay);
+            if !is_published(item) && (is_replay || !is_refused(item)) {
+                pending.push(PendingEvent::requested(key.clone(), item.clone(), record));
+            }
+        }
+        let follows_gap = |key: &EventKey| {
+            let Some(predecessor) = key.predecessor().filter(not_requested) else { return false };
+            let is_settled =
+                rows.get(&predecessor).is_some_and(|row| is_published(row) || is_refused(row));
+            !is_settled && !self.memory.is_on_stream(&predecessor)
+        };
+        let after_gaps: Vec<EventKey> =
+            pending.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
+        let gaps: Vec<Gap> = stream::iter(after_gaps)
+            .map(|key| self.gap(key, |key| records.contains_key(key)))
+            .buffer_unordered(CONCURRENT_GAPS)
+            .try_collect()
+            .await?;
+        let mut keys: HashSet<EventKey> = order.into_iter().collect();
+        for Gap { before, earlier, truncated } in gaps {
+            if truncated {
+                let follows = |event: &&mut PendingEvent| {
+                    event.key.entity == before.entity && event.key.number() >= before.number()
+                };
+                pending.iter_mut().filter(follows).for_each(|event| event.is_behind_gap = true);
+            }
+            for item in earlier {
+                let key = EventKey::from_item(&item).filter(|key| keys.insert(key.clone()));
+                pending.extend(key.map(|key| PendingEvent::earlier(key, item)));
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Reads the events before an event, back to one that is settled on the stream or that the caller requested.
+    async fn gap(
+        &self,
+        before: EventKey,
+        is_requested: impl Fn(&EventKey) -> bool,
+    ) -> Result<Gap, StoreError> {
+        let mut gap = Gap { before, earlier: VecDeque::new(), truncated: false };
+        let query = self
+            .events
+            .query("entity = :entity AND #sequence < :before")
+            .text("entity", &gap.before.entity)
+            .number("before", &gap.before.sequence)
+            .descending(true)
+            .consistent();
+        let mut page = query.clone().limit(FIRST_GAP_PAGE).page(None).await?;
+        loop {
+            for item in page.items {
+                // All events before one on the stream are settled there.
+                let ends_gap = |key| is_requested(&key) || self.memory.is_on_stream(&key);
+                if is_published(&item) || EventKey::from_item(&item).is_some_and(ends_gap) {
+                    return Ok(gap);
+                }
+                if is_refused(&item) {
+                    continue;
+                }
+                gap.earlier.push_front(item);
+                if gap.earlier.len() > MAX_GAP {
+                    gap.earlier.pop_back();
+                    gap.truncated = true;
+                }
+            }
+            match page.next {
+                Some(start) => page = query.page(Some(start)).await?,
+                None => return Ok(gap),
+            }
+        }
+    }
+
+    /// Reads the current rows. The result has no entry for a row that does not exist.
+    async fn read_rows(
+        &self,
+        keys: Vec<EventKey>,
+    ) -> Result<HashMap<EventKey, Item>, StoreError> {
+        let rows =
+            self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
+        let with_key = |item| Some((EventKey::from_item(&item)?, item));
+        Ok(rows.into_iter().filter_map(with_key).collect())
+    }
+}
+
+fn is_published(item: &Item) -> bool {
+    item.contains_key("publishedAt")
+}
+
+fn is_refused(item: &Item) -> bool {
+    item.contains_key("refused")
+}
