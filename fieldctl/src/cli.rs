@@ -5,9 +5,9 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        audit::Audit, events::Events, failures::Failures, keys::Keys, logs::Logs,
-        operators::Operators, outputs::Outputs, readings::Readings, sagas::Sagas, sites::Sites,
-        status, subscriptions, trace::Trace,
+        audit::Audit, consumers::Consumers, events::Events, failures::Failures, keys::Keys,
+        logs::Logs, operators::Operators, outputs::Outputs, readings::Readings, sagas::Sagas,
+        sites::Sites, status, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -100,6 +100,9 @@ pub enum Command {
     /// The event log.
     #[command(subcommand)]
     Events(Events),
+    /// The functions that consume events: list, lag, replay.
+    #[command(subcommand)]
+    Consumers(Consumers),
     /// Sensors' readings: send, get, plot.
     #[command(subcommand)]
     Readings(Readings),

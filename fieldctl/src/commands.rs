@@ -1,6 +1,7 @@
 //! The commands, one file for each group.
 
 pub mod audit;
+pub mod consumers;
 pub mod events;
 pub mod failures;
 pub mod keys;

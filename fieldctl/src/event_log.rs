@@ -1,15 +1,20 @@
 //! Reads the event log: the rows of the events table.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    time::Duration,
+};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use contracts::{Entity, OnboardingId, SiteId, Timestamp, names};
+use contracts::{Entity, OnboardingId, OperatorId, SiteId, Timestamp, names};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
-use store::{EventRow, SHARDS};
+use store::{EventRow, SHARDS, type_bucket};
 
 use crate::{
     error::{CliError, Exit, aws, unreadable},
+    output,
     stack::Stack,
 };
 
@@ -20,6 +25,12 @@ pub const MAX_PUBLISH_DELAY: Duration = Duration::from_mins(1);
 
 /// The maximum number of keys of a `BatchGetItem` call.
 const MAX_BATCH_GET: usize = 100;
+/// The maximum number of keys of the index `byType` that a command reads.
+const MAX_KEYS_BY_TYPE: usize = 10_000;
+/// The milliseconds of a day.
+const DAY_MILLIS: i64 = 86_400_000;
+/// How far the clock of a function may be ahead of this machine's, in milliseconds.
+const MAX_CLOCK_SKEW_MILLIS: i64 = 60_000;
 
 /// A period: `from` is inclusive, `to` is exclusive.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,16 +62,25 @@ impl fmt::Display for Period {
     }
 }
 
-/// An event that is not published yet.
+/// An event as an index has it: its key and its time.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct UnpublishedEvent {
-    /// The entity, as `type#id`.
+pub struct IndexedEvent {
+    /// The entity's key in the log.
     pub entity: String,
     /// The event's position in the entity's sequence.
     pub sequence: u64,
     /// When the event happened.
     #[serde(rename = "occurredAt")]
     pub at: Timestamp,
+}
+
+impl IndexedEvent {
+    fn key(&self) -> Item {
+        Item::from([
+            ("entity".to_owned(), text(&self.entity)),
+            ("sequence".to_owned(), AttributeValue::N(self.sequence.to_string())),
+        ])
+    }
 }
 
 fn text(value: impl Into<String>) -> AttributeValue {
@@ -115,14 +135,83 @@ impl Stack {
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
-    /// Returns the last `limit` events of a type, in chronological order.
+    /// Returns the last `limit` events of an operator's type since `from`, in chronological order. `to` is exclusive.
+    /// `is_own` says whether the type is one of Fieldstation's.
+    ///
+    /// The index has a partition for each day and shard, so this reads one day after another, the newest first.
     pub async fn events_of_type(
         &self,
+        operator: OperatorId,
+        kind: &str,
+        is_own: bool,
+        (from, to): (Timestamp, Option<Timestamp>),
+        limit: usize,
+    ) -> Result<Vec<EventRow>, CliError> {
+        let mut period = Period { from: Some(from), to };
+        period.bounds()?;
+        let end = to.unwrap_or_else(|| Timestamp::now().plus_millis(MAX_CLOCK_SKEW_MILLIS));
+        let mut found: Vec<IndexedEvent> = Vec::new();
+        for day in (day(from)..=day(end)).rev() {
+            let day = Timestamp::from_millis(day * DAY_MILLIS);
+            let of_shard = async |shard| {
+                let bucket = type_bucket(operator, kind, day, shard);
+                self.entries("byTypeAndTime", "typeBucket", &bucket, period, limit).await
+            };
+            found.extend(try_join_all((0..SHARDS).map(of_shard)).await?.into_iter().flatten());
+            if found.len() >= limit {
+                break;
+            }
+        }
+        found.sort_by(|a, b| (b.at, &b.entity, b.sequence).cmp(&(a.at, &a.entity, a.sequence)));
+        found.truncate(limit);
+        if found.len() == limit {
+            period.from = found.last().map(|oldest| oldest.at);
+        }
+        let mut rows = self.rows(&found).await?;
+        if is_own {
+            let known = found.iter().map(|it| (&*it.entity, it.sequence)).collect();
+            rows.extend(self.rows_without_bucket(operator, kind, period, limit, &known).await?);
+        }
+        sort(&mut rows);
+        Ok(rows.split_off(rows.len().saturating_sub(limit)))
+    }
+
+    /// Returns the events of a type that earlier releases wrote: they are not in the index `byTypeAndTime`. `known` are
+    /// the events that were found there.
+    ///
+    /// Remove this method, its call and [`MAX_KEYS_BY_TYPE`] together with the index `byType`.
+    async fn rows_without_bucket(
+        &self,
+        operator: OperatorId,
         kind: &str,
         period: Period,
         limit: usize,
+        known: &HashSet<(&str, u64)>,
     ) -> Result<Vec<EventRow>, CliError> {
-        self.query_index("byType", "type", kind, period, limit).await
+        let entries = self.entries("byType", "type", kind, period, MAX_KEYS_BY_TYPE).await;
+        let entries = match entries {
+            Err(error) if error.message.contains("does not have the specified index") => {
+                return Ok(Vec::new());
+            }
+            entries => entries?,
+        };
+        if entries.len() == MAX_KEYS_BY_TYPE {
+            output::print_notice(
+                "there are many events of this type; events of earlier releases may be missing: use a shorter period (--from, --to)",
+            );
+        }
+        let entries: Vec<_> =
+            entries.into_iter().filter(|it| !known.contains(&(&*it.entity, it.sequence))).collect();
+        let mut found = Vec::new();
+        for entries in entries.chunks(MAX_BATCH_GET) {
+            let mut rows = self.rows(entries).await?;
+            rows.retain(|row| row.type_bucket.is_none() && row.operator_id == operator);
+            found.extend(rows);
+            if found.len() >= limit {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the last `limit` events of an onboarding, in chronological order.
@@ -132,12 +221,24 @@ impl Stack {
         period: Period,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
-        let id = onboarding.to_string();
-        self.query_index("byCorrelation", "correlationId", &id, period, limit).await
+        self.events_of_correlation(&onboarding.to_string(), period, limit).await
+    }
+
+    /// Returns the last `limit` events with this key of the index `byCorrelation`, in chronological order.
+    pub async fn events_of_correlation(
+        &self,
+        key: &str,
+        period: Period,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, CliError> {
+        let entries = self.entries("byCorrelation", "correlationId", key, period, limit).await?;
+        let mut rows = self.rows(&entries).await?;
+        sort(&mut rows);
+        Ok(rows)
     }
 
     /// Returns the oldest unpublished event, or `None` if all are published.
-    pub async fn oldest_unpublished(&self) -> Result<Option<UnpublishedEvent>, CliError> {
+    pub async fn oldest_unpublished(&self) -> Result<Option<IndexedEvent>, CliError> {
         let table = self.named(names::EVENTS);
         let oldest_of = async |shard: u8| {
             let query = self
@@ -150,31 +251,26 @@ impl Stack {
                 .limit(1);
             let found = query.send().await.map_err(aws("the event log can't be read"))?;
             let item = found.items.unwrap_or_default().into_iter().next();
-            let event: Option<UnpublishedEvent> =
-                item.map(serde_dynamo::from_item).transpose().map_err(
-                    |error: serde_dynamo::Error| unreadable("a row of the events table", &error),
-                )?;
-            Ok::<_, CliError>(event)
+            item.map(indexed).transpose()
         };
         let found = try_join_all((0..SHARDS).map(oldest_of)).await?;
         Ok(found.into_iter().flatten().min_by_key(|event| event.at))
     }
 
-    /// Finds events by an index. The indexes hold only keys, so the rows are read by their keys.
-    async fn query_index(
+    /// Returns the last `limit` events in a partition of an index, the newest first.
+    async fn entries(
         &self,
         index: &str,
         attribute: &str,
         value: &str,
         period: Period,
         limit: usize,
-    ) -> Result<Vec<EventRow>, CliError> {
-        let table = self.named(names::EVENTS);
+    ) -> Result<Vec<IndexedEvent>, CliError> {
         let (from, to) = period.bounds()?;
         let query = self
             .dynamodb
             .query()
-            .table_name(&table)
+            .table_name(self.named(names::EVENTS))
             .index_name(index)
             .key_condition_expression("#of = :of AND occurredAt BETWEEN :from AND :to")
             .expression_attribute_names("#of", attribute)
@@ -183,20 +279,24 @@ impl Stack {
             .expression_attribute_values(":to", text(to))
             .scan_index_forward(false);
         let mut items = query.into_paginator().items().send();
-        let mut keys: Vec<Item> = Vec::new();
+        let mut entries = Vec::new();
         while let Some(item) = items.next().await {
-            let mut item = item.map_err(aws("the event log can't be read"))?;
-            item.retain(|name, _| name == "entity" || name == "sequence");
-            keys.push(item);
-            if keys.len() == limit {
+            entries.push(indexed(item.map_err(aws("the event log can't be read"))?)?);
+            if entries.len() == limit {
                 break;
             }
         }
-        let mut rows = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(MAX_BATCH_GET) {
-            rows.extend(self.batch_get(&table, keys.to_vec()).await?);
+        Ok(entries)
+    }
+
+    /// Reads the rows of those events, in no particular order. The indexes hold only keys.
+    async fn rows(&self, events: &[IndexedEvent]) -> Result<Vec<EventRow>, CliError> {
+        let table = self.named(names::EVENTS);
+        let mut rows = Vec::with_capacity(events.len());
+        for events in events.chunks(MAX_BATCH_GET) {
+            let keys = events.iter().map(IndexedEvent::key).collect();
+            rows.extend(self.batch_get(&table, keys).await?);
         }
-        sort(&mut rows);
         Ok(rows)
     }
 
@@ -218,6 +318,15 @@ impl Stack {
         }
         Ok(rows)
     }
+}
+
+/// Returns the number of the day, in UTC.
+fn day(at: Timestamp) -> i64 {
+    at.millis().div_euclid(DAY_MILLIS)
+}
+
+fn indexed(item: Item) -> Result<IndexedEvent, CliError> {
+    serde_dynamo::from_item(item).map_err(|error| unreadable("a row of the events table", &error))
 }
 
 fn row(item: Item) -> Result<EventRow, CliError> {

@@ -247,6 +247,12 @@ impl Progress {
         self.0.set_message(text.into().0);
     }
 
+    /// Returns whether standard error is a terminal, so that the indicator is visible.
+    #[must_use]
+    pub fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     /// Counts a step.
     pub fn step(&self) {
         self.0.inc(1);

@@ -263,6 +263,12 @@ impl Stack {
         format!("arn:{partition}:{service}:{region}:{account}:{resource}")
     }
 
+    /// Returns the ARN of a function's alias `live`, which all its callers use.
+    #[must_use]
+    pub fn function_arn(&self, function: &str) -> String {
+        self.arn("lambda", &format!("function:{}:{}", self.named(function), names::LIVE))
+    }
+
     /// Returns the ARN of a state machine.
     #[must_use]
     pub fn machine_arn(&self, machine: &str) -> String {

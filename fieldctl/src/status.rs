@@ -4,7 +4,7 @@
 
 mod consumers;
 mod functions;
-mod metrics;
+pub(crate) mod metrics;
 mod provider;
 mod queues;
 mod resources;
@@ -112,7 +112,7 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
         Check::from_result("stack", resources.check()),
         Check::from_result("alarms", metrics::alarms(stack, &resources).await),
         Check::from_result("consumers", consumers::check(consumers.as_deref())),
-        Check::from_result("streams", metrics::streams(&metrics)),
+        Check::from_result("streams", metrics::streams(stack, &resources, &metrics)),
         Check::from_result("queues", queues::check(queues.as_deref())),
     ];
     let result = join_all([

@@ -6,8 +6,11 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use contracts::{EntityType, OnboardingId, SiteId, Timestamp};
-use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
+use contracts::{
+    EntityType, OnboardingId, OperatorId, SiteId, Timestamp,
+    open::{OpenEntity, foreign_correlation_key},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use store::EventRow;
 use tokio::time::Instant;
@@ -15,22 +18,19 @@ use tokio::time::Instant;
 use crate::{
     error::{CliError, Exit},
     event_log::{Period, sort},
-    failure_pager::{did_you_mean, onboarding_exists},
-    output::{Screen, Tone},
+    event_stream::{EventStream, READ_INTERVAL, Start, StreamedEvent},
+    failure_pager::did_you_mean,
+    output::{Screen, Tone, print_notice},
     render::{Cell, Table, mask_secrets, parse_time, plain},
+    resolve,
     stack::Stack,
     summary,
 };
 
-/// The interval at which `tail` polls the log.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How far back each poll of `tail` reads, in milliseconds. An event has the time of its transaction, and the indexes
-/// are eventually consistent, so an event may appear late.
-const MAX_DELAY_MILLIS: i64 = 30_000;
 /// The maximum number of concurrent lookups of sites.
 const MAX_CONCURRENT_LOOKUPS: usize = 8;
-/// The maximum number of events of a type that `tail` reads at a time. It does not print further ones.
-const MAX_PAGE: usize = 1000;
+/// The period in which events of a type are listed if there is no `--from`: seven days.
+const DEFAULT_PERIOD_MILLIS: i64 = 7 * 86_400_000;
 
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
@@ -40,7 +40,12 @@ pub enum Events {
         /// The selected events.
         #[command(flatten)]
         selection: EventSelection,
-        /// Only events since this time: RFC 3339, or an age such as 2h.
+        /// The operator of the events of a type, of another system's entity, or with another system's correlation id:
+        /// its id, the first digits of it, or its name. The default is the default operator.
+        #[arg(long)]
+        operator: Option<String>,
+        /// Only events since this time: RFC 3339, or an age such as 2h. The default is seven days before --to for
+        /// --type, and the first event otherwise.
         #[arg(long, value_parser = parse_time)]
         from: Option<Timestamp>,
         /// Only events before this time.
@@ -50,11 +55,14 @@ pub enum Events {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Prints events as they are committed, until Ctrl-C.
+    /// Prints events of all operators as they are published, until Ctrl-C.
     Tail {
         /// Only events of this type.
         #[arg(long = "type", value_name = "TYPE")]
         kind: Option<String>,
+        /// Only events of this operator: its id, the first digits of it, or its name.
+        #[arg(long)]
+        operator: Option<String>,
         /// Stop after this number of seconds.
         #[arg(long)]
         seconds: Option<u64>,
@@ -65,39 +73,65 @@ pub enum Events {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub struct EventSelection {
-    /// Only events of this entity: site/ID, reservation/ID, ...
+    /// Only events of this entity: site/ID, reservation/ID, ..., or one of another system, such as acme.instrument/7.
     #[arg(long, value_name = "TYPE/ID")]
     entity: Option<String>,
-    /// Only events of this type, such as SiteActivated.
+    /// Only events of this type, such as SiteActivated. It may be a type of another system.
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// Only events of this onboarding.
-    #[arg(long, value_name = "ONBOARDING")]
-    correlation: Option<OnboardingId>,
+    /// Only events with this correlation id: an onboarding's id, or any text that another system has chosen.
+    #[arg(long, value_name = "ID")]
+    correlation: Option<String>,
+}
+
+/// The events to list, as the log has them.
+#[derive(Debug)]
+enum Selected {
+    /// The events of an entity, by its key in the log, and whether it is one of Fieldstation's.
+    Entity(String, bool),
+    /// An operator's events of a type.
+    Type(OperatorId, String),
+    /// The events with one of these keys of the index `byCorrelation`.
+    Correlation(Vec<String>),
 }
 
 impl Events {
     /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
-            Self::List { selection, from, to, limit } => {
-                let period = Period { from, to };
-                let events = list(stack, &selection, period, limit).await?;
-                if events.is_empty() {
-                    selection.check(stack).await?;
-                    if !screen.json {
-                        screen.line(&format!("No events {}{period}.", selection.describe()))?;
-                    }
+            Self::List { selection, operator, from, to, limit } => {
+                let selected = selection.resolve(stack, operator.as_deref()).await?;
+                let mut period = Period { from, to };
+                if matches!(selected, Selected::Type(..)) {
+                    let end = to.unwrap_or(screen.now);
+                    period.from = from.or(Some(end.plus_millis(-DEFAULT_PERIOD_MILLIS)));
                 }
+                let events = list(stack, &selected, period, limit).await?;
+                if events.is_empty() {
+                    let what = selection.describe(&selected, operator.as_deref());
+                    report_none(stack, screen, &selected, &format!("{what}{period}")).await?;
+                }
+                let events: Vec<_> = events.iter().map(ShownEvent::from_row).collect();
                 print(stack, screen, &mut table(), &mut NameCache::new(), &events).await?;
             }
-            Self::Tail { kind, seconds } => {
-                let kinds = match kind {
-                    Some(kind) => vec![event_type(&kind)?],
-                    None => event_types(),
+            Self::Tail { kind, operator, seconds } => {
+                let operator = match operator {
+                    Some(operator) => Some(resolve::operator(stack, &operator).await?),
+                    None => None,
                 };
+                if let Some(suggestion) = kind.as_deref().and_then(suggestion) {
+                    print_notice(&format!(
+                        "Fieldstation has no event type {:?}: {suggestion}",
+                        kind.as_deref().unwrap_or_default()
+                    ));
+                }
                 let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-                tail(stack, screen, &kinds, end).await?;
+                let accepts = |it: &StreamedEvent| {
+                    let metadata = &it.envelope.metadata;
+                    kind.as_ref().is_none_or(|kind| kind.eq_ignore_ascii_case(&metadata.kind))
+                        && operator.is_none_or(|operator| operator == metadata.operator_id)
+                };
+                tail(stack, screen, accepts, end).await?;
             }
         }
         Ok(Exit::Done)
@@ -105,99 +139,226 @@ impl Events {
 }
 
 impl EventSelection {
-    /// Describes which events were listed, such as `of type SiteActivated`.
-    fn describe(&self) -> String {
-        match self {
-            Self { entity: Some(entity), .. } => format!("of {entity}"),
-            Self { kind: Some(kind), .. } => format!("of type {kind}"),
-            Self { correlation, .. } => {
-                format!("of onboarding {}", correlation.map_or(String::new(), |id| id.to_string()))
+    /// Finds the events to list. `operator` is the option of the command line.
+    async fn resolve(&self, stack: &Stack, operator: Option<&str>) -> Result<Selected, CliError> {
+        let operator = match operator {
+            Some(operator) => resolve::operator(stack, operator).await?,
+            None => OperatorId::DEFAULT,
+        };
+        if let Some(kind) = &self.kind {
+            let own = event_types().into_iter().find(|name| name.eq_ignore_ascii_case(kind));
+            return Ok(Selected::Type(operator, own.map_or_else(|| kind.clone(), str::to_owned)));
+        }
+        if let Some(id) = &self.correlation {
+            // An id of another system may also look like that of an onboarding.
+            let onboarding = id.trim().parse::<OnboardingId>().ok().map(|id| id.to_string());
+            let foreign = foreign_correlation_key(operator, id);
+            return Ok(Selected::Correlation(onboarding.into_iter().chain([foreign]).collect()));
+        }
+        let entity = self.entity.as_deref().unwrap_or_default();
+        let parsed =
+            OpenEntity::parse(&entity.replacen('#', "/", usize::from(!entity.contains('/'))));
+        let Some(entity) = parsed else {
+            return Err(CliError::usage(format!("{entity:?} is not an entity"))
+                .advise("use TYPE/ID, such as site/55115657-a433-553f-959b-29ae8465145d"));
+        };
+        if entity.is_own() && !EntityType::NAMES.contains(&entity.kind.as_str()) {
+            let suggestion = did_you_mean(&entity.kind, &EntityType::NAMES);
+            let message = format!("Fieldstation has no entity type {:?}", entity.kind);
+            return Err(CliError::usage(message).advise(format!(
+                "{suggestion}the entity types are {}; those of other systems have a dot",
+                EntityType::NAMES.join(", ")
+            )));
+        }
+        Ok(Selected::Entity(entity.log_key(operator), entity.is_own()))
+    }
+
+    /// Describes which events were listed, such as `of type SiteActivated of the default operator`.
+    fn describe(&self, selected: &Selected, operator: Option<&str>) -> String {
+        let operator = match operator {
+            Some(operator) => format!("operator {operator}"),
+            None => "the default operator".to_owned(),
+        };
+        match (self, selected) {
+            (Self { entity: Some(entity), .. }, Selected::Entity(_, true)) => {
+                format!("of {entity}")
+            }
+            (Self { entity: Some(entity), .. }, _) => format!("of {entity} of {operator}"),
+            (_, Selected::Type(_, kind)) => format!("of type {kind} of {operator}"),
+            (Self { correlation, .. }, _) => {
+                let id = correlation.as_deref().unwrap_or_default();
+                format!("with the correlation id {id} of {operator}")
             }
         }
     }
-
-    /// Checks that the selected entity or onboarding has at least one event, in any period.
-    async fn check(&self, stack: &Stack) -> Result<(), CliError> {
-        if let Some(onboarding) = self.correlation {
-            onboarding_exists(stack, onboarding).await?;
-        } else if self.entity.is_some() && list(stack, self, Period::default(), 1).await?.is_empty()
-        {
-            return Err(CliError::not_found(format!("there are no events {}", self.describe()))
-                .advise("`fieldctl trace <site>` shows the site's events with their entities"));
-        }
-        Ok(())
-    }
 }
 
-/// Returns every type of event.
-fn event_types() -> Vec<&'static str> {
+/// Reports that no events were found. An entity or a correlation id without events in any period is an error.
+async fn report_none(
+    stack: &Stack,
+    screen: &mut Screen,
+    selected: &Selected,
+    what: &str,
+) -> Result<(), CliError> {
+    let advice = match selected {
+        Selected::Type(_, kind) => {
+            let suggestion = suggestion(kind).unwrap_or_default();
+            if screen.json && !suggestion.is_empty() {
+                print_notice(&format!("no events of type {kind}: {suggestion}"));
+            }
+            suggestion
+        }
+        Selected::Entity(..) | Selected::Correlation(_) => {
+            if list(stack, selected, Period::default(), 1).await?.is_empty() {
+                let error = CliError::not_found(format!("there are no events {what}"));
+                return Err(error.advise(
+                    "`fieldctl trace <site>` shows the site's events with their entities; \
+                     --operator selects the operator of another system's entity or correlation id",
+                ));
+            }
+            String::new()
+        }
+    };
+    if screen.json {
+        return Ok(());
+    }
+    screen.line(&format!("No events {what}. {advice}"))
+}
+
+/// Returns the names of all types of Fieldstation's events.
+fn event_types() -> BTreeSet<&'static str> {
     contracts::events::schemas().into_iter().map(|(name, _, _)| name).collect()
 }
 
-fn event_type(kind: &str) -> Result<&'static str, CliError> {
-    let types = event_types();
-    types.iter().find(|name| name.eq_ignore_ascii_case(kind)).copied().ok_or_else(|| {
-        let suggestion = did_you_mean(kind, &types);
-        CliError::usage(format!("there is no event type {kind:?}"))
-            .advise(format!("{suggestion}the event types are {}", types.join(", ")))
-    })
+/// Returns the name that was probably meant, if the type is not one of Fieldstation's. Other systems have other types.
+fn suggestion(kind: &str) -> Option<String> {
+    let types: Vec<_> = event_types().into_iter().collect();
+    let is_known = types.iter().any(|name| name.eq_ignore_ascii_case(kind));
+    let suggestion = did_you_mean(kind, &types);
+    (!is_known && !suggestion.is_empty()).then(|| suggestion.trim().to_owned())
 }
 
 async fn list(
     stack: &Stack,
-    selection: &EventSelection,
+    selected: &Selected,
     period: Period,
     limit: usize,
 ) -> Result<Vec<EventRow>, CliError> {
-    if let Some(kind) = &selection.kind {
-        stack.events_of_type(event_type(kind)?, period, limit).await
-    } else if let Some(onboarding) = selection.correlation {
-        stack.events_of_onboarding(onboarding, period, limit).await
-    } else {
-        let entity = selection.entity.as_deref().unwrap_or_default();
-        let Some((kind, id)) = entity.split_once(['/', '#']) else {
-            return Err(CliError::usage(format!("{entity:?} is not an entity"))
-                .advise("use TYPE/ID, such as site/55115657-a433-553f-959b-29ae8465145d"));
-        };
-        if !EntityType::NAMES.contains(&kind) {
-            let suggestion = did_you_mean(kind, &EntityType::NAMES);
-            return Err(CliError::usage(format!("there is no entity type {kind:?}")).advise(
-                format!("{suggestion}the entity types are {}", EntityType::NAMES.join(", ")),
-            ));
+    match selected {
+        Selected::Type(operator, kind) => {
+            let from = period.from.unwrap_or_else(|| Timestamp::from_millis(0));
+            let is_own = event_types().contains(kind.as_str());
+            stack.events_of_type(*operator, kind, is_own, (from, period.to), limit).await
         }
-        stack.events_of_entity(&format!("{kind}#{id}"), period, limit).await
+        Selected::Entity(key, _) => stack.events_of_entity(key, period, limit).await,
+        Selected::Correlation(keys) => {
+            let mut rows = Vec::new();
+            for key in keys {
+                rows.extend(stack.events_of_correlation(key, period, limit).await?);
+            }
+            sort(&mut rows);
+            Ok(rows.split_off(rows.len().saturating_sub(limit)))
+        }
     }
 }
 
-/// Prints new events of those types, each once, until `end` or Ctrl-C.
+/// Prints new events that `accepts` selects until `end` or Ctrl-C.
 async fn tail(
     stack: &Stack,
     screen: &mut Screen,
-    kinds: &[&str],
+    accepts: impl Fn(&StreamedEvent) -> bool,
     end: Option<Instant>,
 ) -> Result<(), CliError> {
     let (mut table, mut names) = (table(), NameCache::new());
-    let started = Timestamp::now();
-    let mut seen = BTreeMap::<(String, u64), Timestamp>::new();
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
+    let mut interrupted = Box::pin(tokio::signal::ctrl_c());
+    let mut stream = EventStream::open(stack, Start::Latest).await?;
     loop {
-        let from = Timestamp::now().plus_millis(-MAX_DELAY_MILLIS).max(started);
-        let period = Period { from: Some(from), to: None };
-        let queries = kinds.iter().map(|kind| stack.events_of_type(kind, period, MAX_PAGE));
-        let mut new: Vec<_> = try_join_all(queries).await?.into_iter().flatten().collect();
-        new.retain(|it| seen.insert((it.entity.clone(), it.sequence), it.occurred_at).is_none());
-        sort(&mut new);
+        let events = stream.read().await?;
+        let new: Vec<_> =
+            events.into_iter().filter(&accepts).map(ShownEvent::from_stream).collect();
         print(stack, screen, &mut table, &mut names, &new).await?;
         screen.flush()?;
-        seen.retain(|_, at| *at >= from);
-        if end.is_some_and(|end| Instant::now() + POLL_INTERVAL > end) {
+        if end.is_some_and(|end| Instant::now() + READ_INTERVAL > end) {
             return Ok(());
         }
         tokio::select! {
             _ = &mut interrupted => return Ok(()),
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            () = tokio::time::sleep(READ_INTERVAL) => {}
         }
+    }
+}
+
+/// An event of the log or of the stream, as it is printed.
+struct ShownEvent {
+    kind: String,
+    source: String,
+    occurred_at: Timestamp,
+    sequence: u64,
+    /// The key in the log, or `type/id` for an entity of another system.
+    entity: String,
+    /// Whether another system appended it.
+    is_foreign: bool,
+    /// Whether it is published.
+    is_published: bool,
+    published_at: Option<Timestamp>,
+    refused: Option<String>,
+    detail: Value,
+}
+
+impl ShownEvent {
+    fn from_row(row: &EventRow) -> Self {
+        let entity = row.envelope().ok().map(|envelope| envelope.metadata.entity);
+        let foreign = entity.filter(|entity| !entity.is_own());
+        Self {
+            kind: row.kind.clone(),
+            source: row.source.clone(),
+            occurred_at: row.occurred_at,
+            sequence: row.sequence,
+            is_foreign: foreign.is_some(),
+            entity: foreign.map_or_else(|| row.entity.clone(), |entity| entity.to_string()),
+            is_published: row.unpublished.is_none() && row.refused.is_none(),
+            published_at: row.published_at,
+            refused: row.refused.clone(),
+            detail: serde_json::from_str(&row.detail).unwrap_or_default(),
+        }
+    }
+
+    /// The time of publication is the time at which the stream got the event.
+    fn from_stream(event: StreamedEvent) -> Self {
+        let metadata = event.envelope.metadata;
+        let is_foreign = !metadata.entity.is_own();
+        let log_key = metadata.log_key();
+        let cloud_source = metadata.cloud_event.as_ref().and_then(|it| it.get("source")?.as_str());
+        let own_source = metadata.entity.own_type().map(EntityType::source);
+        Self {
+            source: cloud_source.or(own_source).unwrap_or_default().to_owned(),
+            kind: metadata.kind,
+            occurred_at: metadata.occurred_at,
+            sequence: metadata.sequence,
+            entity: if is_foreign { metadata.entity.to_string() } else { log_key },
+            is_foreign,
+            is_published: true,
+            published_at: event.arrived,
+            refused: None,
+            detail: event.detail,
+        }
+    }
+
+    /// Returns the site of one of Fieldstation's own events. What another system calls a site may not be one.
+    fn site(&self) -> Option<SiteId> {
+        let site = self.detail["data"]["siteId"].as_str()?.parse().ok();
+        site.filter(|_| !self.is_foreign)
+    }
+
+    /// Returns the entry for `--json`: the event as subscribers receive it, its time of publication, and the reason if
+    /// it was refused.
+    fn entry(&self) -> Value {
+        let mut detail = self.detail.clone();
+        mask_secrets(&mut detail);
+        json!({
+            "detail-type": self.kind, "source": self.source, "detail": detail,
+            "publishedAt": self.published_at, "refused": self.refused,
+        })
     }
 }
 
@@ -220,7 +381,7 @@ async fn look_up_names(
 }
 
 fn table() -> Table {
-    Table::new(["", "OCCURRED", "TYPE", "NO.", "SITE", "WHAT"])
+    Table::new(["", "OCCURRED", "TYPE", "NO.", "SITE OR ENTITY", "WHAT"])
 }
 
 async fn print(
@@ -228,53 +389,32 @@ async fn print(
     screen: &mut Screen,
     table: &mut Table,
     names: &mut NameCache,
-    events: &[EventRow],
+    events: &[ShownEvent],
 ) -> Result<(), CliError> {
     if screen.json {
-        return events.iter().try_for_each(|event| screen.entry(&entry(event)));
+        return events.iter().try_for_each(|event| screen.entry(&event.entry()));
     }
-    let data: Vec<_> = events
-        .iter()
-        .map(|event| event.envelope().map(|envelope| envelope.data).unwrap_or_default())
-        .collect();
-    look_up_names(stack, names, data.iter().filter_map(site_of)).await?;
-    let rows: Vec<_> =
-        events.iter().zip(&data).map(|(event, data)| row(screen, names, event, data)).collect();
+    look_up_names(stack, names, events.iter().filter_map(ShownEvent::site)).await?;
+    let rows: Vec<_> = events.iter().map(|event| row(screen, names, event)).collect();
     table.page(screen, &rows)
 }
 
-fn site_of(data: &Value) -> Option<SiteId> {
-    data["siteId"].as_str()?.parse().ok()
-}
-
-fn row(screen: &Screen, names: &NameCache, event: &EventRow, data: &Value) -> Vec<Cell> {
-    let (symbol, tone) = match (&event.unpublished, &event.refused) {
-        (None, None) => ("●", Tone::Strong),
-        _ => ("○", Tone::Warn),
-    };
-    let site = match site_of(data) {
+fn row(screen: &Screen, names: &NameCache, event: &ShownEvent) -> Vec<Cell> {
+    let (symbol, tone) =
+        if event.is_published { ("●", Tone::Strong) } else { ("○", Tone::Warn) };
+    let about = match event.site() {
         Some(site) => names.get(&site).cloned().flatten().unwrap_or_else(|| screen.id(&site)),
+        None if event.is_foreign => event.entity.clone(),
         None => "-".to_owned(),
     };
-    let summary = summary::summarize_event(&event.kind, data);
-    let what = if summary.is_empty() { event.entity.clone() } else { summary };
+    let summary = summary::summarize_event(&event.kind, &event.detail["data"]);
+    let what = if summary.is_empty() && !event.is_foreign { event.entity.clone() } else { summary };
     vec![
         (symbol.to_owned(), tone),
         (event.occurred_at.to_string(), Tone::Faint),
         (event.kind.clone(), tone),
         plain(event.sequence.to_string()),
-        plain(site),
+        plain(about),
         plain(what),
     ]
-}
-
-/// Returns the entry for `--json`: the event as subscribers receive it, its time of publication, and the reason if it
-/// was refused.
-fn entry(event: &EventRow) -> Value {
-    let mut detail = serde_json::from_str(&event.detail).unwrap_or_default();
-    mask_secrets(&mut detail);
-    json!({
-        "detail-type": event.kind, "source": event.source, "detail": detail,
-        "publishedAt": event.published_at, "refused": event.refused,
-    })
 }

@@ -6,7 +6,10 @@ use aws_sdk_cloudwatch::{
     primitives::DateTime,
     types::{Dimension, Metric, MetricDataQuery, MetricStat, StateValue},
 };
-use contracts::Timestamp;
+use contracts::{
+    Timestamp,
+    names::{CONSUMERS, Source},
+};
 
 use super::{Check, Function, copy_error, resources::Resources};
 use crate::{
@@ -25,20 +28,32 @@ const MAX_QUERIES: usize = 500;
 const MAX_ALARMS: usize = 100;
 
 /// The age above which a stream's consumer is late, in milliseconds. A stream is read within seconds.
-const MAX_ITERATOR_AGE_MILLIS: f64 = 60_000.0;
+pub const MAX_ITERATOR_AGE_MILLIS: f64 = 60_000.0;
 
-/// The functions that read streams, by their logical ids.
-const STREAM_FUNCTIONS: [&str; 3] =
-    ["StoreReadingsFunction", "DetectBreachesFunction", "PublishEventsFunction"];
+/// Returns the stream or table whose records the function reads. Returns `None` for functions that read no stream.
+fn stream_of(function: &str) -> Option<Source<'static>> {
+    let consumer = CONSUMERS.iter().find(|it| it.function == function)?;
+    Some(consumer.source).filter(|source| !matches!(source, Source::Queue(_)))
+}
 
 /// A metric of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum MetricKind {
+pub enum MetricKind {
+    /// The calls of a function.
     Invocations,
+    /// The failed calls of a function.
     Errors,
+    /// The failed items of a function's batches.
     FailedItems,
+    /// The age of the records that a function reads from a stream.
     IteratorAge,
+    /// The time for which asynchronous calls of a function waited.
+    AsyncEventAge,
+    /// The events that a rule could not deliver, not even with retries.
+    FailedInvocations,
+    /// The age of a queue's oldest message.
     QueueAge,
+    /// The records that a stream got.
     IncomingRecords,
 }
 
@@ -50,6 +65,8 @@ impl MetricKind {
             Self::Errors => ["AWS/Lambda", "Errors", "FunctionName", "Sum"],
             Self::FailedItems => ["Fieldstation", "BatchItemFailures", "function", "Sum"],
             Self::IteratorAge => ["AWS/Lambda", "IteratorAge", "FunctionName", "Maximum"],
+            Self::AsyncEventAge => ["AWS/Lambda", "AsyncEventAge", "FunctionName", "Maximum"],
+            Self::FailedInvocations => ["AWS/Events", "FailedInvocations", "RuleName", "Sum"],
             Self::QueueAge => ["AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", "Maximum"],
             Self::IncomingRecords => ["AWS/Kinesis", "IncomingRecords", "StreamName", "Sum"],
         }
@@ -58,25 +75,38 @@ impl MetricKind {
 
 /// A value to read from CloudWatch.
 #[derive(Debug)]
-struct MetricRequest {
+pub struct MetricRequest {
     kind: MetricKind,
-    /// The logical id of the resource.
+    /// The name under which the value is returned.
     name: String,
     /// The value of the metric's dimension: the resource's physical name.
     physical: String,
-    /// If set, only the values of this version of the function are read.
-    version: Option<String>,
+    /// A second dimension and its value. With the dimension `version`, only the values of that version of the function
+    /// are read.
+    second: Option<(&'static str, String)>,
 }
 
 impl MetricRequest {
-    fn new(kind: MetricKind, name: &str, physical: &str) -> Self {
-        Self { kind, name: name.to_owned(), physical: physical.to_owned(), version: None }
+    /// Creates a request whose value is returned under this name.
+    #[must_use]
+    pub fn new(kind: MetricKind, name: &str, physical: &str) -> Self {
+        Self { kind, name: name.to_owned(), physical: physical.to_owned(), second: None }
+    }
+
+    /// Adds a second dimension.
+    #[must_use]
+    pub fn with(self, dimension: &'static str, value: &str) -> Self {
+        Self { second: Some((dimension, value.to_owned())), ..self }
     }
 }
 
-/// The measured values, by metric and logical id.
+/// The measured values, by metric and name of the request.
+pub type Values = HashMap<(MetricKind, String), f64>;
+
+/// The measured values. The names of streams and of the functions that read them are those without the environment; the
+/// names of other resources are their logical ids.
 #[derive(Debug)]
-pub struct Metrics(Result<HashMap<(MetricKind, String), f64>, CliError>);
+pub struct Metrics(Result<Values, CliError>);
 
 impl Metrics {
     /// Reads the values with as few calls as possible.
@@ -119,27 +149,38 @@ async fn read(
     resources: &Resources,
     live: &[Function],
     now: Timestamp,
-) -> Result<HashMap<(MetricKind, String), f64>, CliError> {
+) -> Result<Values, CliError> {
     let mut requests: Vec<MetricRequest> = Vec::new();
     for (name, physical) in resources.of_type("AWS::Lambda::Function")? {
         for kind in [MetricKind::Invocations, MetricKind::Errors] {
             requests.push(MetricRequest::new(kind, &name, &physical));
         }
-        if STREAM_FUNCTIONS.contains(&name.as_str()) {
-            requests.push(MetricRequest::new(MetricKind::IteratorAge, &name, &physical));
+        let function = stack.short(&physical);
+        if stream_of(function).is_some() {
+            requests.push(MetricRequest::new(MetricKind::IteratorAge, function, &physical));
         }
     }
     for (name, url) in resources.of_type("AWS::SQS::Queue")? {
         let queue = url.rsplit('/').next().unwrap_or(&url).to_owned();
         requests.push(MetricRequest::new(MetricKind::QueueAge, &name, &queue));
     }
-    for (name, physical) in resources.of_type("AWS::Kinesis::Stream")? {
-        requests.push(MetricRequest::new(MetricKind::IncomingRecords, &name, &physical));
+    for (_, physical) in resources.of_type("AWS::Kinesis::Stream")? {
+        let stream = stack.short(&physical);
+        requests.push(MetricRequest::new(MetricKind::IncomingRecords, stream, &physical));
     }
-    requests.extend(live.iter().map(|it| MetricRequest {
-        version: Some(it.version.clone()),
-        ..MetricRequest::new(MetricKind::FailedItems, &it.logical_id(), &it.function)
+    requests.extend(live.iter().map(|it| {
+        MetricRequest::new(MetricKind::FailedItems, &it.logical_id(), &it.function)
+            .with("version", &it.version)
     }));
+    values(stack, &requests, now).await
+}
+
+/// Reads values with as few calls as possible. A value is missing if nothing was measured in the last 15 minutes.
+pub async fn values(
+    stack: &Stack,
+    requests: &[MetricRequest],
+    now: Timestamp,
+) -> Result<Values, CliError> {
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
     let seconds = now.millis() / 1000;
     let mut values = HashMap::new();
@@ -168,9 +209,10 @@ async fn read(
                 MetricKind::Invocations
                 | MetricKind::Errors
                 | MetricKind::FailedItems
+                | MetricKind::FailedInvocations
                 | MetricKind::IncomingRecords => measured.iter().sum(),
                 // CloudWatch returns the newest value first.
-                MetricKind::IteratorAge | MetricKind::QueueAge => {
+                MetricKind::IteratorAge | MetricKind::AsyncEventAge | MetricKind::QueueAge => {
                     measured.first().copied().unwrap_or_default()
                 }
             };
@@ -187,34 +229,43 @@ fn query(index: usize, request: &MetricRequest) -> MetricDataQuery {
     let with_value = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
     let metric = Metric::builder().namespace(namespace).metric_name(metric);
     let mut dimensions = vec![with_value(dimension, &request.physical)];
-    dimensions.extend(request.version.as_ref().map(|version| with_value("version", version)));
+    dimensions.extend(request.second.as_ref().map(|(name, value)| with_value(name, value)));
     let metric = metric.set_dimensions(Some(dimensions)).build();
     let stat = MetricStat::builder().metric(metric).period(60).stat(statistic).build();
     MetricDataQuery::builder().id(format!("m{index}")).metric_stat(stat).return_data(true).build()
 }
 
 /// Checks that the streams' consumers are not late.
-pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
+pub fn streams(stack: &Stack, resources: &Resources, metrics: &Metrics) -> Result<Check, CliError> {
     metrics.read()?;
-    let ages = STREAM_FUNCTIONS
+    let functions = resources.of_type("AWS::Lambda::Function")?;
+    let consumers: BTreeMap<&str, Source<'_>> = functions
         .iter()
-        .filter_map(|name| Some((*name, metrics.value(MetricKind::IteratorAge, name)?)));
-    let ages: Vec<_> = ages.collect();
-    let incoming = metrics.value(MetricKind::IncomingRecords, "ReadingsStream").unwrap_or_default();
-    let late: Vec<_> = ages.iter().filter(|(_, age)| *age > MAX_ITERATOR_AGE_MILLIS).collect();
+        .filter_map(|(_, physical)| {
+            let function = stack.short(physical);
+            Some((function, stream_of(function)?))
+        })
+        .collect();
+    let age_of = |function: &str| metrics.value(MetricKind::IteratorAge, function);
+    let ages: Vec<_> =
+        consumers.keys().filter_map(|function| Some((*function, age_of(function)?))).collect();
     // Lambda measures no age for a stream that it does not read.
-    let is_unread =
-        incoming > 0.0 && !ages.iter().any(|(name, _)| *name == "StoreReadingsFunction");
+    let unread = consumers.iter().find_map(|(function, source)| {
+        let Source::Stream(stream) = source else { return None };
+        let incoming = metrics.value(MetricKind::IncomingRecords, stream).unwrap_or_default();
+        (incoming > 0.0 && age_of(function).is_none()).then_some((*function, *stream, incoming))
+    });
+    let late: Vec<_> = ages.iter().filter(|(_, age)| *age > MAX_ITERATOR_AGE_MILLIS).collect();
     #[expect(clippy::cast_possible_truncation, reason = "an age in milliseconds")]
     let shown = |(name, age): &(&str, f64)| format!("{name} is {} behind", span(*age as i64));
-    if is_unread {
-        let summary = format!("{incoming} bundles arrived, but store-readings read none");
+    if let Some((function, stream, incoming)) = unread {
+        let summary =
+            format!("{incoming} records arrived on the stream {stream}, but {function} read none");
         return Ok(Check::problem("streams", summary, "see consumers above"));
     }
-    if !late.is_empty() {
-        let details = late.into_iter().map(shown).collect();
-        let next =
-            "fieldctl logs --function store-readings --errors (or the function that is behind)";
+    if let Some((function, _)) = late.first() {
+        let next = format!("fieldctl logs --function {function} --errors");
+        let details = late.iter().map(|it| shown(it)).collect();
         return Ok(Check::problem("streams", "a consumer is late", next).with(details));
     }
     Ok(Check::good(

@@ -28,6 +28,8 @@ pub enum Action {
     DiscardFailure,
     /// The undo of an onboarding was started. The target is the onboarding's id.
     RecoverSaga,
+    /// The rebuild of a consumer's rows from the event log was started or continued. The target is the function.
+    RebuildConsumer,
 }
 
 /// An entry of the trail. Its key is the operator and the attribute `at`: `<time>/<random UUID>`.
