@@ -4,6 +4,10 @@
 //! ([`store::EventRow`]). The services' transactions insert the rows. These functions only mark rows as published or
 //! refused. Rows are kept for good. No other function calls `PutEvents`.
 
+pub mod append_event;
+pub mod guards;
+pub mod list_events;
+mod page;
 pub mod publish_events;
 pub mod publisher;
 pub mod sweep_events;

@@ -1,10 +1,8 @@
 //! Registers a site from another system's event `SiteRegistrationRequested`, as `POST /sites` does.
 
-use std::{collections::HashMap, str::FromStr};
-
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    OnboardingId, OperatorId, SiteId, Timestamp,
+    OnboardingId, SiteId, SourceOperators, Timestamp,
     inbound::SiteRegistrationRequested,
     input::{self, FieldError},
 };
@@ -22,39 +20,6 @@ pub struct ImportSite {
     pub registrar: Registrar,
     /// The operators of the sources.
     pub operators: SourceOperators,
-}
-
-/// The operators of EventBridge sources. A source without an entry belongs to the default operator.
-///
-/// Its text form is `source=operatorId`, several of them separated by commas.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct SourceOperators(HashMap<String, OperatorId>);
-
-impl SourceOperators {
-    /// Returns the operator that owns the sites of a source.
-    #[must_use]
-    pub fn operator(&self, source: &str) -> OperatorId {
-        self.0.get(source).copied().unwrap_or_default()
-    }
-}
-
-impl FromStr for SourceOperators {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut operators = HashMap::new();
-        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-            let parsed = pair.split_once('=').and_then(|(source, operator)| {
-                Some((source.trim(), operator.trim().parse().ok()?)).filter(|it| !it.0.is_empty())
-            });
-            let (source, operator) =
-                parsed.ok_or_else(|| format!("has {pair:?}; give <source>=<operatorId>"))?;
-            if operators.insert(source.to_owned(), operator).is_some() {
-                return Err(format!("has the source {source:?} twice"));
-            }
-        }
-        Ok(Self(operators))
-    }
 }
 
 /// The result of the invocation. It is only logged.

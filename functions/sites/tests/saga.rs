@@ -10,7 +10,7 @@ use fault::ErrorKind;
 use lambda::Step;
 use serde_json::{Value, json};
 use sites::{
-    activate_site::ActivateSite, close_site::CloseSite, import_site::SourceOperators,
+    activate_site::ActivateSite, close_site::CloseSite, 
     project_site::ProjectSite,
 };
 use support::{create, import_site, project, registration, saga_for_key, step_event};
@@ -153,18 +153,6 @@ async fn a_listed_source_registers_sites_of_its_operator() {
     not_listed["source"] = "other.registry".into();
     let site = SiteId::registered(OperatorId::DEFAULT, "other.registry", "SLV");
     assert_eq!(run(&import, &not_listed).await, Ok(json!({ "siteId": site })));
-}
-
-#[test]
-fn the_operators_of_sources_are_parsed() {
-    let (a, b) = (OperatorId::registered("a"), OperatorId::registered("b"));
-    let operators: SourceOperators = format!("acme.one={a}, acme.two={b}").parse().expect("valid");
-    assert_eq!([operators.operator("acme.one"), operators.operator("acme.two")], [a, b]);
-    assert_eq!(operators.operator("acme"), OperatorId::DEFAULT);
-    assert_eq!("".parse(), Ok(SourceOperators::default()));
-    for wrong in ["acme.one", "acme.one=", &format!("={a}"), &format!("x={a},x={b}"), "x=default"] {
-        assert!(wrong.parse::<SourceOperators>().is_err(), "{wrong}");
-    }
 }
 
 #[tokio::test]

@@ -43,3 +43,24 @@ impl FromStr for SourceOperators {
         Ok(Self(operators))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_of_sources_are_parsed() {
+        let (a, b) = (OperatorId::registered("a"), OperatorId::registered("b"));
+        let operators: SourceOperators =
+            format!("acme.one={a}, acme.two={b}").parse().expect("valid");
+        assert_eq!([operators.operator("acme.one"), operators.operator("acme.two")], [a, b]);
+        assert_eq!(operators.operator("acme"), OperatorId::DEFAULT);
+        assert_eq!((operators.configured("acme.one"), operators.configured("acme")), (Some(a), None));
+        assert_eq!("".parse(), Ok(SourceOperators::default()));
+        for wrong in
+            ["acme.one", "acme.one=", &format!("={a}"), &format!("x={a},x={b}"), "x=default"]
+        {
+            assert!(wrong.parse::<SourceOperators>().is_err(), "{wrong}");
+        }
+    }
+}

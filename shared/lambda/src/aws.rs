@@ -8,6 +8,7 @@ use aws_sdk_dynamodb::config::{
 };
 use aws_smithy_async::{rt::sleep::TokioSleep, time::SystemTimeSource};
 use aws_types::SdkConfig;
+use contracts::SourceOperators;
 use futures_util::future::join_all;
 use limits::Limits;
 use rustls::pki_types::CertificateDer;
@@ -35,6 +36,13 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
         Ok(_) => Err(ConfigError { name, problem: "is empty".to_owned() }),
         Err(error) => Err(ConfigError { name, problem: format!("can't be read: {error}") }),
     }
+}
+
+/// Returns the operators of other systems' sources, which `SOURCE_OPERATORS` lists. It is empty if none is configured.
+pub fn source_operators() -> Result<SourceOperators, ConfigError> {
+    let name = "SOURCE_OPERATORS";
+    let text = std::env::var(name).map_err(|error| error.to_string());
+    text.and_then(|text| text.parse()).map_err(|problem| ConfigError { name, problem })
 }
 
 /// The root certificates of AWS's endpoints in the partition `aws`, the only one that Fieldstation supports.

@@ -170,7 +170,8 @@ impl Problem {
 #[derive(Debug)]
 pub struct Response {
     status: u16,
-    body: Value,
+    /// JSON.
+    body: String,
     location: Option<String>,
 }
 
@@ -179,7 +180,13 @@ impl Response {
     pub fn new(status: u16, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_value(body)
             .map_err(|error| Problem::new(500, "internal", "Internal error", error.to_string()))?;
-        Ok(Self { status, body, location: None })
+        Ok(Self::json(status, body.to_string()))
+    }
+
+    /// Creates a response with this body, which is JSON already. Its numbers are sent as they are.
+    #[must_use]
+    pub fn json(status: u16, body: String) -> Self {
+        Self { status, body, location: None }
     }
 
     /// Adds a `Location` header: a reference relative to the request's URL ([`relative_location`]). The client resolves
@@ -270,7 +277,7 @@ pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
             {
                 headers.insert(HeaderName::from_static("location"), location);
             }
-            (response.status, "application/json", response.body.to_string())
+            (response.status, "application/json", response.body)
         }
         Err(problem) => {
             if let Some(seconds) = problem.retry_after {

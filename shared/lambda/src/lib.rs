@@ -13,7 +13,7 @@ mod replay;
 mod serve;
 mod telemetry;
 
-pub use aws::{Aws, ConfigError, env};
+pub use aws::{Aws, ConfigError, env, source_operators};
 pub use batch::{Deadline, FailedItem, count_failed, process_each, process_lanes, serve_queue};
 pub use calls::Call;
 pub use http::serve_http;

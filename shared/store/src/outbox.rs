@@ -111,6 +111,16 @@ impl EventRow {
     pub fn envelope(&self) -> Result<OpenEnvelope, serde_json::Error> {
         serde_json::from_str(&self.detail)
     }
+
+    /// Converts the row of an event of another system. Its type is the attribute `eventType`, so it is not in the index
+    /// `byType`.
+    pub(crate) fn foreign_item(&self) -> Result<Item, StoreError> {
+        let mut item = item(self)?;
+        if let Some(kind) = item.remove("type") {
+            item.insert("eventType".to_owned(), kind);
+        }
+        Ok(item)
+    }
 }
 
 impl<D: Event> NewEvent<D> {
@@ -178,10 +188,11 @@ impl<D: Event> NewEvent<D> {
     }
 
     pub(crate) fn item(self) -> Result<Item, StoreError> {
-        let row = self.row()?;
-        serde_dynamo::to_item(&row).map_err(|error| StoreError::Corrupt {
-            row: row.entity.clone(),
-            reason: error.to_string(),
-        })
+        item(&self.row()?)
     }
+}
+
+fn item(row: &EventRow) -> Result<Item, StoreError> {
+    serde_dynamo::to_item(row)
+        .map_err(|error| StoreError::Corrupt { row: row.entity.clone(), reason: error.to_string() })
 }

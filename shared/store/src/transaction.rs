@@ -18,7 +18,7 @@ use fault::AwsErrorKind;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Item, Key, NewEvent, Outbox, StoreError, Table,
+    EventRow, Item, Key, NewEvent, Outbox, StoreError, Table,
     table::{decode, encode, names},
 };
 
@@ -207,7 +207,20 @@ impl Transaction {
     #[must_use]
     pub fn event<D: Event>(mut self, outbox: &Outbox, event: NewEvent<D>) -> Self {
         let key = Key::id(format!("{}/{}", event.entity, event.sequence));
-        let put = event.item().and_then(|item| {
+        self.put_event(outbox, &key, event.item());
+        self
+    }
+
+    /// Adds an event of another system to the outbox. The entity must not have an event with this sequence yet.
+    #[must_use]
+    pub fn foreign_event(mut self, outbox: &Outbox, row: &EventRow) -> Self {
+        let key = Key::id(format!("{}/{}", row.entity, row.sequence));
+        self.put_event(outbox, &key, row.foreign_item());
+        self
+    }
+
+    fn put_event(&mut self, outbox: &Outbox, key: &Key, item: Result<Item, StoreError>) {
+        let put = item.and_then(|item| {
             Put::builder()
                 .table_name(outbox.table_name())
                 .set_item(Some(item))
@@ -216,10 +229,9 @@ impl Transaction {
                 .map_err(|error| StoreError::Internal(error.to_string()))
         });
         match put {
-            Ok(put) => self.push(&key, TransactWriteItem::builder().put(put).build()),
+            Ok(put) => self.push(key, TransactWriteItem::builder().put(put).build()),
             Err(error) => self.error = Some(error),
         }
-        self
     }
 
     /// Returns the number of writes. DynamoDB accepts at most 100 in a transaction.

@@ -1,10 +1,7 @@
 //! Lambda function `import-site`.
 
-use lambda::{Aws, ConfigError, Error, serve_step};
-use sites::{
-    import_site::{ImportSite, SourceOperators},
-    registration::Registrar,
-};
+use lambda::{Aws, Error, serve_step, source_operators};
+use sites::{import_site::ImportSite, registration::Registrar};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -14,11 +11,4 @@ async fn main() -> Result<(), Error> {
         operators: source_operators()?,
     })
     .await
-}
-
-fn source_operators() -> Result<SourceOperators, ConfigError> {
-    let name = "SOURCE_OPERATORS";
-    // It is empty if every source belongs to the default operator.
-    let text = std::env::var(name).map_err(|error| error.to_string());
-    text.and_then(|text| text.parse()).map_err(|problem| ConfigError { name, problem })
 }
