@@ -11,7 +11,9 @@ use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
-use crate::{KeyIdRow, KeyRow, OperatorState, OperatorsError, listing::position, may_manage};
+use crate::{
+    KeyIdRow, KeyRow, OperatorState, OperatorStatus, OperatorsError, listing::position, may_manage,
+};
 
 /// The maximum size of the request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;
@@ -79,8 +81,9 @@ impl CreateKey {
     /// An administrator creates any key, also for other operators. An operator creates keys for itself, but none for
     /// administrators. The first administrator's secret creates only keys for administrators, for at most 90 days.
     ///
-    /// Returns 400 for an invalid request, 403 for a key that the caller may not create, and 409 if an earlier
-    /// request with the same idempotency key created a key, because that key can't be shown again.
+    /// Returns 400 for an invalid request, and 403 for a key that the caller may not create. Returns 409 if the operator
+    /// is suspended, or if an earlier request with the same idempotency key created a key, because that key can't be
+    /// shown again.
     pub async fn handle(
         &self,
         caller: &Caller,
@@ -97,6 +100,10 @@ impl CreateKey {
         let days = lifetime(caller, &body)?;
         let state = OperatorState::read(&self.operators, operator).await.map_err(problem)?;
         let state = state.ok_or_else(|| unknown("operatorId", "operator", "GET /operators"))?;
+        if state.status == OperatorStatus::Suspended {
+            let detail = format!("Operator {operator} is suspended: its keys would be refused.");
+            return Err(Problem::conflict("operator-suspended", detail));
+        }
         let replacement = match body.replaces {
             Some(old) => Some(self.replacement(caller, operator, old, &body, now).await?),
             None => None,

@@ -3,6 +3,9 @@
 //! The signature is verified locally with the issuer's key set, which is found by `OpenID` Connect Discovery and cached.
 //! The algorithm is that of the key, never that of the token's header. Symmetric keys are skipped: a public key could
 //! otherwise be used as the secret of an HMAC.
+//!
+//! An outage of the issuer does not lock its users out: while the key set can't be read again, the cached one is used for
+//! up to a day.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,10 +22,16 @@ use web::{Bytes, Limits, Request, Web};
 
 use crate::authorise_caller::Refusal;
 
-/// The maximum age of the cached key set.
-const MAX_AGE: Duration = Duration::from_mins(15);
+/// The age at which the cached key set is read again.
+const REFRESH_AGE: Duration = Duration::from_mins(15);
+/// The maximum age of a key set that can't be read again. A key that the issuer removes during its own outage is accepted
+/// until then.
+const MAX_AGE: Duration = Duration::from_hours(24);
 /// The minimum time between two reads of the key set because of an unknown key id.
 const MIN_REFRESH: Duration = Duration::from_mins(1);
+/// The time after a failed read until the next one. It doubles with each failure, up to the maximum.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_mins(1);
 /// The limits of each call. The key set takes two.
 const LIMITS: Limits = Limits { time: Duration::from_secs(3), body: 256 * 1024 };
 /// The accepted difference between the issuer's clock and ours, in seconds.
@@ -43,7 +52,7 @@ pub struct Issuer {
     url: String,
     audience: String,
     web: Web,
-    cached: Mutex<Option<KeySet>>,
+    cached: Mutex<Cache>,
 }
 
 /// Who a valid token is for.
@@ -72,12 +81,54 @@ impl From<Refusal> for TokenError {
     }
 }
 
+/// The last key set that was read, and the reads that have failed since.
+#[derive(Debug, Default)]
+struct Cache {
+    set: Option<KeySet>,
+    failure: Option<Failure>,
+}
+
 #[derive(Debug)]
 struct KeySet {
     keys: HashMap<String, VerificationKey>,
     read: Instant,
-    /// The last attempt to read it because of an unknown key id.
-    refreshed: Instant,
+}
+
+/// Consecutive failed reads.
+#[derive(Debug)]
+struct Failure {
+    count: u32,
+    last: Instant,
+    problem: String,
+}
+
+impl Failure {
+    /// Returns the time from the last failure until the next read.
+    fn wait(&self) -> Duration {
+        FIRST_RETRY.saturating_mul(2_u32.saturating_pow(self.count - 1)).min(MAX_RETRY)
+    }
+}
+
+impl Cache {
+    /// Returns whether the key set must be read before the key with this id is looked up.
+    fn is_read_due(&self, id: &str) -> bool {
+        let since_failure = self.failure.as_ref().map(|failure| failure.last.elapsed());
+        match &self.set {
+            Some(set) if set.read.elapsed() < REFRESH_AGE => {
+                !set.keys.contains_key(id)
+                    && set.read.elapsed() >= MIN_REFRESH
+                    && since_failure.is_none_or(|time| time >= MIN_REFRESH)
+            }
+            _ => {
+                self.failure.as_ref().is_none_or(|failure| failure.last.elapsed() >= failure.wait())
+            }
+        }
+    }
+
+    fn add_failure(&mut self, problem: String) {
+        let count = self.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
+        self.failure = Some(Failure { count, last: Instant::now(), problem });
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -144,18 +195,25 @@ impl Issuer {
 
     /// Returns the key with this id. If it is not in the cached set, the issuer may have a new key, so the set is read
     /// again.
+    ///
+    /// A failed read is an error only if the key is not in the cached set: the issuer may have that key.
     async fn key(&self, id: &str) -> Result<Option<VerificationKey>, KeySetError> {
-        let mut cached = self.cached.lock().await;
-        let set = match &mut *cached {
-            Some(set) if set.read.elapsed() < MAX_AGE => set,
-            old => old.insert(self.read().await?),
-        };
-        if !set.keys.contains_key(id) && set.refreshed.elapsed() >= MIN_REFRESH {
-            // Set before the call, so that a failed call is not repeated at once.
-            set.refreshed = Instant::now();
-            *set = self.read().await?;
+        let mut cache = self.cached.lock().await;
+        if cache.is_read_due(id) {
+            match self.read().await {
+                Ok(set) => *cache = Cache { set: Some(set), failure: None },
+                Err(error) => {
+                    tracing::warn!(%error, "the key set was not read");
+                    cache.add_failure(error.problem);
+                }
+            }
         }
-        Ok(set.keys.get(id).cloned())
+        let set = cache.set.as_ref().filter(|set| set.read.elapsed() < MAX_AGE);
+        match (set.and_then(|set| set.keys.get(id)), &cache.failure) {
+            (Some(key), _) => Ok(Some(key.clone())),
+            (None, Some(failure)) => Err(self.error(failure.problem.clone())),
+            (None, None) => Ok(None),
+        }
     }
 
     async fn read(&self) -> Result<KeySet, KeySetError> {
@@ -165,10 +223,12 @@ impl Issuer {
         if discovery.issuer != self.url {
             return Err(self.error("its configuration names another issuer".to_owned()));
         }
+        if !is_as_secure(&discovery.jwks_uri, &self.url) {
+            return Err(self.error("its key set has no https URL".to_owned()));
+        }
         let set: Keys = self.get(&discovery.jwks_uri).await?;
         let keys = set.keys.into_iter().filter_map(verification_key).collect();
-        let now = Instant::now();
-        Ok(KeySet { keys, read: now, refreshed: now })
+        Ok(KeySet { keys, read: Instant::now() })
     }
 
     async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, KeySetError> {
@@ -187,6 +247,14 @@ impl Issuer {
     fn error(&self, problem: String) -> KeySetError {
         KeySetError { issuer: self.url.clone(), problem }
     }
+}
+
+/// Returns whether the key set of an https issuer has an https URL. [`web::secure_url`] accepts plain HTTP to a loopback
+/// host, which only a local issuer may name.
+fn is_as_secure(key_set: &str, issuer: &str) -> bool {
+    let is_https =
+        |url: &str| web::secure_url(url).is_ok_and(|uri| uri.scheme_str() == Some("https"));
+    is_https(key_set) || !is_https(issuer)
 }
 
 /// Returns the key and its id. Returns `None` for a key that can't verify signatures, or that this code does not know.
@@ -231,4 +299,29 @@ fn subject(claims: Claims) -> Result<Subject, Refusal> {
         operator: operator.ok_or(Refusal::InvalidOperatorClaim)?,
         scope: scope.filter(is_for_people).ok_or(Refusal::InvalidScopeClaim)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_https_issuer_has_an_https_key_set() {
+        let (https, local) = ("https://issuer.example", "http://127.0.0.1:8000");
+        assert!(is_as_secure("https://keys.example/set", https));
+        assert!(is_as_secure("HTTPS://keys.example/set", "HTTPS://issuer.example"));
+        assert!(!is_as_secure("http://127.0.0.1:8000/set", https));
+        assert!(!is_as_secure("http://localhost/set", "HTTPS://issuer.example"));
+        assert!(!is_as_secure("", https));
+        assert!(is_as_secure("http://127.0.0.1:8000/set", local));
+        assert!(is_as_secure("https://keys.example/set", local));
+    }
+
+    #[test]
+    fn the_time_between_failed_reads_doubles_up_to_a_minute() {
+        let wait = |count| {
+            Failure { count, last: Instant::now(), problem: String::new() }.wait().as_secs()
+        };
+        assert_eq!([1, 2, 3, 6, 7, 40, u32::MAX].map(wait), [1, 2, 4, 32, 60, 60, 60]);
+    }
 }

@@ -15,7 +15,7 @@ use support::{
 };
 use testkit::{
     Dynamo,
-    dynamo::KEYS,
+    dynamo::{KEYS, OPERATORS},
     sample::{caller, noon},
 };
 
@@ -56,6 +56,21 @@ async fn a_key_is_shown_once_and_stored_as_its_hash() {
     assert_eq!(repeated["body"]["prefix"], key.visible_prefix());
     assert!(!repeated.to_string().contains(&text[12..]), "the key is shown again");
     assert_eq!(dynamo.all_rows().await, after);
+}
+
+#[tokio::test]
+async fn a_suspended_operator_gets_no_key() {
+    let dynamo = Dynamo::start().await;
+    let own = operator(&dynamo, "own").await;
+    let mut row = dynamo.row(OPERATORS, &own.to_string()).await.expect("the row");
+    row["status"] = "SUSPENDED".into();
+    dynamo.put(OPERATORS, row).await;
+    let before = dynamo.all_rows().await;
+    let body = json!({ "name": "A", "scope": "read", "operatorId": own }).to_string();
+    let step = create_key(&dynamo);
+    let response = step.handle(&admin(), &post("create-key", Some("k"), &body), noon(0)).await;
+    check("create-key.suspended", response);
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
