@@ -21,7 +21,7 @@ class Affected(unittest.TestCase):
         self.assertEqual(self.affected("functions/gateway/template.yaml"), ["gateway"])
 
     def test_a_change_in_a_shared_crate_affects_the_services_that_use_it(self):
-        self.assertEqual(self.affected("shared/quarantine/src/lib.rs"), ["events", "telemetry"])
+        self.assertEqual(self.affected("shared/quarantine/src/lib.rs"), ["events", "inventory", "telemetry", "network"])
         with_code = [service for service in self.ordered if service != "gateway"]
         self.assertEqual(self.affected("shared/contracts/src/id.rs"), with_code)
 
@@ -59,7 +59,7 @@ class Settings(unittest.TestCase):
             services.settings("billing")
 
     def test_an_unknown_service_is_named(self):
-        with self.assertRaisesRegex(SystemExit, "There is no service biling. The services are: failures, events"):
+        with self.assertRaisesRegex(SystemExit, "There is no service biling. The services are: failures, operators"):
             services.selected_services(["biling"])
 
 
