@@ -194,6 +194,21 @@ async fn invocations_side_by_side_emit_each_event_once() {
 }
 
 #[tokio::test]
+async fn the_later_of_two_records_wins_whichever_commits_first() {
+    // A replay runs while the mapping delivers a later record.
+    for reversed in [false, true] {
+        let dynamo = Dynamo::start().await;
+        let (one, other) = (watcher(&dynamo), watcher(&dynamo));
+        let (earlier, later) = (movements(1, &[8]), movements(2, &[0]));
+        let (first, second) = if reversed { (&later, &earlier) } else { (&earlier, &later) };
+        let failed = join_all([handle(&one, first), handle(&other, second)]).await;
+        assert_eq!(failed, [None, None]);
+        assert_eq!(level(&dynamo, METRICS[0]).await["level"], "SOLD_OUT");
+        assert_eq!(events(&dynamo, METRICS[0]).await.last(), Some(&sold_out()));
+    }
+}
+
+#[tokio::test]
 async fn a_deleted_stock_is_sold_out_and_other_rows_are_ignored() {
     let dynamo = Dynamo::start().await;
     let step = watcher(&dynamo);
