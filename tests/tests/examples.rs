@@ -194,14 +194,8 @@ impl Entity {
 
     /// Waits until the Rust example applied all events up to this one, and checks that it applied each once.
     async fn assert_in_states(&self, stack: &Stack, example: &Example, last: u64) -> Result<()> {
-        let row = self.wait_for_sequence(
-            stack,
-            example.output("StatesTable")?,
-            "entity",
-            &self.log_key()?,
-            last,
-        );
-        let row = row.await?;
+        let (table, key) = (example.output("StatesTable")?, self.log_key()?);
+        let row = self.wait_for_sequence(stack, table, "entity", &key, last).await?;
         ensure!(row["applied"] == last, "events were skipped or applied twice: {row}");
         ensure!(row["lastData"] == json!({ "n": last }).to_string(), "{row}");
         Ok(())
@@ -306,12 +300,13 @@ async fn each_example_gets_each_event_once_and_in_order() -> Result<()> {
     fs::create_dir(&code)?;
     build(&code)?;
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" };
+    let python = examples().join("python-lambda");
     let (states, history) = try_join!(
         Example::deploy(&stack, "rust-lambda", &code, vec![format!("Architecture={architecture}")],),
         Example::deploy(
             &stack,
             "python-lambda",
-            &examples().join("python-lambda"),
+            &python,
             vec![
                 format!("EntityType={}", one.kind()),
                 format!("ApiUrl={}", api.url),

@@ -85,7 +85,7 @@ class Following(unittest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         return [json.loads(line) for line in result.stdout.splitlines()]
 
-    def test_an_entitys_events_are_printed_in_order_and_once(self):
+    def test_the_events_of_an_entity_are_printed_in_order_and_once(self):
         self.server.log = [event(sequence) for sequence in range(1, 6)] + [event(1, entity="acme.pump/other")]
         self.assertEqual(self.printed("entity", "acme.pump/a b&c"), self.server.log[:5])
         self.assertEqual(self.printed("entity", "acme.pump/a b&c"), [])
@@ -93,7 +93,7 @@ class Following(unittest.TestCase):
         self.server.log.append(late)
         self.assertEqual(self.printed("entity", "acme.pump/a b&c"), [late])
 
-    def test_a_types_events_are_printed_oldest_first_and_once(self):
+    def test_the_events_of_a_type_are_printed_oldest_first_and_once(self):
         self.server.log = [event(1), event(2, "Other"), event(3), event(4), event(5), event(6)]
         expected = [event for event in self.server.log if event["metadata"]["type"] == "Measured"]
         self.assertEqual(self.printed("type", "Measured"), expected)

@@ -57,10 +57,14 @@ fn the_quotas_have_the_routes_throttling_limits() {
     let apis = template.resources("AWS::Serverless::Api");
     let api = apis.values().next().expect("an API");
     let settings = api["Properties"]["MethodSettings"].as_array().expect("settings");
-    for (limit, path) in [(Limit::PostReadings, "/~1readings"), (Limit::PostSites, "/~1sites")] {
+    for (limit, method, path) in [
+        (Limit::PostReadings, "POST", "/~1readings"),
+        (Limit::PostSites, "POST", "/~1sites"),
+        (Limit::PostEvents, "*", "/*"),
+    ] {
         let route = settings
             .iter()
-            .find(|route| route["ResourcePath"] == path && route["HttpMethod"] == "POST")
+            .find(|route| route["ResourcePath"] == path && route["HttpMethod"] == method)
             .expect(path);
         assert_equal(quotas[&limit].value, number(&route["ThrottlingRateLimit"]), path);
     }

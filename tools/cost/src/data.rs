@@ -43,11 +43,21 @@ pub enum Item {
     LogGigabyte,
     /// A trace that X-Ray records.
     Trace,
+    /// A gigabyte out of an on-demand stream by enhanced fan-out, for each consumer.
+    FanOutGigabyte,
+    /// An hour of a consumer with enhanced fan-out, for each provisioned shard.
+    ConsumerShardHour,
+    /// A gigabyte out of provisioned shards by enhanced fan-out, for each consumer.
+    ConsumerShardGigabyte,
+    /// A gigabyte into streams in the mode On-demand Advantage.
+    AdvantageInGigabyte,
+    /// A gigabyte out of streams in the mode On-demand Advantage, for each consumer.
+    AdvantageOutGigabyte,
 }
 
 impl Item {
     /// All items.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::StreamHour,
         Self::StreamInGigabyte,
         Self::StreamOutGigabyte,
@@ -65,6 +75,11 @@ impl Item {
         Self::ApiRequest,
         Self::LogGigabyte,
         Self::Trace,
+        Self::FanOutGigabyte,
+        Self::ConsumerShardHour,
+        Self::ConsumerShardGigabyte,
+        Self::AdvantageInGigabyte,
+        Self::AdvantageOutGigabyte,
     ];
 }
 
@@ -150,6 +165,16 @@ pub enum Limit {
     DescribeExecutions,
     /// State transitions of Standard workflows per second.
     Transitions,
+    /// Requests per second to `POST /events`.
+    PostEvents,
+    /// Write units per second of the events table.
+    EventsTableWrites,
+    /// Write units per second of a new events table.
+    NewEventsTableWrites,
+    /// Write units per second of the index keys of one event type.
+    TypeWrites,
+    /// Bytes per second into a new events stream on demand.
+    NewEventStreamBytes,
 }
 
 /// A quota with its default.
@@ -227,6 +252,48 @@ pub struct Assumptions {
     pub peer_record_calls: f64,
     /// The number of items that the Python peer writes with one call.
     pub peer_items_a_call: f64,
+    /// The events that other systems append, and their consumers.
+    pub events: EventAssumptions,
+}
+
+/// Assumptions about events that other systems append, and about their consumers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventAssumptions {
+    /// The description of the values.
+    pub comment: String,
+    /// The size of an event on the stream, with its key.
+    pub record_bytes: f64,
+    /// The stored size of an event's rows and index entries.
+    pub stored_bytes: f64,
+    /// The write units of an event, from the append to the mark of the publisher.
+    pub write_units: f64,
+    /// The part of the write units in the events table itself, without its indexes.
+    pub table_write_units: f64,
+    /// The read units of an event.
+    pub read_units: f64,
+    /// The number of events that the publisher sends with one call.
+    pub events_per_call: f64,
+    /// The highest rate, as a multiple of the mean.
+    pub peak: f64,
+    /// The measured function that stands for append-event.
+    pub appended_like: String,
+    /// The measured function that stands for a consumer.
+    pub consumed_like: String,
+    /// The maximum number of records in a batch of a consumer of the stream.
+    pub consumer_batch: f64,
+    /// The write units of a consumer's effect.
+    pub consumer_write_units: f64,
+    /// The number of messages in a batch of a consumer with a queue.
+    pub queue_batch: f64,
+    /// The number of reads of a shard per second that all consumers with shared throughput have.
+    pub shared_reads: f64,
+    /// The maximum number of consumers with enhanced fan-out.
+    pub fan_out_consumers: f64,
+    /// The same in the mode On-demand Advantage.
+    pub advantage_consumers: f64,
+    /// The bytes per second, in and out, that the mode On-demand Advantage charges at least.
+    pub advantage_bytes: f64,
 }
 
 /// The event source mappings of the stream's functions.

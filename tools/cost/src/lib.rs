@@ -7,6 +7,8 @@
 pub mod counted;
 pub mod data;
 pub mod docs;
+pub mod event_report;
+pub mod events;
 pub mod figures;
 pub mod inputs;
 pub mod lambda;

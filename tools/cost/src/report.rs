@@ -8,6 +8,7 @@ use crate::{
     counted::Bundles,
     data::{Amounts, Item, Quota},
     docs::table,
+    event_report,
     inputs::Inputs,
     onboarding::{self, Implementation},
     quotas::onboarding_uses,
@@ -32,12 +33,15 @@ pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
         ("onboarding", onboarding(inputs)?),
         ("quotas", quotas(inputs)?),
         ("saga-quotas", saga_quotas(inputs)?),
+        ("events", event_report::events(inputs)?),
+        ("event-consumers", event_report::consumers(inputs)?),
+        ("event-quotas", event_report::quotas(inputs)?),
         ("prices", prices(inputs)?),
     ])
 }
 
 /// Formats a number with three significant digits.
-fn format_number(number: f64) -> String {
+pub(crate) fn format_number(number: f64) -> String {
     if number.fract() == 0.0 && number.abs() < 1000.0 {
         return number.to_string();
     }
@@ -75,7 +79,7 @@ fn length(bundles: &Bundles) -> &'static str {
     }
 }
 
-fn bold(text: &str) -> String {
+pub(crate) fn bold(text: &str) -> String {
     format!("**{text}**")
 }
 
@@ -361,17 +365,17 @@ fn quotas(inputs: &Inputs) -> Result<String> {
 }
 
 /// Returns the quota's name as a link to its source.
-fn linked_name(quota: &Quota) -> String {
+pub(crate) fn linked_name(quota: &Quota) -> String {
     let Quota { name, source, .. } = quota;
     let prefix = if source.starts_with("https:") { "" } else { "../" };
     format!("[{name}]({prefix}{source})")
 }
 
-fn adjustable(quota: &Quota) -> String {
+pub(crate) fn adjustable(quota: &Quota) -> String {
     if quota.adjustable { "yes" } else { "no" }.to_owned()
 }
 
-fn percent(part: f64) -> String {
+pub(crate) fn percent(part: f64) -> String {
     let text = format!("{} %", format_number(part * 100.0));
     if part > 1.0 { bold(&text) } else { text }
 }
