@@ -16,7 +16,7 @@ use tests::{
     alarms::sns,
     log::LoggedEvent,
     sites::{GOOD_CARD, registration},
-    wait::{Poll, TIMEOUT, until},
+    wait::{Poll, TIMEOUT, until, until_true},
 };
 use uuid::Uuid;
 
@@ -148,6 +148,13 @@ async fn a_subscriber_learns_that_a_stock_falls_sells_out_and_is_replenished() -
     let enough = LOW_LIMIT + DEADBAND;
     for metric in [METRIC, OTHER_METRIC] {
         stack.deliver(&[metric], u32::try_from(enough)?).await?;
+    }
+    for metric in [METRIC, OTHER_METRIC] {
+        until_true("the level to be OK", TIMEOUT, async || {
+            let rows = stack.rows_with(names::INVENTORY, "id", &format!("level#{metric}")).await?;
+            Ok((rows.iter().all(|row| row["level"] == "OK"), format!("{rows:?}")))
+        })
+        .await?;
     }
     tokio::time::sleep(DELIVERY_TIME).await;
     subscriber.receive(&stack).await?;
