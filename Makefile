@@ -113,7 +113,7 @@ release-sizes: require ## builds every function for release (15 minutes) and pri
 	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
 e2e-test: require-curl-jq .venv/.docs build-local ## end-to-end tests of the deployed local stack
-	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
+	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl -p last-state --no-run
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
