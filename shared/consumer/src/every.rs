@@ -28,10 +28,14 @@ use tokio::time::timeout;
 const MAX_WRITES: usize = 100;
 /// The maximum size of the events of one transaction, as JSON. DynamoDB accepts 4 MB of rows.
 const MAX_BYTES: usize = 2_000_000;
+/// The maximum size of the events of one run, except for its last event.
+const MAX_RUN_BYTES: usize = 256 * 1024;
 /// The maximum number of events that are read from the log in one call.
 const PAGE: i32 = 200;
-/// The number of concurrent transactions.
-const CONCURRENT: usize = 4;
+/// The maximum number of entities whose events are read from the log before something is applied.
+const MAX_LOG_LANES: usize = 25;
+/// The number of concurrent calls to DynamoDB.
+const CONCURRENT: usize = 8;
 /// The maximum number of attempts to apply one entity's events while other executions move its cursor, or while its
 /// transactions conflict with others.
 const MAX_ATTEMPTS: u32 = 12;
@@ -262,47 +266,63 @@ impl<E: Effect> Work<'_, E> {
         Ok(())
     }
 
-    /// Returns the next run of each lane. `None` means that the lane is done.
+    /// Returns the next runs. `None` means that the lane is done. A lane that is not in the result has to wait: only some
+    /// lanes at a time are read from the log, so that their events fit into memory and the work makes progress.
     async fn next_runs(
         &self,
         lanes: &HashMap<String, Lane>,
     ) -> Vec<(String, Result<Option<Run>, StoreError>)> {
-        stream::iter(lanes)
-            .map(async |(log_key, lane)| (log_key.clone(), self.next_run(log_key, lane).await))
-            .buffer_unordered(CONCURRENT)
-            .collect()
-            .await
+        let (mut next, mut behind) = (Vec::new(), Vec::new());
+        for (log_key, lane) in lanes {
+            let run = self.at_hand(log_key, lane);
+            let has_later = lane.events.range(self.cursor(log_key).sequence + 1..).next().is_some();
+            if !run.events.is_empty() {
+                next.push((log_key.clone(), Ok(Some(run))));
+            } else if has_later || lane.to_the_end {
+                behind.push((run, has_later));
+            } else {
+                next.push((log_key.clone(), Ok(None)));
+            }
+        }
+        behind.truncate(MAX_LOG_LANES);
+        let read = stream::iter(behind)
+            .map(async |(run, has_later)| {
+                (run.log_key.clone(), self.from_log(run, has_later).await)
+            })
+            .buffer_unordered(CONCURRENT);
+        next.extend(read.collect::<Vec<_>>().await);
+        next
     }
 
-    async fn next_run(&self, log_key: &str, lane: &Lane) -> Result<Option<Run>, StoreError> {
-        let Cursor { sequence: cursor, state } =
-            self.outcome.borrow().cursors.get(log_key).cloned().unwrap_or_default();
-        let mut run = Run {
-            log_key: log_key.to_owned(),
-            events: Vec::new(),
-            state,
-            replay: self.replay,
-            bytes: 0,
-        };
+    fn cursor(&self, log_key: &str) -> Cursor {
+        self.outcome.borrow().cursors.get(log_key).cloned().unwrap_or_default()
+    }
+
+    /// Returns the events at hand that follow the cursor without a gap.
+    fn at_hand(&self, log_key: &str, lane: &Lane) -> Run {
+        let Cursor { sequence: cursor, state } = self.cursor(log_key);
+        let (log_key, replay) = (log_key.to_owned(), self.replay);
+        let mut run = Run { log_key, events: Vec::new(), state, replay, bytes: 0 };
         for (sequence, (event, bytes)) in lane.events.range(cursor + 1..) {
-            if *sequence != cursor + 1 + run.events.len() as u64 || run.bytes > MAX_BYTES {
+            if *sequence != cursor + 1 + run.events.len() as u64 || run.bytes > MAX_RUN_BYTES {
                 break;
             }
             run.events.push(event.clone());
             run.bytes += bytes;
         }
-        if !run.events.is_empty() {
-            return Ok(Some(run));
-        }
-        let is_behind = lane.events.last_key_value().is_some_and(|(last, _)| *last > cursor);
-        if !is_behind && !lane.to_the_end {
-            return Ok(None);
-        }
-        // A gap, or a rebuild: the log has all events.
+        run
+    }
+
+    /// Adds the events that follow the cursor in the log to a run that is empty. Returns `None` at the end of the log.
+    ///
+    /// `has_later` says that a later event exists, so that the end of the log is an error.
+    async fn from_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
+        let log_key = run.log_key.clone();
+        let cursor = self.cursor(&log_key).sequence;
         let page = self
             .log
             .query("entity = :entity AND #sequence > :cursor")
-            .text("entity", log_key)
+            .text("entity", &log_key)
             .number("cursor", cursor)
             .consistent()
             .limit(PAGE)
@@ -310,7 +330,7 @@ impl<E: Effect> Work<'_, E> {
             .await?;
         for item in page.items {
             let row: EventRow = from_item(item, || format!("of the log of {log_key}"))?;
-            if row.sequence != cursor + 1 + run.events.len() as u64 || run.bytes > MAX_BYTES {
+            if row.sequence != cursor + 1 + run.events.len() as u64 || run.bytes > MAX_RUN_BYTES {
                 break;
             }
             let corrupt = |reason: String| StoreError::Corrupt {
@@ -325,10 +345,10 @@ impl<E: Effect> Work<'_, E> {
             metrics::counter!("EventsReadFromLog").increment(run.events.len() as u64);
             return Ok(Some(run));
         }
-        if is_behind {
+        if has_later {
             metrics::counter!("GapsInLog").increment(1);
             let reason = format!("the log has no event {}, but later ones exist", cursor + 1);
-            return Err(StoreError::Corrupt { row: log_key.to_owned(), reason });
+            return Err(StoreError::Corrupt { row: log_key, reason });
         }
         Ok(None)
     }

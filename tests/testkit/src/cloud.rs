@@ -515,7 +515,7 @@ impl Cloud {
         };
         match response {
             Ok(response) => {
-                let reads = ["BatchGetItem", "GetItem", "Query", "TransactGetItems"];
+                let reads = ["BatchGetItem", "GetItem", "Query", "Scan", "TransactGetItems"];
                 if !reads.contains(&operation) {
                     let mut state = self.state();
                     state.write_units += write_units(&response);
@@ -572,10 +572,12 @@ fn query_database(
     body["ReturnConsumedCapacity"] = "TOTAL".into();
     match operation {
         "BatchGetItem" => to_json(database.batch_get_item(parse_request(body)?)?),
+        "BatchWriteItem" => to_json(database.batch_write_item(parse_request(body)?)?),
         "DeleteItem" => to_json(database.delete_item(parse_request(body)?)?),
         "GetItem" => to_json(database.get_item(parse_request(body)?)?),
         "PutItem" => to_json(database.put_item(parse_request(body)?)?),
         "Query" => to_json(database.query(parse_request(body)?)?),
+        "Scan" => to_json(database.scan(parse_request(body)?)?),
         "TransactGetItems" => to_json(database.transact_get_items(parse_request(body)?)?),
         "TransactWriteItems" => to_json(database.transact_write_items(parse_request(body)?)?),
         "UpdateItem" => to_json(database.update_item(parse_request(body)?)?),

@@ -2,6 +2,7 @@
 //! - the tables in an embedded DynamoDB ([`Dynamo`]);
 //! - fakes of other services ([`http`], [`buckets`], [`stripe`]);
 //! - the contract of a saga's step and its undo ([`saga`]);
+//! - the contract of a consumer that applies every event once ([`consuming`]);
 //! - golden files of JSON formats ([`golden`]);
 //! - the metrics that code under test writes ([`measured`]);
 //! - the templates as JSON ([`template`]);
@@ -11,6 +12,7 @@
 
 pub mod buckets;
 pub mod cloud;
+pub mod consuming;
 pub mod dynamo;
 pub mod golden;
 pub mod http;

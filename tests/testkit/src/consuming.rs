@@ -1,0 +1,272 @@
+//! The contract of a consumer in mode `every`: whatever is delivered, its rows are in the end those of a consumer that
+//! got each event once and in order.
+
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{EventId, OperatorId, SiteId, open::OpenEnvelope};
+use futures_util::future::join;
+use serde_json::{Value, json};
+
+use crate::{
+    cloud::{self, CallFault, Cloud},
+    dynamo::EVENTS,
+    rng::Rng,
+    sample::{noon, other_operator},
+};
+
+/// The time of an invocation.
+const TIME: Duration = Duration::from_secs(29);
+
+/// A consumer under test.
+pub trait EventConsumer {
+    /// Handles a batch of the stream of all events within this time. Returns the response to Lambda.
+    fn handle(&self, batch: &Value, time: Duration) -> impl Future<Output = Result<Value, String>>;
+}
+
+/// Returns an event with this type of this entity.
+#[must_use]
+pub fn event(
+    operator: OperatorId,
+    entity: (&str, &str),
+    sequence: u64,
+    kind: &str,
+) -> OpenEnvelope {
+    let seconds = i64::try_from(sequence).unwrap_or(i64::MAX) * 40_000;
+    let (entity_type, id) = entity;
+    let entity = contracts::open::OpenEntity { kind: entity_type.to_owned(), id: id.to_owned() };
+    let event = json!({
+        "metadata": {
+            "eventId": EventId::from_log_key(&entity.log_key(operator), sequence),
+            "type": kind,
+            "occurredAt": noon(seconds),
+            "entity": entity,
+            "sequence": sequence,
+            "operatorId": operator,
+        },
+        "data": { "text": format!("event {sequence}") },
+    });
+    serde_json::from_value(event).expect("an event")
+}
+
+/// Returns the events of some sites with different ends, of an entity type that no release knows, and of an entity of
+/// another system with the same id at two operators. The events of an entity are in order.
+#[must_use]
+pub fn history() -> Vec<OpenEnvelope> {
+    let (own, other) = (OperatorId::DEFAULT, other_operator());
+    let site = |name: &str| SiteId::registered(own, "", name).to_string();
+    let mut events = Vec::new();
+    let mut add = |operator, entity: (&str, &str), kinds: &[&str]| {
+        events.extend(
+            (1..).zip(kinds).map(|(sequence, kind)| event(operator, entity, sequence, kind)),
+        );
+    };
+    let live = ["SiteCreated", "SiteActivated"];
+    let closed = ["SiteCreated", "SiteActivated", "SiteRenamed", "SiteDecommissioned"];
+    for (name, operator, kinds) in [
+        ("a", own, &live[..1]),
+        ("b", own, &live[..]),
+        ("c", own, &["SiteCreated", "SiteRejected"]),
+        ("d", own, &closed[..]),
+        // An activation whose response was lost: the site was active when it was rejected.
+        ("e", own, &["SiteCreated", "SiteActivated", "SiteRejected"]),
+        ("f", other, &live[..]),
+    ] {
+        add(operator, ("site", &site(name)), kinds);
+    }
+    add(own, ("balloon", "B-1"), &["BalloonLaunched", "BalloonLost", "BalloonFound"]);
+    for operator in [own, other] {
+        let kinds = ["sample.taken", "sample taken/again", "sample.taken", "sample.lost"];
+        add(operator, ("acme.sample", "S-1"), &kinds);
+    }
+    events
+}
+
+/// Puts an event into the log, as its writer does.
+pub fn append(cloud: &Cloud, event: &OpenEnvelope) {
+    let metadata = &event.metadata;
+    cloud.put(
+        EVENTS,
+        json!({
+            "entity": metadata.log_key(),
+            "sequence": metadata.sequence,
+            "type": metadata.kind,
+            "source": "test",
+            "occurredAt": metadata.occurred_at,
+            "operatorId": metadata.operator_id,
+            "detail": serde_json::to_string(event).expect("JSON"),
+        }),
+    );
+}
+
+/// Returns a batch of these events in the format of Lambda's event. The number of a record is its index.
+#[must_use]
+pub fn batch<'a>(events: impl IntoIterator<Item = &'a OpenEnvelope>) -> Value {
+    let record = |(number, event): (u64, &OpenEnvelope)| {
+        json!({
+            "eventID": format!("shardId-000000000000:{number}"),
+            "kinesis": {
+                "partitionKey": event.metadata.log_key(),
+                "sequenceNumber": number.to_string(),
+                "data": STANDARD.encode(serde_json::to_vec(event).expect("JSON")),
+            },
+        })
+    };
+    json!({ "Records": (0..).zip(events).map(record).collect::<Vec<_>>() })
+}
+
+/// Returns the number of the record from which Lambda delivers again. `None` if the batch is done.
+fn first_failed(response: &Result<Value, String>) -> Option<String> {
+    let failures = response.as_ref().expect("a response")["batchItemFailures"].as_array();
+    let first = failures.and_then(|all| all.first())?;
+    Some(first["itemIdentifier"].as_str().expect("a number").to_owned())
+}
+
+/// Checks a consumer. `start` starts an execution environment, and `rows` returns the consumer's rows without anything that
+/// may depend on the delivery.
+///
+/// # Panics
+/// If the consumer does not keep the contract.
+pub fn check<C: EventConsumer>(start: impl Fn(&Cloud) -> C, rows: impl Fn(&Cloud) -> Vec<Value>) {
+    let events = history();
+    let prepared = || {
+        let cloud = Cloud::new(Rng::from_seed(7));
+        events.iter().for_each(|event| append(&cloud, event));
+        cloud
+    };
+    let deliver = async |cloud: &Cloud, batch: &Value| {
+        let response = start(cloud).handle(batch, TIME).await;
+        assert_eq!(first_failed(&response), None, "{response:?}");
+    };
+
+    let expected = cloud::run(async {
+        let cloud = prepared();
+        for event in &events {
+            deliver(&cloud, &batch([event])).await;
+        }
+        rows(&cloud)
+    });
+    assert!(!expected.is_empty(), "the consumer writes nothing");
+    let whole = batch(&events);
+    let same = |case: &str, cloud: &Cloud| assert_eq!(rows(cloud), expected, "{case}");
+
+    cloud::run(async {
+        let cloud = prepared();
+        for _ in 0..2 {
+            deliver(&cloud, &whole).await;
+        }
+        same("the batch is delivered twice", &cloud);
+
+        let cloud = prepared();
+        deliver(&cloud, &batch(events.iter().rev())).await;
+        same("the events are in reverse order", &cloud);
+
+        let cloud = prepared();
+        for event in events.iter().rev() {
+            deliver(&cloud, &batch([event])).await;
+        }
+        same("each event is delivered alone, the last one first", &cloud);
+    });
+    cloud::run(only_the_last_events(&events, prepared(), &start, &same));
+    cloud::run(a_gap_in_the_log(&events, &start, &same));
+
+    cloud::run(async {
+        let cloud = prepared();
+        let (old, new) = (start(&cloud), start(&cloud));
+        let reversed = batch(events.iter().rev());
+        let (one, two) = join(old.handle(&whole, TIME), new.handle(&reversed, TIME)).await;
+        assert_eq!((first_failed(&one), first_failed(&two)), (None, None));
+        same("two executions get the same events at once", &cloud);
+    });
+
+    // The transaction takes effect, but the function does not learn it.
+    for operation in ["TransactWriteItems", "UpdateItem"] {
+        cloud::run(async {
+            let cloud = prepared();
+            cloud.interrupt(operation, CallFault::LostResponse, Duration::from_secs(1));
+            start(&cloud).handle(&whole, TIME).await.expect("a response");
+            cloud.stop_faults();
+            deliver(&cloud, &whole).await;
+            same("the response to a transaction is lost", &cloud);
+        });
+    }
+    // The function dies at any point, also between its effect and its response.
+    for polls in 1..200 {
+        cloud::run(async {
+            let cloud = prepared();
+            let function = start(&cloud);
+            let finished = until_poll(function.handle(&whole, TIME), polls).await;
+            // What was sent still takes effect.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if finished.is_none() {
+                deliver(&cloud, &whole).await;
+            }
+            same("the function dies", &cloud);
+        });
+    }
+}
+
+/// All events but the last one of each entity are missing. The consumer reads them from the log.
+async fn only_the_last_events<C: EventConsumer>(
+    events: &[OpenEnvelope],
+    cloud: Cloud,
+    start: &impl Fn(&Cloud) -> C,
+    same: &impl Fn(&str, &Cloud),
+) {
+    let is_last = |event: &&OpenEnvelope| {
+        let later = |other: &OpenEnvelope| {
+            other.metadata.log_key() == event.metadata.log_key()
+                && other.metadata.sequence > event.metadata.sequence
+        };
+        !events.iter().any(later)
+    };
+    let last: Vec<_> = events.iter().filter(is_last).collect();
+    assert!(last.len() < events.len());
+    let response = start(&cloud).handle(&batch(last), TIME).await;
+    assert_eq!(first_failed(&response), None, "{response:?}");
+    same("all events but the last ones are missing", &cloud);
+}
+
+/// The log does not have an event whose successors are delivered. Only its entity fails.
+async fn a_gap_in_the_log<C: EventConsumer>(
+    events: &[OpenEnvelope],
+    start: &impl Fn(&Cloud) -> C,
+    same: &impl Fn(&str, &Cloud),
+) {
+    let missing = events.iter().find(|event| event.metadata.kind == "SiteRenamed");
+    let missing = missing.expect("an event in the middle");
+    let cloud = Cloud::new(Rng::from_seed(7));
+    let others: Vec<_> = events.iter().filter(|event| *event != missing).collect();
+    others.iter().for_each(|event| append(&cloud, event));
+    let without = batch(others.iter().copied());
+    let after = others.iter().position(|event| {
+        event.metadata.log_key() == missing.metadata.log_key()
+            && event.metadata.sequence > missing.metadata.sequence
+    });
+    let after = after.map(|index| index.to_string());
+    for _ in 0..2 {
+        let response = start(&cloud).handle(&without, TIME).await;
+        assert_eq!(first_failed(&response), after, "only the events after the gap fail");
+    }
+    // The records behind it were applied, so a later delivery of only this entity is enough.
+    append(&cloud, missing);
+    let of_entity =
+        others.iter().filter(|event| event.metadata.log_key() == missing.metadata.log_key());
+    let response = start(&cloud).handle(&batch(of_entity.copied()), TIME).await;
+    assert_eq!(first_failed(&response), None, "{response:?}");
+    same("a gap of the log is filled late", &cloud);
+}
+
+/// Drops the work before poll number `polls + 1`.
+pub async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
+    let mut work = pin!(work);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
