@@ -107,7 +107,18 @@ impl Operator {
             rejected_site,
         };
         operator.send_reading(stack).await?;
+        let appended = stack.call(operator.event("1").bearing(&operator.full_key)).await?;
+        ensure!(appended.status == 201, "{appended}");
         Ok(operator)
+    }
+
+    /// Returns a request that appends an event of the operator.
+    fn event(&self, id: &str) -> Call {
+        let event = json!({
+            "specversion": "1.0", "id": id, "source": format!("test.{}", self.marker), "type": "TestDone",
+            "subject": "test.instrument/1", "correlationid": "run-1", "data": { "note": self.marker },
+        });
+        Call::new(Method::POST, "/events").text(event.to_string())
     }
 
     /// Returns a bundle of one reading of the operator's sensor.
@@ -186,6 +197,9 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("DELETE /sites/{siteId}", Call::delete(format!("/sites/{}", of.rejected_site))),
         ("POST /readings", Call::post_readings(of.bundle(Timestamp::now(), 1.0).to_string())),
         ("GET /sensors/{sensorId}/readings", of.readings()),
+        ("POST /events", empty("/events")),
+        ("GET /events", Call::get(format!("/events?entity=site/{}", of.site))),
+        ("GET /network/summary", Call::get("/network/summary")),
         ("POST /operators", empty("/operators")),
         ("GET /operators", Call::get("/operators")),
         ("GET /operators/{operatorId}", Call::get(format!("/operators/{}", of.id))),
@@ -215,13 +229,16 @@ const CALLERS: [&str; 10] = [
 /// With a 400 or a 409 the caller may call the route: the test's body is wrong on purpose, or the site is closed, so that
 /// nothing is changed. An administrator belongs to the default operator, so A's sites are unknown to it, too. The readings of a
 /// site of another operator are accepted, and their sensor is then unknown to the consumer of the stream.
-const EXPECTED: [(&str, [u16; 10]); 13] = [
+const EXPECTED: [(&str, [u16; 10]); 16] = [
     ("POST /sites", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /sites", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /sites/{siteId}", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
     ("DELETE /sites/{siteId}", [401, 403, 403, 404, 403, 403, 403, 403, 409, 404]),
     ("POST /readings", [401, 403, 403, 202, 403, 403, 202, 403, 202, 202]),
     ("GET /sensors/{sensorId}/readings", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
+    ("POST /events", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
+    ("GET /events", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
+    ("GET /network/summary", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("POST /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 400]),
     ("GET /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
     ("GET /operators/{operatorId}", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
@@ -406,6 +423,10 @@ async fn no_response_to_an_operator_has_a_marker_of_another() -> Result<()> {
         Call::get("/sites?limit=100"),
         Call::get("/keys?limit=100"),
         Call::get("/audit?limit=100"),
+        Call::get("/events?type=TestDone"),
+        Call::get("/events?type=SiteCreated"),
+        Call::get("/events?entity=test.instrument/1&after=0"),
+        Call::get("/events?correlationId=run-1"),
         a.readings(),
         Call::get(format!("/sensors/{}/readings?aggregate=day", a.sensor)),
     ]);
@@ -458,5 +479,41 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
     assert!(failure.payload()?.to_string().contains(&b.id), "{failure}");
     let read = stack.call(a.readings().bearing(&a.read_key)).await?;
     assert!(!read.to_string().contains("987.25"), "{read}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_appended_event_is_listed_for_its_operator_only() -> Result<()> {
+    let Operators { stack, a, b } = operators().await?;
+    // The same request again has the same response, and the source belongs to operator A.
+    let [first, repeated] =
+        [stack.call(a.event("1").bearing(&a.full_key)).await?, stack.call(a.event("1").bearing(&a.full_key)).await?];
+    assert_eq!((first.status, &first.body), (201, &repeated.body), "{first}");
+    let taken = stack.call(a.event("1").bearing(&b.full_key)).await?;
+    assert_eq!(taken.status, 409, "{taken}");
+    for query in [
+        "entity=test.instrument/1".to_owned(),
+        "entity=test.instrument/1&after=0".to_owned(),
+        "type=TestDone".to_owned(),
+        "correlationId=run-1".to_owned(),
+    ] {
+        // An index has a new event a moment later.
+        let listed = until("the event to be listed", TIMEOUT, async || {
+            let call = Call::get(format!("/events?{query}")).bearing(&a.read_key);
+            let listed = stack.call(call).await?;
+            ensure!(listed.status == 200, "{listed}");
+            Ok(match listed.body["events"].as_array() {
+                Some(events) if !events.is_empty() => Poll::Ready(events.clone()),
+                _ => Poll::Pending(listed),
+            })
+        })
+        .await?;
+        assert_eq!(listed.len(), 1, "{query}: {listed:?}");
+        assert_eq!(listed[0]["metadata"]["eventId"], first.body["eventId"], "{query}");
+        assert_eq!(listed[0]["data"]["note"], json!(a.marker), "{query}");
+        let theirs = stack.call(Call::get(format!("/events?{query}")).bearing(&b.read_key)).await?;
+        assert!(!theirs.to_string().contains(&a.marker), "{query}: {theirs}");
+        assert!(theirs.to_string().contains(&b.marker), "{query}: {theirs}");
+    }
     Ok(())
 }

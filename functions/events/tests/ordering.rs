@@ -1,5 +1,8 @@
-//! Events are published in order per entity, whatever the order of the stream. The events of one transaction are
-//! separate items, and DynamoDB Streams preserve the order per item only.
+//! Simulations: events get on the stream of all events in order per entity, whatever the order of the table's stream. The
+//! events of one transaction are separate items, and DynamoDB Streams preserve the order per item only.
+//!
+//! publish-events and sweep-events run with crashes, lost responses, throttles, repeated deliveries, splits of both
+//! streams, and an outlet that does not work for a minute or refuses events for good.
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,15 +11,20 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Entity, events::SiteActivated};
-use events::{publish_events::PublishEvents, publisher::Publisher, sweep_events::SweepEvents};
+use events::{
+    publish_events::PublishEvents,
+    publisher::{Bus, EventStream, Memory, Publisher},
+    sweep_events::SweepEvents,
+};
 use futures_util::future::LocalBoxFuture;
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{EventRow, NewEvent};
 use testkit::{
-    cloud::{self, CallFault, Cloud},
+    cloud::{self, CallFault, Cloud, Entry},
     dynamo::EVENTS,
     mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
     rng::{Rng, all_seeds, seeds},
@@ -37,29 +45,45 @@ const SETTINGS: Settings = Settings {
     max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
-const SEEDS: u64 = 8;
-const SITES: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// A type that the bus refuses, for runs with refused events.
-const BAD_TYPE: &str = "Refused";
+const SEEDS: u64 = 600;
+const SITES: [&str; 3] = ["a", "b", "c"];
+/// A type that the bus refuses.
+const BUS_REFUSES: &str = "RefusedByTheBus";
+/// A text in the detail of events that the stream refuses.
+const STREAM_REFUSES: &str = "refused by the stream";
+/// The operations of the outlets.
+const OUTLETS: [&str; 2] = ["PutRecords", "PutEvents"];
+/// A seed for which a consumer behind EventBridge gets an entity's events out of order.
+const OUT_OF_ORDER_BEHIND_THE_BUS: u64 = 1;
+
+/// The entity and sequence number of an event.
+type EventKey = (String, u64);
 
 fn publisher(cloud: &Cloud) -> Publisher {
     let bus = aws_sdk_eventbridge::config::Builder::from(&cloud.config()).allow_no_auth();
+    let stream = aws_sdk_kinesis::config::Builder::from(&cloud.config()).allow_no_auth();
     Publisher {
         events: cloud.table(EVENTS),
-        bus: aws_sdk_eventbridge::Client::from_conf(bus.build()),
-        bus_name: "fieldstation".to_owned(),
+        stream: EventStream {
+            client: aws_sdk_kinesis::Client::from_conf(stream.build()),
+            name: "events".to_owned(),
+        },
+        bus: Bus {
+            client: aws_sdk_eventbridge::Client::from_conf(bus.build()),
+            name: "fieldstation".to_owned(),
+        },
         quarantine: Quarantine {
             queues: cloud.queues(),
             url: "http://cloud/quarantine".to_owned(),
             source: "publish-events",
         },
+        memory: Memory::default(),
     }
 }
 
 /// The function publish-events, as Lambda invokes it.
 struct PublishFunction {
     cloud: Cloud,
-    given_up: Cell<usize>,
     /// The keys of the records that were delivered.
     delivered: RefCell<BTreeMap<String, BTreeSet<u64>>>,
     /// The number of records whose first delivery was after a later record of their entity.
@@ -70,7 +94,6 @@ impl PublishFunction {
     fn new(cloud: &Cloud) -> Self {
         Self {
             cloud: cloud.clone(),
-            given_up: Cell::default(),
             delivered: RefCell::default(),
             reversed: Cell::default(),
         }
@@ -114,9 +137,8 @@ impl Function for PublishFunction {
         })
     }
 
-    fn gave_up(&self, records: &[Rc<Record>], _: Value) {
-        self.given_up.set(self.given_up.get() + records.len());
-    }
+    /// The sweep publishes the events of records that the mapping gives up.
+    fn gave_up(&self, _: &[Rc<Record>], _: Value) {}
 }
 
 /// Returns an event of a site that is committed `at` after the beginning.
@@ -136,36 +158,60 @@ fn inserted(row: &EventRow) -> (String, Value) {
     (format!("{}/{}", row.entity, row.sequence), change)
 }
 
-/// Returns the entity and sequence number of each entry that the bus accepted, in order.
-fn published(cloud: &Cloud) -> Vec<(String, u64)> {
-    let entries = cloud.published();
-    let key = entries.iter().map(|entry| {
-        let detail = entry["Detail"].as_str().expect("a detail");
-        let detail: Value = serde_json::from_str(detail).expect("JSON");
-        let entity = &detail["metadata"]["entity"];
-        let key = format!("{}#{}", text(&entity["type"]), text(&entity["id"]));
-        (key, detail["metadata"]["sequence"].as_u64().expect("a number"))
-    });
-    key.collect()
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
 }
 
 fn entity(site: &str) -> String {
     Entity::from(saga(site).site_id).to_string()
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a text")
-}
-
 fn rows(cloud: &Cloud) -> Vec<EventRow> {
     cloud.rows(EVENTS).iter().map(cloud::read).collect()
 }
 
-/// Returns the first occurrences on the bus, by entity.
-fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
+/// Returns the key of the event with this detail.
+fn key(detail: &[u8]) -> EventKey {
+    let detail: Value = serde_json::from_slice(detail).expect("JSON");
+    let entity = &detail["metadata"]["entity"];
+    let entity = format!("{}#{}", text(&entity["type"]), text(&entity["id"]));
+    (entity, detail["metadata"]["sequence"].as_u64().expect("a number"))
+}
+
+fn row_key(row: &EventRow) -> EventKey {
+    (row.entity.clone(), row.sequence)
+}
+
+fn is_refused_by_stream(row: &EventRow) -> bool {
+    row.detail.contains(STREAM_REFUSES)
+}
+
+fn is_refused_by_bus(row: &EventRow) -> bool {
+    row.kind == BUS_REFUSES
+}
+
+/// Returns the keys in a call of an outlet.
+fn keys_in_call(operation: &str, body: &Value) -> Vec<EventKey> {
+    let decode = |record: &Value| STANDARD.decode(text(&record["Data"])).expect("base64");
+    let keys: Vec<_> = match operation {
+        "PutRecords" => {
+            let records = body["Records"].as_array().expect("records").iter();
+            records.map(|record| key(&decode(record))).collect()
+        }
+        "PutEvents" => {
+            let entries = body["Entries"].as_array().expect("entries").iter();
+            entries.map(|entry| key(text(&entry["Detail"]).as_bytes())).collect()
+        }
+        _ => Vec::new(),
+    };
+    keys
+}
+
+/// Returns the first occurrences, by entity.
+fn first_occurrences(keys: impl IntoIterator<Item = EventKey>) -> BTreeMap<String, Vec<u64>> {
     let mut seen = BTreeSet::new();
     let mut by_entity: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for (entity, sequence) in published(cloud) {
+    for (entity, sequence) in keys {
         if seen.insert((entity.clone(), sequence)) {
             by_entity.entry(entity).or_default().push(sequence);
         }
@@ -173,8 +219,83 @@ fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
     by_entity
 }
 
+fn on_stream(cloud: &Cloud) -> Vec<EventKey> {
+    cloud.records().iter().map(|record| key(&record.data)).collect()
+}
+
+fn on_bus(cloud: &Cloud) -> Vec<EventKey> {
+    cloud.published().iter().map(|entry| key(text(&entry["Detail"]).as_bytes())).collect()
+}
+
+/// A consumer of the stream of all events. It records each event that it gets.
+#[derive(Default)]
+struct Consumer {
+    got: Rc<RefCell<Vec<EventKey>>>,
+}
+
+impl Function for Consumer {
+    type Environment = ();
+
+    fn start(&self) {}
+
+    fn invoke(
+        &self,
+        _: Rc<()>,
+        records: Vec<Rc<Record>>,
+        _: Duration,
+    ) -> LocalBoxFuture<'static, Result<Value, String>> {
+        let got = Rc::clone(&self.got);
+        Box::pin(async move {
+            for record in records {
+                // A crash may occur between two records.
+                sleep(Duration::from_millis(1)).await;
+                got.borrow_mut().push(key(&record.data));
+            }
+            Ok(Value::Null)
+        })
+    }
+
+    fn gave_up(&self, _: &[Rc<Record>], _: Value) {}
+}
+
+/// Delivers the records of the stream of all events, which is split meanwhile, to a consumer. Returns what it got.
+async fn consume(
+    cloud: &Cloud,
+    started: Instant,
+    fault_rates: FaultRates,
+    mut rng: Rng,
+) -> Vec<EventKey> {
+    let mut stream = Stream::new(rng.fork());
+    for record in cloud.records() {
+        if rng.percent(5) {
+            stream.reshard();
+        }
+        stream.put(&record.partition_key, record.data, record.at - started);
+    }
+    let mapping = Mapping::new(SETTINGS, fault_rates, rng, Consumer::default());
+    mapping.run(&stream).await;
+    mapping.function().got.take()
+}
+
+/// Delivers the records as EventBridge would if they had been put on the bus in the same order, which is what version 1
+/// did. EventBridge starts the delivery of each event on its own, and AWS documents no order. Here each takes up to half
+/// a second.
+fn deliver_by_bus(cloud: &Cloud, mut rng: Rng) -> Vec<EventKey> {
+    let mut deliveries: Vec<_> = cloud
+        .records()
+        .iter()
+        .map(|record| (record.at + Duration::from_millis(rng.below(500)), key(&record.data)))
+        .collect();
+    deliveries.sort();
+    deliveries.into_iter().map(|(_, key)| key).collect()
+}
+
+fn is_in_order(got: Vec<EventKey>) -> bool {
+    first_occurrences(got).values().all(|sequences| sequences.is_sorted())
+}
+
 #[test]
-fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() {
+fn a_transaction_split_and_reversed_between_two_batches_is_put_on_the_stream_in_order() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
@@ -190,13 +311,133 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
         let mapping = Mapping::new(settings, FaultRates::default(), Rng::from_seed(1), function);
         mapping.run(&stream).await;
         assert_eq!(mapping.event_counts()[&MappingEvent::Done], 2);
-        let entity = pair[0].entity.clone();
-        assert_eq!(
-            published(&cloud),
-            [(entity.clone(), 1), (entity, 2)],
-            "each event once, in order"
-        );
+        let [first, second] = pair.each_ref().map(row_key);
+        assert_eq!(on_stream(&cloud), [first.clone(), second.clone()], "each once, in order");
+        assert_eq!(on_bus(&cloud), [second, first], "the bus has no order");
+        assert!(rows(&cloud).iter().all(|row| row.published_at.is_some()));
     });
+}
+
+/// The work of a run: transactions, and the stream of the table.
+struct Load {
+    stream: Stream,
+    commits: Vec<(Duration, Vec<EventRow>)>,
+}
+
+impl Load {
+    /// Creates transactions of one to four events of a site. `refused_percent` of the events are refused by each outlet.
+    fn new(rng: &mut Rng, transactions: u64, refused_percent: u64) -> Self {
+        let mut stream = Stream::new(rng.fork());
+        let mut sequences = BTreeMap::new();
+        let (mut commits, mut at) = (Vec::new(), Duration::from_secs(1));
+        for _ in 0..transactions {
+            at += Duration::from_millis(rng.below(6_000));
+            if rng.percent(15) {
+                stream.reshard();
+            }
+            let site = *rng.pick(&SITES);
+            let events: Vec<_> = (0..=rng.below(3))
+                .map(|_| {
+                    let sequence = sequences.entry(site).or_insert(0);
+                    *sequence += 1;
+                    let mut row = row(site, *sequence, at);
+                    if rng.percent(refused_percent) {
+                        BUS_REFUSES.clone_into(&mut row.kind);
+                    }
+                    if rng.percent(refused_percent) {
+                        let refused = format!(r#"{{"note":"{STREAM_REFUSES}","#);
+                        row.detail.replace_range(..1, &refused);
+                    }
+                    row
+                })
+                .collect();
+            stream.insert(events.iter().map(inserted).collect(), at);
+            commits.push((at, events));
+        }
+        Self { stream, commits }
+    }
+
+    /// Commits the transactions, and runs publish-events and sweep-events until all events are settled. `minutes` is the
+    /// time after which there are no more faults.
+    async fn publish(
+        self,
+        cloud: &Cloud,
+        fault_rates: FaultRates,
+        rng: Rng,
+        minutes: u64,
+        seed: u64,
+    ) -> Mapping<PublishFunction> {
+        let started = Instant::now();
+        let committing_cloud = cloud.clone();
+        let commits = spawn_local(async move {
+            for (at, events) in self.commits {
+                sleep_until(started + at - Duration::from_millis(1)).await;
+                for row in &events {
+                    committing_cloud.put(EVENTS, row);
+                }
+            }
+        });
+        let mapping = Mapping::new(SETTINGS, fault_rates, rng, PublishFunction::new(cloud));
+        let sweeps = async {
+            let environment =
+                || SweepEvents { publisher: publisher(cloud), timeout: Duration::from_secs(25) };
+            let mut sweeper = Rc::new(environment());
+            for minute in 1.. {
+                sleep_until(started + Duration::from_mins(minute)).await;
+                if minute > minutes {
+                    cloud.stop_faults();
+                }
+                let event =
+                    fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
+                let now = noon(i64::try_from(started.elapsed().as_secs()).expect("a small number"));
+                let step = Rc::clone(&sweeper);
+                // A panic is one of the faults. After a failed sweep, the next one runs a minute later.
+                let result = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
+                if result.is_err() {
+                    sweeper = Rc::new(environment());
+                }
+                let unpublished =
+                    rows(cloud).iter().filter(|row| row.unpublished.is_some()).count();
+                if minute > minutes && unpublished == 0 && matches!(result, Ok(Ok(()))) {
+                    return;
+                }
+                assert!(minute < 30, "seed {seed}: {unpublished} events are unpublished: {result:?}");
+            }
+        };
+        tokio::join!(mapping.run(&self.stream), sweeps);
+        commits.await.expect("the commits");
+        mapping
+    }
+}
+
+/// Checks that each mark was set when each outlet had the event or refuses it.
+fn check_marks(cloud: &Cloud, seed: u64) {
+    let by_key: BTreeMap<_, _> = rows(cloud).into_iter().map(|row| (row_key(&row), row)).collect();
+    let mut accepted = [BTreeSet::new(), BTreeSet::new()];
+    for entry in cloud.log_from(0) {
+        let Entry::Effect { operation, body } = entry else { continue };
+        if let Some(outlet) = OUTLETS.iter().position(|outlet| *outlet == operation) {
+            accepted[outlet].extend(keys_in_call(&operation, &body));
+        }
+        if operation != "TransactWriteItems" && operation != "UpdateItem" {
+            continue;
+        }
+        let update = if operation == "UpdateItem" {
+            (*body).clone()
+        } else {
+            body["TransactItems"][0]["Update"].clone()
+        };
+        let (entity, sequence) = (&update["Key"]["entity"]["S"], &update["Key"]["sequence"]["N"]);
+        let key = (text(entity).to_owned(), text(sequence).parse().expect("a number"));
+        let is_refused = update["ExpressionAttributeValues"].get(":refused").is_some();
+        let row = &by_key[&key];
+        let refuses = [is_refused_by_stream(row), is_refused_by_bus(row)];
+        assert_eq!(is_refused, refuses.contains(&true), "seed {seed}: the mark of {row:?}");
+        for (outlet, refuses) in refuses.into_iter().enumerate() {
+            let has_it = refuses || accepted[outlet].contains(&key);
+            assert!(has_it, "seed {seed}: {key:?} is marked before {} has it", OUTLETS[outlet]);
+        }
+    }
 }
 
 /// The counts of one run.
@@ -204,114 +445,73 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
 struct RunCounts {
     /// The number of records whose first delivery was after a later record of their entity.
     reversed: usize,
-    /// The number of entries on the bus that were repeated.
+    /// The number of events that were put on the stream again.
     repeated: usize,
-    refused: usize,
-    /// The number of records that the mapping gave up. The sweep published them.
-    given_up: usize,
+    /// The number of events that each outlet refused.
+    refused: [usize; 2],
+    /// Whether a consumer behind EventBridge would get events out of order.
+    out_of_order_behind_bus: bool,
     faults: BTreeMap<CallFault, u32>,
 }
 
-/// Runs publish-events and sweep-events with a disordered stream and with faults.
+/// Runs publish-events, sweep-events and a consumer of the stream with faults.
 async fn simulate(seed: u64) -> RunCounts {
     let mut rng = Rng::from_seed(seed);
     let cloud = Cloud::new(rng.fork());
-    let mut stream = Stream::new(rng.fork());
-    let mut sequences = BTreeMap::new();
-    let (mut commits, mut at) = (Vec::new(), Duration::from_secs(1));
-    for transaction in 0..60_u32 {
-        at += Duration::from_millis(rng.below(3_000));
-        if transaction % 20 == 19 {
-            stream.reshard();
-        }
-        let site = *rng.pick(&SITES);
-        let events: Vec<_> = (0..=rng.below(3))
-            .map(|_| {
-                let sequence = sequences.entry(site).or_insert(0);
-                *sequence += 1;
-                let mut row = row(site, *sequence, at);
-                if rng.percent(4) {
-                    BAD_TYPE.clone_into(&mut row.kind);
-                }
-                row
-            })
-            .collect();
-        stream.insert(events.iter().map(inserted).collect(), at);
-        commits.push((at, events));
+    let load = Load::new(&mut rng, 16, 4);
+    cloud.refuse_events(BUS_REFUSES);
+    cloud.refuse_records(STREAM_REFUSES);
+    cloud.inject_faults(6);
+    // In half of the runs, one outlet does not work for a minute.
+    let faults = [CallFault::LostRequest, CallFault::Throttled, CallFault::ServerError];
+    if rng.percent(50) {
+        cloud.interrupt(OUTLETS[rng.index(2)], *rng.pick(&faults), Duration::from_mins(1));
     }
-    cloud.refuse_events(BAD_TYPE);
-    cloud.inject_faults(8);
     let started = Instant::now();
-    let committing_cloud = cloud.clone();
-    let commits = spawn_local(async move {
-        for (at, events) in commits {
-            sleep_until(started + at - Duration::from_millis(1)).await;
-            for row in &events {
-                committing_cloud.put(EVENTS, row);
-            }
-        }
-    });
-    let function = PublishFunction::new(&cloud);
     let fault_rates = FaultRates { crash: 5, lost_response: 5, replaced_poller: 5, repeat: 10 };
-    let mapping = Mapping::new(SETTINGS, fault_rates, rng.fork(), function);
-    let sweeps = async {
-        for minute in 1.. {
-            sleep(Duration::from_mins(1)).await;
-            if minute > 10 {
-                cloud.stop_faults();
-            }
-            let event =
-                fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
-            let now = noon(i64::try_from(started.elapsed().as_secs()).expect("a small number"));
-            let step =
-                SweepEvents { publisher: publisher(&cloud), timeout: Duration::from_secs(25) };
-            // A panic is one of the faults. After a failed sweep, the next one runs a minute later.
-            let result = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
-            let unpublished = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
-            if minute > 10 && unpublished == 0 && matches!(result, Ok(Ok(()))) {
-                return;
-            }
-            assert!(minute < 60, "seed {seed}: {unpublished} events are unpublished: {result:?}");
-        }
-    };
-    tokio::join!(mapping.run(&stream), sweeps);
-    commits.await.expect("the commits");
+    let mapping = load.publish(&cloud, fault_rates, rng.fork(), 3, seed).await;
+    check_marks(&cloud, seed);
 
-    let first = first_occurrences(&cloud);
-    let mut refused = 0;
+    let rows = rows(&cloud);
+    let put = on_stream(&cloud);
+    let first = first_occurrences(put.clone());
+    let sent: BTreeSet<_> = on_bus(&cloud).into_iter().collect();
+    let consumed = first_occurrences(consume(&cloud, started, fault_rates, rng.fork()).await);
+    let mut refused = [0, 0];
     for site in SITES {
-        let mut site_rows = rows(&cloud);
-        site_rows.retain(|row| row.entity == entity(site));
-        site_rows.sort_by_key(|row| row.sequence);
-        let (refused_rows, published_rows): (Vec<_>, Vec<_>) =
-            site_rows.iter().partition(|row| row.kind == BAD_TYPE);
-        refused += refused_rows.len();
-        assert!(
-            refused_rows.iter().all(|row| row.refused.is_some()),
-            "seed {seed}: {refused_rows:#?}"
-        );
-        assert!(
-            published_rows.iter().all(|row| row.published_at.is_some()),
-            "seed {seed}: {published_rows:#?}"
-        );
-        let order: Vec<_> = published_rows.iter().map(|row| row.sequence).collect();
-        let published = first.get(&entity(site)).cloned().unwrap_or_default();
-        assert_eq!(published, order, "seed {seed}, site {site}");
+        let mut rows: Vec<_> = rows.iter().filter(|row| row.entity == entity(site)).collect();
+        rows.sort_by_key(|row| row.sequence);
+        for row in &rows {
+            let refusals = [is_refused_by_stream(row), is_refused_by_bus(row)];
+            for (count, is_refused) in refused.iter_mut().zip(refusals) {
+                *count += usize::from(is_refused);
+            }
+            let reason = row.refused.clone().unwrap_or_default();
+            let named = ["the stream", "the bus"].map(|outlet| reason.contains(outlet));
+            assert_eq!(named, refusals, "seed {seed}: {row:?}");
+            assert_ne!(row.published_at.is_some(), refusals.contains(&true), "seed {seed}: {row:?}");
+            assert_ne!(sent.contains(&row_key(row)), refusals[1], "seed {seed}: {row:?}");
+        }
+        let expected = rows.iter().filter(|row| !is_refused_by_stream(row));
+        let expected: Vec<_> = expected.map(|row| row.sequence).collect();
+        let of = |first: &BTreeMap<_, Vec<u64>>| first.get(&entity(site)).cloned();
+        assert_eq!(of(&first).unwrap_or_default(), expected, "seed {seed}, site {site}");
+        assert_eq!(of(&consumed).unwrap_or_default(), expected, "seed {seed}, consumer, {site}");
     }
-    let all = published(&cloud).len();
-    let messages = cloud.messages().len();
-    assert!(messages >= refused, "seed {seed}: {messages} messages of {refused} refused events");
+    let quarantined: BTreeSet<_> = cloud.messages().iter().map(|it| it["record"]["dynamodb"]["Keys"].to_string()).collect();
+    let refused_rows = rows.iter().filter(|row| row.refused.is_some()).count();
+    assert_eq!(quarantined.len(), refused_rows, "seed {seed}: exactly the refused events");
     RunCounts {
         reversed: mapping.function().reversed.get(),
-        repeated: all - first.values().map(Vec::len).sum::<usize>(),
+        repeated: put.len() - first.values().map(Vec::len).sum::<usize>(),
         refused,
-        given_up: mapping.function().given_up.get(),
+        out_of_order_behind_bus: !is_in_order(deliver_by_bus(&cloud, rng)),
         faults: cloud.faults(),
     }
 }
 
 #[test]
-fn first_occurrences_are_in_order_under_faults() {
+fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
     let runs = seeds(SEEDS, |seed| cloud::run(simulate(seed)));
     if !all_seeds() {
         return;
@@ -320,9 +520,71 @@ fn first_occurrences_are_in_order_under_faults() {
     let sum = |of: fn(&RunCounts) -> usize| runs.iter().map(of).sum::<usize>();
     let count = |fault| runs.iter().filter_map(|counts| counts.faults.get(&fault)).sum::<u32>();
     let [reversed, repeated] = [sum(|counts| counts.reversed), sum(|counts| counts.repeated)];
-    let [refused, given_up] = [sum(|counts| counts.refused), sum(|counts| counts.given_up)];
+    let [by_stream, by_bus] = [sum(|counts| counts.refused[0]), sum(|counts| counts.refused[1])];
+    let behind_bus = runs.iter().filter(|counts| counts.out_of_order_behind_bus).count();
     let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
-    let summary = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
-    assert!(reversed > 30 && repeated > 5 && refused > 5, "{summary}");
-    assert!(faults.iter().all(|(_, count)| *count > 1), "{summary}");
+    let summary = format!("{reversed}, {repeated}, {by_stream}, {by_bus}, {behind_bus}, {faults:?}");
+    assert!(reversed > 500 && repeated > 200 && by_stream > 100 && by_bus > 100, "{summary}");
+    assert!(behind_bus > 100, "{summary}");
+    assert!(faults.iter().all(|(_, count)| *count > 100), "{summary}");
+}
+
+/// Version 1 promised the order in which the publisher put events on the bus. A consumer gets what EventBridge delivers.
+#[test]
+fn a_consumer_of_the_stream_gets_the_order_that_a_consumer_behind_the_bus_does_not_get() {
+    cloud::run(async {
+        let mut rng = Rng::from_seed(OUT_OF_ORDER_BEHIND_THE_BUS);
+        let cloud = Cloud::new(rng.fork());
+        let load = Load::new(&mut rng, 16, 0);
+        let started = Instant::now();
+        load.publish(&cloud, FaultRates::default(), rng.fork(), 0, 0).await;
+        assert!(!is_in_order(deliver_by_bus(&cloud, rng.fork())), "no fault is needed");
+        let got = consume(&cloud, started, FaultRates::default(), rng).await;
+        assert_eq!(got.len(), rows(&cloud).len());
+        assert!(is_in_order(got));
+    });
+}
+
+/// Runs while one outlet does not work for two minutes. Returns the longest time from the commit of an event to the first
+/// attempt at the other outlet.
+async fn delay_at_healthy_outlet(broken: usize, fault: CallFault, seed: u64) -> Duration {
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let load = Load::new(&mut rng, 30, 0);
+    let committed: BTreeMap<_, _> = load
+        .commits
+        .iter()
+        .flat_map(|(at, rows)| rows.iter().map(|row| (row_key(row), *at)))
+        .collect();
+    cloud.interrupt(OUTLETS[broken], fault, Duration::from_mins(2));
+    let started = Instant::now();
+    load.publish(&cloud, FaultRates::default(), rng, 2, seed).await;
+    check_marks(&cloud, seed);
+    let mut attempted = BTreeMap::new();
+    for entry in cloud.log_from(0) {
+        let Entry::Called { at, operation, body, .. } = entry else { continue };
+        if operation == OUTLETS[1 - broken] {
+            for key in keys_in_call(&operation, &body) {
+                attempted.entry(key).or_insert(at - started);
+            }
+        }
+    }
+    assert_eq!(attempted.len(), committed.len(), "seed {seed}");
+    let delays = attempted.iter().map(|(key, at)| at.saturating_sub(committed[key]));
+    delays.max().unwrap_or_default()
+}
+
+#[test]
+fn an_outlet_that_does_not_work_delays_no_first_attempt_at_the_other_one() {
+    let faults = [CallFault::LostRequest, CallFault::Throttled, CallFault::ServerError];
+    for broken in [0, 1] {
+        for fault in faults {
+            let delays =
+                seeds(20, |seed| cloud::run(delay_at_healthy_outlet(broken, fault, seed)));
+            // A new execution environment gives the outlet two seconds, and later runs half a second.
+            let longest = delays.into_iter().max().unwrap_or_default();
+            let broken = OUTLETS[broken];
+            assert!(longest < Duration::from_millis(2_500), "{broken}, {fault:?}: {longest:?}");
+        }
+    }
 }

@@ -2,16 +2,31 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use contracts::readings::{BUNDLE_SCHEMA, Bundle};
+use contracts::{
+    Event,
+    events::{self, Visitor},
+    readings::{BUNDLE_SCHEMA, Bundle},
+};
+use serde_json::Value;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas")
 }
 
+/// The schemas of all versions of the event types that are published.
+#[derive(Default)]
+struct Outbound(Vec<(String, schemars::Schema)>);
+
+impl Visitor for Outbound {
+    fn event<E: Event + PartialEq + std::fmt::Debug>(&mut self) {
+        self.0.push((format!("{}.v{}.json", E::TYPE, E::VERSION), events::schema_of::<E>()));
+    }
+}
+
 fn generated() -> BTreeMap<String, String> {
-    let outbound = contracts::events::schemas()
-        .into_iter()
-        .map(|(name, version, schema)| (format!("{name}.v{version}.json"), schema));
+    let mut outbound = Outbound::default();
+    events::visit(&mut outbound);
+    events::visit_earlier(&mut outbound);
     let inbound = contracts::inbound::schemas()
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
@@ -19,11 +34,11 @@ fn generated() -> BTreeMap<String, String> {
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
     let bundle = (format!("{BUNDLE_SCHEMA}.json"), schemars::schema_for!(Bundle));
-    let cloud_event = (
-        format!("{}.json", contracts::cloud_event::CLOUD_EVENT),
-        contracts::cloud_event::schema(),
-    );
+    let cloud_event =
+        (format!("{}.json", contracts::cloud_event::CLOUD_EVENT), contracts::cloud_event::schema());
     outbound
+        .0
+        .into_iter()
         .chain(inbound)
         .chain(managing)
         .chain([bundle, cloud_event])
@@ -77,4 +92,50 @@ fn checked_in_schemas_match_the_types() {
         .filter(|file| !generated.contains_key(*file) && file.split('.').count() == 2)
         .collect();
     assert!(stale.is_empty(), "files without a type: {stale:?}");
+}
+
+/// Adds the places in a schema where a text, a list or a number has no bounds.
+fn find_unbounded(schema: &Value, at: &str, unbounded: &mut Vec<String>) {
+    if let Some(parts) = schema.as_array() {
+        for (index, part) in parts.iter().enumerate() {
+            find_unbounded(part, &format!("{at}/{index}"), unbounded);
+        }
+    }
+    let Some(keywords) = schema.as_object() else { return };
+    let has = |names: &[&str]| names.iter().any(|name| keywords.contains_key(*name));
+    let is = |name: &str| {
+        keywords.get("type").is_some_and(|kind| {
+            kind == name || kind.as_array().is_some_and(|kinds| kinds.contains(&name.into()))
+        })
+    };
+    let is_bounded = has(&["const", "enum"])
+        || !(is("string") && !has(&["maxLength", "pattern", "format"])
+            || is("array") && !has(&["maxItems"])
+            || (is("integer") || is("number")) && !(has(&["minimum"]) && has(&["maximum"])));
+    if !is_bounded {
+        unbounded.push(at.to_owned());
+    }
+    for (name, part) in keywords {
+        find_unbounded(part, &format!("{at}/{name}"), unbounded);
+    }
+}
+
+#[test]
+fn texts_lists_and_numbers_are_bounded() {
+    let mut unbounded = Vec::new();
+    for (file, text) in generated() {
+        let schema: Value = serde_json::from_str(&text).expect("a schema is JSON");
+        find_unbounded(&schema, &file, &mut unbounded);
+    }
+    // An entity can have any number of events.
+    unbounded.retain(|at| !at.ends_with(".json/$defs/Metadata/properties/sequence"));
+    assert!(unbounded.is_empty(), "{}", unbounded.join("\n"));
+}
+
+#[test]
+fn objects_of_outbound_events_are_open() {
+    for (file, text) in generated() {
+        let is_outbound = file.split('.').count() == 3;
+        assert!(!(is_outbound && text.contains("additionalProperties")), "{file} is closed");
+    }
 }

@@ -45,7 +45,7 @@ fn failure_points() -> Vec<&'static str> {
 /// The work queues. All other queues hold failures.
 const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
 /// The tables whose throttles raise an alarm. The others get a few writes per site.
-const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
+const BUSY_TABLES: [&str; 3] = ["EventGuardsTable", "EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
 const SELF_EXPLANATORY: [&str; 20] = [
     "CompensationIncomplete",

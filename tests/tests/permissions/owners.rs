@@ -208,8 +208,12 @@ const BY_HAND: &[AllowedGrant] = &[
     own("operators", "KeysTable/index/byOperator", &[QUERY]),
     own("operators", "FirstAdministratorSecret", &["secretsmanager:GetSecretValue"]),
     // events
-    own("events", "EventsTable", &[BATCH_GET, QUERY, UPDATE]),
+    own("events", "EventsTable", &[BATCH_GET, GET, PUT, QUERY, UPDATE]),
+    own("events", "EventsTable/index/byCorrelation", &[QUERY]),
+    own("events", "EventsTable/index/byTypeAndTime", &[QUERY]),
     own("events", "EventsTable/index/unpublished", &[QUERY]),
+    own("events", "EventGuardsTable", &[GET, PUT]),
+    other("events", "LimitsTable", &[UPDATE], LIMITED),
     own(
         "events",
         "EventsTable/stream",
