@@ -11,7 +11,7 @@ use crate::{
 
 /// The payload of a domain event. There is one Rust type for each event type and version.
 pub trait Event: Serialize + DeserializeOwned + JsonSchema {
-    /// The `detail-type`.
+    /// The event type: the `detail-type` of version 1.
     const TYPE: &'static str;
     /// The version. A change that breaks readers needs a new version.
     const VERSION: u32;
@@ -26,7 +26,7 @@ pub struct Metadata {
     /// The event id, derived from the entity and the sequence number. A republished event has the same id, so consumers
     /// can use it as an idempotency key.
     pub event_id: EventId,
-    /// The event type, equal to EventBridge's `detail-type`.
+    /// The event type. EventBridge's `detail-type` is the event type, followed by `.v<version>` from version 2 on.
     #[serde(rename = "type")]
     pub kind: String,
     /// The version of the payload's schema.
@@ -37,6 +37,7 @@ pub struct Metadata {
     pub entity: Entity,
     /// The position among the entity's events: 1, 2, 3 and so on, without gaps. EventBridge does not preserve the order
     /// of events; use this number to restore it.
+    #[schemars(range(min = 1))]
     pub sequence: u64,
     /// The onboarding of the site that the event belongs to. Absent if the event belongs to no site.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 //! site's events without knowing how ids are derived.
 
 mod published;
+mod schema;
 pub mod v1;
 
 use std::fmt;
@@ -11,10 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     EntityType, Event, Location, Metric, OnboardingFailure, OnboardingId, PaymentMethodId, Plan,
-    Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::WholeNumber,
+    Sensor, SensorId, SiteId, Timestamp,
+    inbound::{MAX_NAME, MAX_QUANTITY, MAX_SENSORS},
+    input::WholeNumber,
+    number,
+    site::{MAX_ERROR, MAX_MESSAGE, MAX_PROVIDER_ID, MAX_UNIT},
 };
 
 pub use published::{PublishedForm, published_forms};
+pub use schema::schema_of;
 
 /// A visitor of all event types; see [`visit`].
 pub trait Visitor {
@@ -75,8 +81,8 @@ macro_rules! events {
         #[must_use]
         pub fn schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
             vec![
-                $(($name::TYPE, $name::VERSION, schemars::schema_for!(crate::Envelope<$name>)),)*
-                $(($other::TYPE, $other::VERSION, schemars::schema_for!(crate::Envelope<$other>)),)*
+                $(($name::TYPE, $name::VERSION, schema_of::<$name>()),)*
+                $(($other::TYPE, $other::VERSION, schema_of::<$other>()),)*
             ]
         }
     };
@@ -89,7 +95,8 @@ pub fn visit_earlier(visitor: &mut impl Visitor) {
 
 /// A quantity of sensor kits for one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
 pub struct Kits {
     /// The metric that the sensors of these kits measure.
     pub metric: Metric,
@@ -122,9 +129,11 @@ pub struct SensorLimits {
     pub sensor_id: SensorId,
     /// The lower limit, in the unit of the sensor. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::storable")]
     pub min: Option<f64>,
     /// The upper limit, in the unit of the sensor. A reading above it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::storable")]
     pub max: Option<f64>,
 }
 
@@ -151,12 +160,15 @@ events! {
             /// The id of the onboarding that starts.
             onboarding_id: OnboardingId,
             /// The site's name.
+            #[schemars(length(min = 1, max = MAX_NAME))]
             name: String,
             /// The operator of the site.
+            #[schemars(length(min = 1, max = MAX_NAME))]
             operator: String,
             /// The location of the site.
             location: Location,
             /// The sensors of the site.
+            #[schemars(length(max = MAX_SENSORS))]
             sensors: Vec<Sensor>,
             /// The plan that the operator subscribes to.
             plan: Plan,
@@ -175,26 +187,31 @@ events! {
         /// Kits were reserved for the site.
         KitsReserved of Reservation v 1 {
             /// The kits, by metric.
+            #[schemars(length(max = MAX_SENSORS))]
             kits: Vec<Kits>,
         }
         /// The reserved kits were returned to stock.
         KitsReleased of Reservation v 1 {
             /// The kits, by metric.
+            #[schemars(length(max = MAX_SENSORS))]
             kits: Vec<Kits>,
         }
         /// A reservation was refused because there are too few kits in stock.
         StockDepleted of Reservation v 1 {
             /// The metrics with too few kits.
+            #[schemars(length(max = MAX_SENSORS))]
             shortages: Vec<Shortage>,
         }
         /// The sensors of the site were provisioned, and may send readings.
         SensorsProvisioned of Sensors v 1 {
             /// All sensors of the site.
+            #[schemars(length(max = MAX_SENSORS))]
             sensors: Vec<Sensor>,
         }
         /// The sensors of the site were retired permanently.
         SensorsDeprovisioned of Sensors v 1 {
             /// The ids of all sensors of the site.
+            #[schemars(length(max = MAX_SENSORS))]
             sensor_ids: Vec<SensorId>,
         }
         /// The subscription for the site was created at the payment provider.
@@ -202,6 +219,7 @@ events! {
             /// The plan of the subscription.
             plan: Plan,
             /// The id of the subscription at the payment provider.
+            #[schemars(length(max = MAX_PROVIDER_ID))]
             provider_subscription_id: String,
         }
         /// The payment provider refused the subscription.
@@ -209,18 +227,22 @@ events! {
             /// The requested plan.
             plan: Plan,
             /// The stable error name, e.g. `CardDeclined`.
+            #[schemars(length(max = MAX_ERROR))]
             error: String,
             /// The message of the payment provider.
+            #[schemars(length(max = MAX_MESSAGE))]
             message: String,
         }
         /// The subscription for the site was cancelled at the payment provider.
         SubscriptionCancelled of Subscription v 1 {
             /// The id of the subscription at the payment provider.
+            #[schemars(length(max = MAX_PROVIDER_ID))]
             provider_subscription_id: String,
         }
         /// Alerting on the limits of the site's sensors was configured.
         AlertingConfigured of Alerting v 2 {
             /// The limits, one entry for each sensor that has one.
+            #[schemars(length(max = MAX_SENSORS))]
             limits: Vec<SensorLimits>,
         }
         /// Alerting on the limits of the site's sensors was removed.
@@ -232,14 +254,17 @@ events! {
             /// The metric that the sensor measures.
             metric: Metric,
             /// The unit of the value and the limit, as a UCUM code.
+            #[schemars(length(min = 1, max = MAX_UNIT))]
             unit: String,
             /// The first reading beyond the limit.
+            #[schemars(schema_with = "number::finite")]
             value: f64,
             /// When the reading was taken.
             at: Timestamp,
             /// The limit that the reading is beyond.
             limit: Limit,
             /// The value of the limit.
+            #[schemars(schema_with = "number::storable")]
             threshold: f64,
         }
         /// A reading of a sensor returned into the range between its limits, by more than the deadband of the metric.
@@ -249,8 +274,10 @@ events! {
             /// The metric that the sensor measures.
             metric: Metric,
             /// The unit of the value, as a UCUM code.
+            #[schemars(length(min = 1, max = MAX_UNIT))]
             unit: String,
             /// The first reading within the limits.
+            #[schemars(schema_with = "number::finite")]
             value: f64,
             /// When the reading was taken.
             at: Timestamp,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::{
         FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Problems, Purpose,
         Reason, Text, quoted,
     },
-    number, text,
+    number, site, text,
 };
 
 /// `detail-type` of [`KitsDelivered`].
@@ -85,7 +85,7 @@ pub struct SiteRegistration {
     /// The plan that the operator subscribes to.
     pub plan: Plan,
     /// The payment provider's id of the payment method: 1 to 255 letters, digits, `_` and `-`.
-    #[schemars(schema_with = "payment_method")]
+    #[schemars(schema_with = "site::payment_method")]
     pub payment_method: PaymentMethodId,
 }
 
@@ -97,6 +97,7 @@ pub struct SensorRequest {
     /// The metric that the sensor measures.
     pub metric: Metric,
     /// The unit of the readings, as a UCUM code: one of the units of the metric.
+    #[schemars(length(min = 1, max = site::MAX_UNIT))]
     pub unit: String,
     /// The lower alert limit, in `unit`. It must be below `max`. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,10 +107,6 @@ pub struct SensorRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
-}
-
-fn payment_method(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{MAX_PAYMENT_METHOD}}}$") })
 }
 
 /// Returns the cases of the schema's `oneOf`. Metrics with the same units share a case.

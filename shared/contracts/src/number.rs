@@ -33,6 +33,11 @@ pub(crate) fn finite(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "number", "minimum": f64::MIN, "maximum": f64::MAX })
 }
 
+/// Returns the JSON Schema of any number that DynamoDB can store.
+pub(crate) fn storable(_: &mut SchemaGenerator) -> Schema {
+    schema(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+}
+
 /// Returns the JSON Schema of a number that DynamoDB can store, or `null`.
 pub(crate) fn any_or_null(_: &mut SchemaGenerator) -> Schema {
     let mut schema = schema(-MAX_MAGNITUDE, MAX_MAGNITUDE);

@@ -2,14 +2,26 @@
 
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Metric, SensorId, input::Number, number};
+use crate::{Metric, SensorId, inbound::MAX_PAYMENT_METHOD, input::Number, number};
+
+/// The maximum length of an error name, in characters: that of Step Functions.
+pub(crate) const MAX_ERROR: usize = 256;
+/// The maximum length of an error message, in characters. EventBridge refuses longer events.
+pub(crate) const MAX_MESSAGE: usize = 262_144;
+/// The maximum length of an id of the payment provider, in characters.
+pub(crate) const MAX_PROVIDER_ID: usize = 255;
+/// The maximum length of a UCUM code, in characters.
+pub(crate) const MAX_UNIT: usize = 20;
+/// The maximum length of a state's name, in characters: that of Step Functions.
+const MAX_STEP: usize = 80;
 
 /// The location of a site (WGS 84).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
 pub struct Location {
     /// The latitude in degrees north, from -90 to 90.
     #[schemars(schema_with = "latitude")]
@@ -50,12 +62,15 @@ pub struct Sensor {
     /// The metric that the sensor measures.
     pub metric: Metric,
     /// The unit of the readings, as a UCUM code: one of the units of the metric.
+    #[schemars(length(min = 1, max = MAX_UNIT))]
     pub unit: String,
     /// The lower alert limit, in `unit`. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::any_or_null")]
     pub min: Option<f64>,
     /// The upper alert limit, in `unit`. A reading above it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
 }
 
@@ -89,7 +104,12 @@ impl Plan {
 /// The payment provider's id of a payment method, e.g. `pm_...`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct PaymentMethodId(pub String);
+pub struct PaymentMethodId(#[schemars(schema_with = "payment_method")] pub String);
+
+/// Returns the JSON Schema of a payment method id: letters, digits, `_` and `-`.
+pub(crate) fn payment_method(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{MAX_PAYMENT_METHOD}}}$") })
+}
 
 /// Prints a placeholder, because the id must not be logged.
 impl fmt::Debug for PaymentMethodId {
@@ -103,9 +123,12 @@ impl fmt::Debug for PaymentMethodId {
 #[serde(rename_all = "camelCase")]
 pub struct OnboardingFailure {
     /// The name of the failed step: its state in the state machine.
+    #[schemars(length(max = MAX_STEP))]
     pub step: String,
     /// The stable error name, e.g. `CardDeclined`.
+    #[schemars(length(max = MAX_ERROR))]
     pub error: String,
     /// The error message, for people.
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: String,
 }
