@@ -217,7 +217,7 @@ impl Publisher {
         for (index, event) in pending.iter().enumerate() {
             let results = &mut results[index];
             let Some(row) = self.to_send(event, Side::Bus, results) else { continue };
-            if !event.is_requested {
+            if !event.is_requested && self.memory.is_idle(Side::Bus) {
                 continue;
             }
             match published_forms(&row.kind, &row.detail) {

@@ -21,7 +21,7 @@ use aws_sdk_dynamodb::{
         transact_write_items::{TransactWriteItemsInput, TransactWriteItemsOutput},
         update_item::{UpdateItemInput, UpdateItemOutput},
     },
-    types::{AttributeValue, ConsumedCapacity, ReturnConsumedCapacity},
+    types::{AttributeValue, Capacity, ConsumedCapacity, ReturnConsumedCapacity},
 };
 use dynoxide::{Database, server};
 use serde_json::{Map, Value};
@@ -85,9 +85,9 @@ fn tables() -> &'static BTreeMap<String, Value> {
 ///
 /// # Panics
 /// If a template is not readable, or a table can't be created.
-pub(crate) fn database() -> Database {
+pub(crate) fn database(is_needed: impl Fn(&str) -> bool) -> Database {
     let database = Database::memory().expect("a database in memory");
-    for (name, table) in tables() {
+    for (name, table) in tables().iter().filter(|(name, _)| is_needed(name.as_str())) {
         let mut table = table.clone();
         table["TableName"] = name.as_str().into();
         table["BillingMode"] = "PAY_PER_REQUEST".into();
@@ -113,7 +113,7 @@ impl Dynamo {
     /// # Panics
     /// If it can't start.
     pub async fn start() -> Self {
-        let database = database();
+        let database = database(|_| true);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
         tokio::spawn(server::serve_with_shutdown(listener, database, std::future::pending()));
@@ -156,6 +156,15 @@ impl Dynamo {
     #[must_use]
     pub fn take_usage(&self) -> Usage {
         std::mem::take(&mut *self.meter.0.lock().expect("the usage"))
+    }
+
+    /// Returns the write units since this function was last called, by table and index, such as `EventsTable/byType`.
+    ///
+    /// # Panics
+    /// If another thread of the test panicked.
+    #[must_use]
+    pub fn take_write_units_by_index(&self) -> BTreeMap<String, f64> {
+        std::mem::take(&mut *self.meter.1.lock().expect("the units"))
     }
 
     /// Returns all rows of a table, sorted by their text.
@@ -247,18 +256,26 @@ pub struct Usage {
     pub write_units: f64,
 }
 
-/// An interceptor that counts calls and their write units.
+/// An interceptor that counts calls and their write units, also by table and index.
 #[derive(Clone, Debug, Default)]
-struct Meter(Arc<Mutex<Usage>>);
+struct Meter(Arc<Mutex<Usage>>, Arc<Mutex<BTreeMap<String, f64>>>);
 
 impl Meter {
     fn add_write_units<'a>(&self, consumed: impl IntoIterator<Item = &'a ConsumedCapacity>) {
+        let mut by_index = self.1.lock().expect("the units");
         // DynamoDB reports a transaction's units as write capacity units, those of a single write as capacity units.
-        let units: f64 = consumed
-            .into_iter()
-            .filter_map(|consumed| consumed.write_capacity_units.or(consumed.capacity_units))
-            .sum();
-        self.0.lock().expect("the usage").write_units += units;
+        let of = |capacity: &Capacity| capacity.write_capacity_units.or(capacity.capacity_units);
+        for consumed in consumed {
+            let units = consumed.write_capacity_units.or(consumed.capacity_units);
+            self.0.lock().expect("the usage").write_units += units.unwrap_or_default();
+            let table = consumed.table_name().unwrap_or_default();
+            let indexes = consumed.global_secondary_indexes().into_iter().flatten();
+            let indexes = indexes.map(|(name, units)| (format!("{table}/{name}"), of(units)));
+            let itself = (table.to_owned(), consumed.table().and_then(of));
+            for (name, units) in indexes.chain([itself]) {
+                *by_index.entry(name).or_default() += units.unwrap_or_default();
+            }
+        }
     }
 }
 
@@ -274,15 +291,15 @@ impl Intercept for Meter {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let input = context.input_mut();
-        let total = Some(ReturnConsumedCapacity::Total);
+        let by_index = Some(ReturnConsumedCapacity::Indexes);
         if let Some(put) = input.downcast_mut::<PutItemInput>() {
-            put.return_consumed_capacity = total;
+            put.return_consumed_capacity = by_index;
         } else if let Some(update) = input.downcast_mut::<UpdateItemInput>() {
-            update.return_consumed_capacity = total;
+            update.return_consumed_capacity = by_index;
         } else if let Some(delete) = input.downcast_mut::<DeleteItemInput>() {
-            delete.return_consumed_capacity = total;
+            delete.return_consumed_capacity = by_index;
         } else if let Some(transaction) = input.downcast_mut::<TransactWriteItemsInput>() {
-            transaction.return_consumed_capacity = total;
+            transaction.return_consumed_capacity = by_index;
         }
         Ok(())
     }

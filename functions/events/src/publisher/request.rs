@@ -92,8 +92,8 @@ pub(super) struct PendingEvent<'r> {
     pub(super) record: Option<&'r RawValue>,
     /// Whether an operator replays it.
     pub(super) replay: bool,
-    /// Whether the caller requested it. Other events are earlier events that were read from the table. They are only put
-    /// on the stream: the bus has no order, and gets them by their own records or by the sweep.
+    /// Whether the caller requested it. Other events are earlier events that were read from the table, because of the
+    /// order on the stream. While the bus accepts nothing, they are not sent to it: it gets them by the sweep.
     pub(super) is_requested: bool,
     /// Whether it must wait for another run, because more than [`MAX_GAP`] earlier events are not on the stream.
     pub(super) is_behind_gap: bool,
@@ -236,10 +236,7 @@ impl Publisher {
     }
 
     /// Reads the current rows. The result has no entry for a row that does not exist.
-    async fn read_rows(
-        &self,
-        keys: Vec<EventKey>,
-    ) -> Result<HashMap<EventKey, Item>, StoreError> {
+    async fn read_rows(&self, keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
         let rows =
             self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
         let with_key = |item| Some((EventKey::from_item(&item)?, item));

@@ -443,7 +443,8 @@ pub fn only_publishers_put_events(subject: &Subject) -> Violations {
             id,
             "may put events on the bus without a row in the event log",
         );
-        let is_stream = |it: &&str| *it == "EventsStream.Arn" || it.ends_with("stream/${Environment}-events");
+        let is_stream =
+            |it: &&str| *it == "EventsStream.Arn" || it.ends_with("stream/${Environment}-events");
         let puts = actions.iter().any(|action| action.starts_with("kinesis:Put"));
         violations.check(
             publisher || !puts || !resources.iter().any(is_stream),
