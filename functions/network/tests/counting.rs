@@ -1,48 +1,24 @@
 //! Tests of watch-network: the contract of a consumer, what it counts, what it costs, and its rebuild.
 
+mod support;
+
 use std::time::Duration;
 
-use consumer::{
-    Consumer,
-    rebuild::{self, State},
-};
+use consumer::rebuild::{self, State};
 use contracts::{OperatorId, SiteId, Timestamp, replay::Rebuild};
 use fault::{ErrorKind, ReplayResponse};
 use lambda::Deadline;
-use network::watch_network::Counts;
-use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
+use support::{rows_of_current, watch_network};
 use testkit::{
     cloud::{self, Cloud},
     consuming::{self, EventConsumer, append, batch, event, history},
-    dynamo::{EVENTS, NETWORK},
+    dynamo::NETWORK,
     rng::Rng,
     sample::{noon, other_operator},
 };
 
 const TIME: Duration = Duration::from_secs(29);
-
-struct WatchNetwork(Consumer<Counts>);
-
-impl EventConsumer for WatchNetwork {
-    async fn handle(&self, batch: &Value, time: Duration) -> Result<Value, String> {
-        let payload = to_raw_value(batch).expect("JSON");
-        let response = self.0.handle(&payload, Deadline::after(time)).await;
-        response.map(|response| json!(response)).map_err(|error| error.to_string())
-    }
-}
-
-fn watch_network(cloud: &Cloud) -> WatchNetwork {
-    WatchNetwork(Consumer {
-        generations: Counts { network: cloud.table(NETWORK) },
-        log: cloud.table(EVENTS),
-        quarantine: Quarantine {
-            queues: cloud.queues(),
-            url: "http://cloud/quarantine".to_owned(),
-            source: "watch-network",
-        },
-    })
-}
 
 fn cloud() -> Cloud {
     Cloud::new(Rng::from_seed(1))
@@ -187,31 +163,6 @@ fn events_that_do_not_fit_into_a_transaction_are_split() {
             .sum();
         assert_eq!(total, events.len() as u64);
     });
-}
-
-/// Returns the rows of the current generation without its number, and asserts that there are no others.
-fn rows_of_current(cloud: &Cloud) -> Vec<Value> {
-    let mut rows = cloud.rows(NETWORK);
-    let state = rows.iter().position(|row| row["id"]["S"] == "state");
-    let current = state.map_or("1".to_owned(), |index| {
-        let state = rows.remove(index);
-        assert_eq!(state["building"], Value::Null);
-        state["current"]["N"].as_str().expect("a number").to_owned()
-    });
-    // A count of 0 equals one that was never written.
-    for row in &mut rows {
-        let row = row.as_object_mut().expect("a row");
-        row.retain(|_, value| value["N"] != "0");
-    }
-    rows.retain(|row| row.as_object().is_some_and(|row| row.len() > 2));
-    for row in &mut rows {
-        let id = row["id"]["S"].as_str().expect("an id");
-        let (generation, rest) = id.split_once('/').expect("a generation");
-        assert_eq!(generation, current, "{id} is left of another generation");
-        row["id"] = json!({ "S": rest.to_owned() });
-    }
-    rows.sort_by_cached_key(Value::to_string);
-    rows
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! Projects the events of the saga's steps into the read model of the site.
 //!
-//! EventBridge does not preserve order and delivers at least once. A step's row is therefore only replaced by an
-//! event of the same entity with a higher sequence number.
+//! EventBridge does not preserve order and delivers at least once. The projection therefore has the mode `latest`: a
+//! step's row is only replaced by an event of the same entity with a higher sequence number.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
+use consumer::latest::{self, Projection};
 use contracts::{
     Envelope, OnboardingId, SiteData, SiteId, Timestamp,
     saga::{self, StepOutcome},
 };
 use lambda::Step;
 use serde::{Deserialize, Serialize};
-use store::{Commit, Table, Transaction};
+use store::Table;
 
 use crate::{SitesError, StepRow, StepStatus};
 
@@ -80,13 +81,9 @@ impl Step for ProjectSite {
             sequence: metadata.sequence,
         };
         let key = StepRow::key(saga.site_id, name);
-        let commit = Transaction::on(&self.sites)
-            .put_if_newer(&self.sites, &key, &row, row.sequence)
-            .commit()
-            .await?;
-        Ok(match commit {
-            Commit::Done => Reply::Projected,
-            Commit::Refused(_) => Reply::Stale,
+        Ok(match latest::project(&self.sites, &key, &row, row.sequence).await? {
+            Projection::Stored => Reply::Projected,
+            Projection::Stale => Reply::Stale,
         })
     }
 }

@@ -1,0 +1,147 @@
+//! Tests of `GET /network/summary` with requests and responses in API Gateway's format.
+
+mod support;
+
+use std::time::Duration;
+
+use contracts::{OperatorId, Scope, SiteId, replay::Rebuild};
+use lambda::{
+    Deadline,
+    http::{Request, response},
+};
+use network::get_summary::GetSummary;
+use serde_json::{Value, json};
+use support::watch_network;
+use testkit::{
+    cloud::{self, Cloud},
+    consuming::{EventConsumer, append, batch, event, history},
+    dynamo::NETWORK,
+    golden,
+    rng::Rng,
+    sample::{self, caller, noon, other_operator},
+};
+
+const TIME: Duration = Duration::from_secs(29);
+
+fn request(query: &[(&str, &str)]) -> Request {
+    let mut event = sample::event("get-summary");
+    for (name, value) in query {
+        event["queryStringParameters"][name] = (*value).into();
+        event["multiValueQueryStringParameters"][name] = json!([value]);
+    }
+    serde_json::from_value(event).expect("an event of API Gateway")
+}
+
+/// Returns the response two days after noon, with the body parsed as JSON.
+async fn get(cloud: &Cloud, operator: OperatorId, scope: Scope, query: &[(&str, &str)]) -> Value {
+    let step = GetSummary { network: cloud.table(NETWORK) };
+    let now = noon(2 * 24 * 60 * 60);
+    let result = step.handle(&caller(operator, scope), &request(query), now).await;
+    let mut sent = serde_json::to_value(response(result)).expect("a response as JSON");
+    let body = sent["body"].as_str().expect("a body");
+    sent["body"] = serde_json::from_str(body).expect("a body of JSON");
+    sent
+}
+
+fn check(name: &str, sent: &Value) {
+    let shown = json!({ "statusCode": sent["statusCode"], "body": sent["body"] });
+    golden::check(env!("CARGO_MANIFEST_DIR"), name, &shown);
+}
+
+async fn counted() -> Cloud {
+    let cloud = Cloud::new(Rng::from_seed(1));
+    let events = history();
+    events.iter().for_each(|event| append(&cloud, event));
+    watch_network(&cloud).handle(&batch(&events), TIME).await.expect("a response");
+    cloud
+}
+
+#[test]
+fn get_summary_counts_the_sites_and_events_of_the_callers_operator() {
+    cloud::run(async {
+        let cloud = counted().await;
+        let own = OperatorId::DEFAULT;
+        let sent = get(&cloud, own, Scope::Read, &[]).await;
+        check("get-summary.counts", &sent);
+        assert_eq!(sent["body"]["events"].as_array().map(Vec::len), Some(7));
+        let days = [("from", "2026-01-01"), ("to", "2026-01-02")];
+        check("get-summary.days", &get(&cloud, own, Scope::Operator, &days).await);
+        check("get-summary.other", &get(&cloud, other_operator(), Scope::Read, &days).await);
+        let nobody = OperatorId::registered("nobody");
+        check("get-summary.none", &get(&cloud, nobody, Scope::Read, &days[1..]).await);
+    });
+}
+
+#[test]
+fn get_summary_refuses_wrong_days_and_scopes() {
+    cloud::run(async {
+        let cloud = counted().await;
+        let own = OperatorId::DEFAULT;
+        for (name, query) in [
+            (
+                "get-summary.wrong-query",
+                &[("from", "yesterday"), ("day", "1"), ("to", "2026-02-30")],
+            ),
+            (
+                "get-summary.backwards",
+                &[("from", "2026-01-03"), ("to", "2026-01-02"), ("to", "2026-01-02")],
+            ),
+            (
+                "get-summary.too-long",
+                &[("from", "2026-01-01"), ("to", "2026-04-03"), ("to", "2026-04-03")],
+            ),
+        ] {
+            check(name, &get(&cloud, own, Scope::Read, query).await);
+        }
+        let longest = [("from", "2026-01-01"), ("to", "2026-04-02")];
+        let sent = get(&cloud, own, Scope::Read, &longest).await;
+        assert_eq!(sent["body"]["events"].as_array().map(Vec::len), Some(92));
+        let logger = Scope::Logger(SiteId::registered(own, "", "a"));
+        for scope in [logger, Scope::Bootstrap] {
+            assert_eq!(get(&cloud, own, scope, &[]).await["statusCode"], 403, "{scope}");
+        }
+    });
+}
+
+#[test]
+fn a_rebuild_does_not_show_in_the_summary_before_it_is_finished() {
+    cloud::run(async {
+        let cloud = counted().await;
+        let own = OperatorId::DEFAULT;
+        let before = get(&cloud, own, Scope::Read, &[]).await;
+        let consumer = watch_network(&cloud).0;
+        let at = Deadline::after(TIME);
+        consumer.rebuild(Rebuild::Begin, noon(0), at).await.expect("begun");
+        assert_eq!(get(&cloud, own, Scope::Read, &[]).await, before);
+        let finish = Rebuild::Finish { generation: 2 };
+        consumer.rebuild(finish, noon(0), at).await.expect("finished");
+        // Nothing was applied to the new generation.
+        assert_ne!(get(&cloud, own, Scope::Read, &[]).await, before);
+    });
+}
+
+#[test]
+fn get_summary_reads_few_rows() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        let mut events = Vec::new();
+        for n in 0..400 {
+            let id = SiteId::registered(OperatorId::DEFAULT, "", &n.to_string()).to_string();
+            let mut event = event(OperatorId::DEFAULT, ("site", &id), 1, "SiteCreated");
+            event.metadata.occurred_at = noon((n % 92) * 24 * 60 * 60);
+            events.push(event);
+        }
+        let response = watch_network(&cloud).handle(&batch(&events), TIME).await;
+        assert_eq!(response.expect("a response")["batchItemFailures"], json!([]));
+        let calls = cloud.calls();
+        let days = [("from", "2026-01-01"), ("to", "2026-04-02")];
+        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
+        assert_eq!(sent["body"]["sites"]["ONBOARDING"], 400);
+        let read = |name: &str| cloud.calls()[name] - calls.get(name).copied().unwrap_or_default();
+        assert_eq!((read("GetItem"), read("Query")), (1, 2));
+        // At most one row for each day and shard, and one for each shard.
+        let rows = cloud.rows(NETWORK);
+        let of_counts = rows.iter().filter(|row| row["row"]["S"] != "cursor").count();
+        assert!(of_counts <= 92 * usize::from(store::SHARDS) + usize::from(store::SHARDS));
+    });
+}
