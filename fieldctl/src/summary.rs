@@ -30,6 +30,11 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
             let part = |name: &str| display_value(&shortage[name]);
             format!("{}: {} of {} in stock", part("metric"), part("available"), part("requested"))
         }),
+        "StockLow" => {
+            format!("{}: {} left, the limit is {}", text("metric"), text("quantity"), text("limit"))
+        }
+        "StockSoldOut" => format!("{}: none left", text("metric")),
+        "StockReplenished" => format!("{}: {} in stock", text("metric"), text("quantity")),
         "SensorsProvisioned" => listed(&data["sensors"], |sensor| display_value(&sensor["metric"])),
         "SensorsDeprovisioned" => counted(&data["sensorIds"], "sensor"),
         "SubscriptionInitialized" => {

@@ -198,7 +198,8 @@ async fn events_are_listed_in_order_with_their_state() {
         assert!(lines[2].contains(&site_id.to_string()[..8]), "no name is known: {out}");
     }
     let last = ["events", "list", "--type", "siteactivated", "--limit", "1", "--json"];
-    let (_, out, _) = cloud.run(&last).await;
+    let period = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-02T00:00:00Z"];
+    let (_, out, _) = cloud.run(&[&last[..], &period].concat()).await;
     let event: Value = serde_json::from_str(&out).expect("one line");
     assert_eq!(event["detail"]["metadata"]["sequence"], 2);
 }

@@ -13,6 +13,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::CommandFactory;
 use cloud::{Cloud, HOSTILE_OUTPUT, ReceivedRequest};
 use contracts::{
@@ -75,6 +76,23 @@ fn shown_key() -> Value {
         "operatorId": HOSTILE, "createdAt": "2026-01-01T00:00:00.000Z", "lastUsedOn": HOSTILE })
 }
 
+/// Returns an event of another system, whose every text is hostile.
+fn foreign_event() -> Value {
+    json!({
+        "metadata": {
+            "eventId": site(), "type": HOSTILE, "occurredAt": "2026-01-01T00:00:00.000Z", "sequence": 1,
+            "entity": { "type": format!("acme.{HOSTILE}"), "id": HOSTILE }, "correlationId": HOSTILE,
+            "operatorId": OperatorId::DEFAULT, "cloudEvent": { "source": HOSTILE, "id": HOSTILE },
+        },
+        "data": { HOSTILE: HOSTILE },
+    })
+}
+
+/// Returns a record of the stream with these data.
+fn record(data: &Value) -> Value {
+    json!({ "SequenceNumber": HOSTILE, "PartitionKey": HOSTILE, "Data": STANDARD.encode(data.to_string()) })
+}
+
 /// Answers as a stack in which each text that people or other systems can choose is hostile.
 fn hostile(request: &ReceivedRequest) -> FakeResponse {
     let name = format!("name {HOSTILE}");
@@ -119,6 +137,23 @@ fn hostile(request: &ReceivedRequest) -> FakeResponse {
         }
         path if path.starts_with("/local/sensors") => {
             json!({ "unit": name, "samples": [["2026-01-01T00:00:00.000Z", 1.5]], "note": name })
+        }
+        path if path.contains("/event-source-mappings")
+            && request.query.contains("FunctionName") =>
+        {
+            json!({ "EventSourceMappings": [{
+                "UUID": name, "State": name, "LastProcessingResult": name,
+                "EventSourceArn": "arn:aws:kinesis:us-east-1:0:stream/test-events" }] })
+        }
+        "ListRuleNamesByTarget" => json!({ "RuleNames": [name] }),
+        "DescribeRule" => json!({ "Name": name, "State": name }),
+        "ListShards" => json!({ "Shards": [{
+            "ShardId": "shard-0", "HashKeyRange": { "StartingHashKey": "0", "EndingHashKey": "1" },
+            "SequenceNumberRange": { "StartingSequenceNumber": "0" } }] }),
+        "GetShardIterator" => json!({ "ShardIterator": "iterator" }),
+        "GetRecords" => {
+            json!({ "NextShardIterator": "iterator", "MillisBehindLatest": 0, "Records": [
+            record(&foreign_event()), record(&HOSTILE.into())] })
         }
         path if path.contains("/event-source-mappings/") => json!({
             "UUID": name, "State": name, "FunctionArn": name, "EventSourceArn": name,
@@ -185,8 +220,7 @@ async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
     let saga = SagaContext::for_site(OperatorId::DEFAULT, site_id, None);
-    // `events tail` shows events that are newer than its start.
-    let at = Timestamp::now().plus_millis(5000);
+    let at = Timestamp::now();
     let event = NewEvent::in_saga(saga, site_id, 2, at, SiteActivated { site_id }).row();
     let mut event = json!(event.expect("a row"));
     let mut detail: Value =
@@ -260,6 +294,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "sagas recover" => (&[&onboarding, "--yes"], (true, true)),
         "events list" => (&["--correlation", &onboarding], (true, true)),
         "events tail" => (&["--seconds", "1"], (true, true)),
+        "consumers list" | "consumers lag" => (&[], (true, true)),
+        // The function fails. Its message is printed on standard error.
+        "consumers replay" => (&["watch-network", "--yes"], (false, false)),
         "readings send" => (&[registration], (false, false)),
         "readings get" => (&[&sensor, "--aggregate", "hour"], (true, true)),
         "readings plot" => (&[&sensor, "--from", "2026-01-01T00:00:00Z"], (true, false)),
@@ -386,8 +423,11 @@ async fn no_error_message_controls_a_terminal() {
         &["sites", "onboard", HOSTILE],
         &["outputs", HOSTILE],
         &["sagas", "show", HOSTILE],
-        &["events", "list", "--type", HOSTILE],
         &["events", "list", "--entity", HOSTILE],
+        &["events", "list", "--entity", &format!("acme.{HOSTILE}/{HOSTILE}")],
+        &["events", "list", "--correlation", HOSTILE],
+        &["events", "list", "--type", "SiteCreated", "--operator", HOSTILE],
+        &["consumers", "replay", HOSTILE, "--yes"],
         &["readings", "get", &sensor, "--from", HOSTILE],
         &["operators", "show", HOSTILE],
         &["keys", "create", "name", "--scope", HOSTILE],
@@ -402,6 +442,15 @@ async fn no_error_message_controls_a_terminal() {
             assert_eq!(unsafe_in(output), BTreeSet::new(), "{words:?}:\n{out:?}\n{err:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_unknown_type_of_events_is_escaped() {
+    let cloud = stack(refusing).await;
+    let (code, out, err) = cloud.run(&["events", "list", "--type", HOSTILE]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("No events of type \\u001b[45m"), "{out}");
+    assert_eq!(unsafe_in(&out), BTreeSet::new(), "{out:?}");
 }
 
 /// Runs the binary with a terminal as standard input, output and error, and answers `y` to its question. Returns the

@@ -22,7 +22,9 @@ use hyper_util::{
 };
 use keys::{ApiKey, Kind};
 use serde_json::{Value, json};
-use testkit::dynamo::{AUDIT, BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
+use testkit::dynamo::{
+    AUDIT, BILLING, Dynamo, EVENTS, FAILURES, NETWORK, READINGS, REFUSALS, SITES,
+};
 use tokio::{net::TcpListener, process::Command};
 
 /// A request that the fake received.
@@ -97,11 +99,12 @@ const LOG_GROUPS: [&str; 3] = [
 ];
 
 /// The names of tables in the environment, and in the embedded DynamoDB.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("test-audit", AUDIT),
     ("test-billing", BILLING),
     ("test-events", EVENTS),
     ("test-failures", FAILURES),
+    ("test-network", NETWORK),
     ("test-readings", READINGS),
     ("test-refusals", REFUSALS),
     ("test-sites", SITES),
