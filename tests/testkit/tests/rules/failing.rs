@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use contracts::names::{CONSUMERS, Source};
+use contracts::{
+    consumers::{EVENT_CONSUMERS, EventSource, event_consumer},
+    names::{CONSUMERS, Source},
+};
 use serde_json::{Value, json};
 use testkit::template::kebab;
 
@@ -295,6 +298,40 @@ pub fn mappings_are_checked(subject: &Subject) -> Violations {
     }
     for (consumer, function) in expected {
         violations.check(false, function, format!("{consumer}: no template has this mapping"));
+    }
+    violations
+}
+
+/// Checks that `EVENT_CONSUMERS` has exactly the functions that get Fieldstation's own events.
+pub fn event_consumers_are_declared(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let name = |function: &str| kebab(function.trim_end_matches("Function"));
+    let is_own = |source: &Value| {
+        [text(source), text(&source["prefix"])].iter().any(|it| it.starts_with("fieldstation."))
+    };
+    let mut found = Vec::new();
+    for (id, function) in subject.functions() {
+        for (_, event) in members(&function["Events"]) {
+            let sources = items(&event["Properties"]["Pattern"]["source"]);
+            if event["Type"] == "EventBridgeRule" && sources.into_iter().any(is_own) {
+                found.push((name(id), EventSource::Bus));
+            }
+        }
+    }
+    for (_, mapping) in subject.mappings() {
+        if text(&mapping["EventSourceArn"]) == "EventsStream.Arn" {
+            found.push((name(function_of(mapping)), EventSource::Stream));
+        }
+    }
+    for (function, source) in &found {
+        let declared = event_consumer(function).is_some_and(|it| it.source == *source);
+        let what =
+            format!("gets events from the {}: EVENT_CONSUMERS does not say so", source.name());
+        violations.check(declared, function, what);
+    }
+    for consumer in EVENT_CONSUMERS {
+        let exists = found.contains(&(consumer.function.to_owned(), consumer.source));
+        violations.check(exists, consumer.function, "gets no events, but is in EVENT_CONSUMERS");
     }
     violations
 }

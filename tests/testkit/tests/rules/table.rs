@@ -159,6 +159,17 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
+        name: "contracts::consumers lists the functions that get Fieldstation's events",
+        why: "fieldctl would not show how far a consumer is behind",
+        check: failing::event_consumers_are_declared,
+        except: &[],
+        breaks: &[
+            (Remove("template/Resources/WatchNetworkMapping"), "watch-network"),
+            (Remove("template/Resources/ProjectSiteFunction/Properties/Events"), "project-site"),
+            (Set("template/Resources/ImportSiteFunction/Properties/Events/Requested/Properties/Pattern/source", r#"["fieldstation.sites"]"#), "import-site"),
+        ],
+    },
+    Rule {
         name: "Each shard of the event log's stream is read by one invocation at a time",
         why: "events of one entity would be published concurrently, which causes more duplicates",
         check: failing::events_in_order,
