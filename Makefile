@@ -51,7 +51,7 @@ DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/d
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test event-load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test event-load-test services-test contracts release-schemas unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -64,7 +64,7 @@ demo: require ## onboards eight stations on a fresh local stack and shows the re
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: validate-templates unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
+test: validate-templates contracts unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
 
 # fault_matrix has `test = false`, so --all-targets does not include it. rustdoc reuses the dependencies that clippy checked. It
 # documents only the libraries, because the binaries have no links.
@@ -85,6 +85,15 @@ unit-test: require ## unit tests, steps with embedded DynamoDB, wire format snap
 
 fieldctl-test: require ## tests of fieldctl, without a local stack; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
+
+# A workspace of its own; see tools/contracts/Cargo.toml.
+CONTRACTS := --locked --manifest-path tools/contracts/Cargo.toml --target-dir target/contracts
+
+contracts: require ## checks that the schemas are compatible with every released one, in both directions
+	cargo test --quiet $(CONTRACTS)
+
+release-schemas: require ## adds the schemas that changed since the last release to shared/contracts/released
+	cargo run --quiet $(CONTRACTS) -- release
 
 local-test: setup require require-curl-jq ## tests of the Python tools (local stack, deployments, proof on AWS), of the links in the docs, and of the example consumers
 	$(BIN)/python -m unittest discover -s tools/local

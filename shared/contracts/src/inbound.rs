@@ -92,7 +92,7 @@ pub struct SiteRegistration {
 /// A sensor of a new site.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("oneOf" = units_by_metric()))]
+#[schemars(extend("anyOf" = units_by_metric()))]
 pub struct SensorRequest {
     /// The metric that the sensor measures.
     pub metric: Metric,
@@ -109,7 +109,7 @@ pub struct SensorRequest {
     pub max: Option<f64>,
 }
 
-/// Returns the cases of the schema's `oneOf`. Metrics with the same units share a case.
+/// Returns the cases of the schema's `anyOf`. Metrics with the same units share a case, so each metric is in one case.
 fn units_by_metric() -> Vec<Value> {
     let mut cases: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
     for metric in Metric::ALL {

@@ -1,0 +1,20 @@
+//! Checks the contracts against the released schemas. With the argument `release`, adds the schemas that changed since
+//! the last release.
+
+use std::{io, process::ExitCode};
+
+use contracts_gate::Contracts;
+
+fn main() -> io::Result<ExitCode> {
+    let contracts = Contracts::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/contracts"));
+    if std::env::args().nth(1).as_deref() == Some("release") {
+        for path in contracts.release()? {
+            println!("released {path}");
+        }
+    }
+    let problems = contracts.check()?;
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
