@@ -663,6 +663,7 @@ const ACCESS: &[Rule] = &[
             ("SiteOnboarding logs:*", "Step Functions requires these actions for its log group, and they have no narrower resource"),
             ("SiteTeardown logs:*", "the same"),
             ("PublishEventsFunction dynamodb:ListStreams", "Lambda requires it, and it has no narrower resource; it returns only names"),
+            ("WatchStockFunction dynamodb:ListStreams", "the same"),
             ("RecordFailureFunction sqs:*", "each service maps its own failure queue to it, so the policy can only use the pattern of their names: <environment>-*-failures"),
             ("CheckConsumersFunction lambda:ListEventSourceMappings", "it has no narrower resource; it returns only the states of mappings"),
             ("CheckConsumersFunction sqs:GetQueueAttributes", "the queues belong to all services; it counts messages and reads none"),
@@ -793,7 +794,10 @@ const DATA: &[Rule] = &[
         name: "Tables, queues, streams, buckets and topics are encrypted",
         why: "they contain data of sites, and queues and buckets may contain payloads; the keys of tables and the stream are in KMS, so CloudTrail logs their use, and the keys of queues and buckets are free",
         check: data::stored_data_is_encrypted,
-        except: &[("OnCallTopic", "CloudWatch can't publish to a topic with the AWS-managed key, and alarms contain no data of a site")],
+        except: &[
+            ("OnCallTopic", "CloudWatch can't publish to a topic with the AWS-managed key, and alarms contain no data of a site"),
+            ("StockTopic", "EventBridge can't publish to a topic with the AWS-managed key, and the events contain no data of a site"),
+        ],
         breaks: &[
             (Remove("template/Resources/EventsTable/Properties/SSESpecification"), "EventsTable"),
             (Remove("template/Resources/CancelSubscriptionQueue/Properties/SqsManagedSseEnabled"), "CancelSubscriptionQueue"),
