@@ -21,7 +21,7 @@ class Affected(unittest.TestCase):
         self.assertEqual(self.affected("functions/gateway/template.yaml"), ["gateway"])
 
     def test_a_change_in_a_shared_crate_affects_the_services_that_use_it(self):
-        self.assertEqual(self.affected("shared/quarantine/src/lib.rs"), ["events", "inventory", "telemetry", "network"])
+        self.assertEqual(self.affected("shared/quarantine/src/lib.rs"), ["events", "sites", "inventory", "telemetry", "network"])
         with_code = [service for service in self.ordered if service != "gateway"]
         self.assertEqual(self.affected("shared/contracts/src/id.rs"), with_code)
 
