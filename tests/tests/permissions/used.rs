@@ -47,6 +47,8 @@ const fn unused(
     Unused { grantee, action, resource, reason }
 }
 
+const REBUILD: &str = "a minute after a rebuild, the rows of the earlier generation are deleted";
+
 /// The grants that may stay unused.
 const UNUSED: &[Unused] = &[
     // AWS makes these requests itself, and the emulator does not.
@@ -121,6 +123,26 @@ const UNUSED: &[Unused] = &[
         "s3:*",
         "FailuresBucket*",
         "Lambda gives up on a record after an hour of failures",
+    ),
+    unused(
+        "watch-network",
+        "dynamodb:Query",
+        "EventsTable",
+        "an event arrives before the previous event of its entity",
+    ),
+    unused("watch-network", "dynamodb:Scan", "NetworkTable", REBUILD),
+    unused("watch-network", "dynamodb:BatchWriteItem", "NetworkTable", REBUILD),
+    unused(
+        "watch-network",
+        "sqs:SendMessage",
+        "NetworkFailures",
+        "a record of the stream that is no event",
+    ),
+    unused(
+        "watch-network",
+        "s3:*",
+        "FailuresBucket*",
+        "Lambda gives up on a record after 12 hours of failures",
     ),
     unused(
         "check-consumers",
