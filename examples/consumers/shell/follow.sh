@@ -7,7 +7,8 @@
 # The position file remembers what was printed; delete it to begin again. With seconds = 0 the script prints what is new and
 # ends. API_URL and FIELDSTATION_API_KEY name the API and a key that may read. Requires curl 7.88 and jq.
 #
-# An event is printed before its position is written. If the script is killed in between, the next run prints it again.
+# An event is printed before its position is written. If the script is killed in between, the next run prints it again. The
+# API lists the events of a type for up to 31 days at once, so `follow.sh type` must not stand still for longer.
 set -euo pipefail
 
 usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
