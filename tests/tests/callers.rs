@@ -486,8 +486,10 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
 async fn an_appended_event_is_listed_for_its_operator_only() -> Result<()> {
     let Operators { stack, a, b } = operators().await?;
     // The same request again has the same response, and the source belongs to operator A.
-    let [first, repeated] =
-        [stack.call(a.event("1").bearing(&a.full_key)).await?, stack.call(a.event("1").bearing(&a.full_key)).await?];
+    let [first, repeated] = [
+        stack.call(a.event("1").bearing(&a.full_key)).await?,
+        stack.call(a.event("1").bearing(&a.full_key)).await?,
+    ];
     assert_eq!((first.status, &first.body), (201, &repeated.body), "{first}");
     let taken = stack.call(a.event("1").bearing(&b.full_key)).await?;
     assert_eq!(taken.status, 409, "{taken}");

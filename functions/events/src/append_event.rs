@@ -84,8 +84,8 @@ impl AppendEvent {
         caller.require(caller.scope.may_write())?;
         http::reject_query(request)?;
         require_structured(request)?;
-        let event = cloud_event::read(http::body(request, MAX_BODY_BYTES)?)
-            .map_err(Problem::invalid)?;
+        let event =
+            cloud_event::read(http::body(request, MAX_BODY_BYTES)?).map_err(Problem::invalid)?;
         match self.append(caller.operator, &event, now).await {
             Ok(Outcome::Appended(reply)) => Response::new(201, &reply),
             Ok(Outcome::ContentDiffers(first)) => Err(content_differs(&event, &first)),

@@ -100,8 +100,7 @@ impl Sources {
             Commit::Done => Ok(row.operator_id),
             Commit::Refused(refused) => {
                 let first: Option<SourceRow> = refused.row(key)?;
-                let missing =
-                    || StoreError::Transient(format!("the claim {key} was not returned"));
+                let missing = || StoreError::Transient(format!("the claim {key} was not returned"));
                 first.map(|first| first.operator_id).ok_or_else(missing)
             }
         }

@@ -182,8 +182,7 @@ impl ListEvents {
     /// Lists the events of a type: day by day, from the newest day to the oldest, and only as far as the page needs.
     async fn of_type(&self, kind: &str, reading: &Reading) -> Result<Page, StoreError> {
         let Some((first, last)) = reading.span() else { return Ok(Page::new(reading.limit)) };
-        let (oldest_day, mut day) =
-            (first.millis().div_euclid(DAY), last.millis().div_euclid(DAY));
+        let (oldest_day, mut day) = (first.millis().div_euclid(DAY), last.millis().div_euclid(DAY));
         // A shard has an eighth of the page on average, and one more shows that the newest of them is known.
         let rows = reading.limit / usize::from(SHARDS) + 2;
         let mut entries = Vec::new();
@@ -344,7 +343,9 @@ impl Parameters {
         let message = if from >= end {
             format!("is {from}; give a time before `to`, which is {end}")
         } else if matches!(self.selection, Selection::Type(_)) && days > MAX_DAYS {
-            format!("is {days} days before `to`, which is {end}; give at most {MAX_DAYS} days for a type")
+            format!(
+                "is {days} days before `to`, which is {end}; give at most {MAX_DAYS} days for a type"
+            )
         } else {
             // Times before 1970 do not sort as texts, and no event has one.
             return Ok(from.max(Timestamp::from_millis(0)));
@@ -379,14 +380,23 @@ fn parameters(request: &Request) -> Result<Parameters, Problem> {
         .collect();
     if named.len() != 1 {
         let found = if named.is_empty() { "nothing".to_owned() } else { named.join(" and ") };
-        errors.insert("", format!("selects by {found}; give exactly one of entity, type and correlationId"));
+        errors.insert(
+            "",
+            format!("selects by {found}; give exactly one of entity, type and correlationId"),
+        );
     }
     if given.contains_key("after") {
         if !given.contains_key("entity") {
-            errors.insert("after", "is for the events of one entity only; give entity, too".to_owned());
+            errors.insert(
+                "after",
+                "is for the events of one entity only; give entity, too".to_owned(),
+            );
         }
         for name in ["from", "to"].into_iter().filter(|name| given.contains_key(name)) {
-            errors.insert(name, "is not for a query with after, which has no period; leave it out".to_owned());
+            errors.insert(
+                name,
+                "is not for a query with after, which has no period; leave it out".to_owned(),
+            );
         }
     }
     let owned = |name| given.get(name).map(|value| (*value).to_owned());

@@ -33,11 +33,7 @@ impl Entry {
 
 impl From<&EventRow> for Entry {
     fn from(row: &EventRow) -> Self {
-        Self {
-            occurred_at: row.occurred_at,
-            entity: row.entity.clone(),
-            sequence: row.sequence,
-        }
+        Self { occurred_at: row.occurred_at, entity: row.entity.clone(), sequence: row.sequence }
     }
 }
 
@@ -156,7 +152,8 @@ impl<'t> Partition<'t> {
         while !self.is_read && !is_known(&self.entries) {
             let page = self.query.page(self.next.take()).await?;
             for item in page.items {
-                self.entries.push(from_item(item, || "of an index of the events table".to_owned())?);
+                self.entries
+                    .push(from_item(item, || "of an index of the events table".to_owned())?);
             }
             self.entries.sort_unstable();
             self.next = page.next;
@@ -187,7 +184,8 @@ mod tests {
     use super::*;
 
     fn position() -> Position {
-        let last = Entry { occurred_at: Timestamp::from_millis(5), entity: "site#1".into(), sequence: 7 };
+        let last =
+            Entry { occurred_at: Timestamp::from_millis(5), entity: "site#1".into(), sequence: 7 };
         Position { from: Timestamp::from_millis(1), last }
     }
 

@@ -100,7 +100,8 @@ async fn data_are_published_as_sent() {
         )
     };
     let exact = "{ \"z\" : 1.0, \"a\": 12345678901234567890.1234567890, \"e\": 1E5,\n \"text \\\" ,\": [ \" \\u00e9 \" ] }";
-    let compact = r#"{"z":1.0,"a":12345678901234567890.1234567890,"e":1E5,"text \" ,":[" \u00e9 "]}"#;
+    let compact =
+        r#"{"z":1.0,"a":12345678901234567890.1234567890,"e":1E5,"text \" ,":[" \u00e9 "]}"#;
     for (id, data, stored) in [
         ("1", exact, compact),
         ("2", "null", "null"),
@@ -274,7 +275,8 @@ async fn a_request_that_finds_each_sequence_taken_is_refused_after_a_bounded_tim
     let (stub, step) = refused_always(reasons).await;
     let start = std::time::Instant::now();
     let request = post(&event("1").to_string());
-    let sent = check("append-event.contended", step.handle(&default_caller(), &request, noon(0)).await);
+    let sent =
+        check("append-event.contended", step.handle(&default_caller(), &request, noon(0)).await);
     assert_eq!(sent["headers"]["retry-after"], "1");
     assert!(start.elapsed().as_secs() < 3, "{:?}", start.elapsed());
     let calls = stub.take_calls();
@@ -345,7 +347,10 @@ async fn invalid_requests_are_refused_and_nothing_is_written() {
     large["data"] = "x".repeat(192 * 1024).into();
     check("append-event.too-large", step.handle(&by, &post(&large.to_string()), noon(0)).await);
     let valid = post(&event("1").to_string());
-    let logger = caller(OperatorId::DEFAULT, Scope::Logger(SiteId::registered(OperatorId::DEFAULT, "", "a")));
+    let logger = caller(
+        OperatorId::DEFAULT,
+        Scope::Logger(SiteId::registered(OperatorId::DEFAULT, "", "a")),
+    );
     check("append-event.logger", step.handle(&logger, &valid, noon(0)).await);
     for scope in [Scope::Read, Scope::Bootstrap] {
         let sent = step.handle(&caller(OperatorId::DEFAULT, scope), &valid, noon(0)).await;

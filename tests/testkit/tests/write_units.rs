@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
+use aws_sdk_dynamodb::types::AttributeValue;
 use billing::{
     cancel_subscription::CancelSubscription,
     initialize_subscription::{self, InitializeSubscription},
@@ -14,7 +15,7 @@ use billing::{
 };
 use contracts::{
     ContextWithSensors, Envelope, Metric, OnboardingFailure, OperatorId, Plan, SagaContext, Sensor,
-    SensorId, Timestamp,
+    SensorId, SourceOperators, Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
     saga::TeardownInput,
@@ -23,16 +24,21 @@ use cost::{
     counted::{Effect, Onboardings},
     docs,
 };
-use events::publisher::{EventKey, PublishRequest, Publisher};
+use events::{
+    append_event::AppendEvent,
+    guards::Sources,
+    publisher::{Bus, EventKey, EventStream, Memory, PublishRequest, Publisher},
+};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::json;
-use store::{EventRow, Idempotency};
+use store::{EventRow, Idempotency, Key};
 use telemetry::project_sensors::ProjectSensors;
 use testkit::{
     Dynamo,
-    dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, READINGS, SITES, Usage},
+    dynamo::{ALERTING, BILLING, DEVICES, EVENT_GUARDS, EVENTS, INVENTORY, READINGS, SITES, Usage},
     http::{self, Call, Stub},
+    sample::default_caller,
     template::root,
 };
 
@@ -63,11 +69,16 @@ fn event<D: serde::Serialize + serde::de::DeserializeOwned>(detail: &D) -> Event
     serde_json::from_value(json).expect("an event")
 }
 
-/// Returns a bus that accepts every event.
-async fn bus() -> Stub {
+/// Returns a bus, and a stream, that accept every event.
+async fn outlets() -> Stub {
     Stub::start(|call: &Call| {
-        let entries = call.json()["Entries"].as_array().map_or(0, Vec::len);
-        let taken = vec![json!({ "EventId": "1" }); entries];
+        let body = call.json();
+        let count = |list: &str| body[list].as_array().map_or(0, Vec::len);
+        if call.operation() == "PutRecords" {
+            let taken = vec![json!({ "SequenceNumber": "1", "ShardId": "1" }); count("Records")];
+            return (200, json!({ "FailedRecordCount": 0, "Records": taken }));
+        }
+        let taken = vec![json!({ "EventId": "1" }); count("Entries")];
         (200, json!({ "FailedEntryCount": 0, "Entries": taken }))
     })
     .await
@@ -83,7 +94,7 @@ async fn stripe() -> Stub {
 /// An onboarding, and its usage so far.
 struct Onboarding {
     dynamo: Dynamo,
-    bus: Stub,
+    outlets: Stub,
     stripe: Stub,
     saga: SagaContext,
     sensors: Vec<Sensor>,
@@ -99,7 +110,7 @@ impl Onboarding {
     /// Stocks kits and registers a site.
     async fn start() -> Self {
         let dynamo = Dynamo::start().await;
-        let (bus, stripe) = (bus().await, stripe().await);
+        let (outlets, stripe) = (outlets().await, stripe().await);
         let metrics =
             [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
         let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
@@ -127,7 +138,7 @@ impl Onboarding {
         });
         let sensors = sensors.collect();
         let (effects, rows) = (Vec::new(), Vec::new());
-        let mut onboarding = Self { dynamo, bus, stripe, saga, sensors, effects, rows };
+        let mut onboarding = Self { dynamo, outlets, stripe, saga, sensors, effects, rows };
         onboarding.record_usage("create-site", 1, "site, `SiteCreated`");
         onboarding.record_usage("start-onboarding", 1, "none");
         onboarding
@@ -283,14 +294,21 @@ impl Onboarding {
         stored.sort_by_key(|row| (row.entity.clone(), row.sequence));
         let publisher = Publisher {
             events: self.dynamo.table(EVENTS),
-            bus: aws_sdk_eventbridge::Client::new(&self.bus.config()),
-            bus_name: "bus".to_owned(),
+            stream: EventStream {
+                client: aws_sdk_kinesis::Client::new(&self.outlets.config()),
+                name: "events".to_owned(),
+            },
+            bus: Bus {
+                client: aws_sdk_eventbridge::Client::new(&self.outlets.config()),
+                name: "bus".to_owned(),
+            },
             // No event is refused.
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
                 url: String::new(),
                 source: "publish-events",
             },
+            memory: Memory::default(),
         };
         // Published one at a time, because they occur one after the other.
         for row in &stored {
@@ -392,4 +410,87 @@ async fn the_docs_show_the_cost_of_an_onboarding() {
     let file = root.join("tools/cost/counted/onboarding.json");
     docs::check_or_update_json(&file, &counted)
         .expect("as the cost model reads it; run `make write-units`");
+}
+
+/// The maximum number of write units of an appended event with a kilobyte of data.
+const MAX_APPEND_UNITS: f64 = 12.0;
+
+#[tokio::test]
+async fn the_docs_show_the_cost_of_an_appended_event() {
+    let dynamo = Dynamo::start().await;
+    let guards = dynamo.table(EVENT_GUARDS);
+    let step = AppendEvent {
+        events: dynamo.table(EVENTS),
+        sources: Sources::new(guards.clone(), SourceOperators::default()),
+        guards,
+    };
+    let mut lines = Vec::new();
+    let mut add = |what: &str| {
+        let units = dynamo.take_write_units_by_index();
+        for (index, units) in units.iter().filter(|(_, units)| **units > 0.0) {
+            lines.push(
+                [what, &format!("`{index}`"), &units.to_string()].map(str::to_owned).to_vec(),
+            );
+        }
+        units.values().sum::<f64>()
+    };
+    append(&step, &appended("1")).await;
+    // The claim of the source is written once, and is not an item of the table.
+    let first: f64 = dynamo.take_write_units_by_index().values().sum();
+    append(&step, &appended("2")).await;
+    let appended_units = add("append: event and guard, one transaction");
+    assert_eq!(first, appended_units + 1.0);
+    mark(&dynamo).await;
+    let sum = appended_units + add("mark as published");
+    assert!(sum <= MAX_APPEND_UNITS, "{sum} write units");
+    let total = ["**one appended event**", "", &format!("**{sum}**")];
+    lines.push(total.map(str::to_owned).to_vec());
+    let head = ["write", "table or index", "write units"];
+    let table = docs::table(&head, &[false, false, true], &lines).expect("a table");
+    eprintln!("{table}");
+    docs::check_or_update_table(&root().join("docs/cost.md"), "append-units", &table)
+        .expect("as docs/cost.md has it; run `make write-units`");
+    drop(dynamo.take_usage());
+    append(&step, &appended("2")).await;
+    assert_eq!(dynamo.take_usage().write_units, 0.0, "a repeat writes nothing");
+}
+
+/// Returns an event with a kilobyte of data and a correlation id, both as UUIDs have them.
+fn appended(last: &str) -> String {
+    let id = format!("0b9e9a4c-53a5-4f0e-8f34-0d5a7c3c9a0{last}");
+    let data = json!({ "readings": "x".repeat(1024 - r#"{"readings":""}"#.len()) });
+    assert_eq!(data.to_string().len(), 1024);
+    json!({
+        "specversion": "1.0",
+        "id": id,
+        "source": "com.example.lims",
+        "type": "com.example.CalibrationDone",
+        "subject": "example.instrument/SN-4711",
+        "time": "2026-11-21T11:59:58Z",
+        "correlationid": "2835a360-0211-5136-bc2a-17eca187a972",
+        "data": data,
+    })
+    .to_string()
+}
+
+async fn append(step: &AppendEvent, body: &str) {
+    let mut request = lambda::http::Request::default();
+    request.body = Some(body.to_owned());
+    let sent = step.handle(&default_caller(), &request, now()).await;
+    assert!(sent.is_ok(), "{sent:?}");
+}
+
+/// Marks the newest row as the publisher does.
+async fn mark(dynamo: &Dynamo) {
+    let rows = dynamo.rows(EVENTS).await.into_iter();
+    let rows = rows.map(|row| serde_json::from_value(row).expect("an event's row"));
+    let row = rows.max_by_key(|row: &EventRow| row.sequence).expect("a row");
+    let key = Key::numbered(("entity", row.entity), ("sequence", row.sequence.to_string()));
+    let client = dynamo.client();
+    let update = client.update_item().table_name(EVENTS).set_key(Some(key.item()));
+    let marked = update
+        .update_expression("SET publishedAt = :now REMOVE unpublished, refused")
+        .condition_expression("attribute_exists(entity)")
+        .expression_attribute_values(":now", AttributeValue::S(now().to_string()));
+    marked.send().await.expect("the row is marked");
 }

@@ -102,12 +102,7 @@ pub async fn append(step: &AppendEvent, by: &Caller, event: &Value, now: Timesta
 }
 
 /// Returns the body of a page.
-pub async fn list(
-    dynamo: &Dynamo,
-    by: &Caller,
-    query: &[(&str, &str)],
-    now: Timestamp,
-) -> Value {
+pub async fn list(dynamo: &Dynamo, by: &Caller, query: &[(&str, &str)], now: Timestamp) -> Value {
     let sent = api_response(list_events(dynamo).handle(by, &get(query), now).await);
     assert_eq!(sent["statusCode"], 200, "{sent}");
     sent["body"].clone()
