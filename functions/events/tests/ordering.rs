@@ -22,7 +22,7 @@ use futures_util::future::LocalBoxFuture;
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
-use store::{EventRow, NewEvent};
+use store::{EventRow, NewEvent, Table};
 use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::EVENTS,
@@ -59,31 +59,46 @@ const OUT_OF_ORDER_BEHIND_THE_BUS: u64 = 1;
 /// The entity and sequence number of an event.
 type EventKey = (String, u64);
 
-fn publisher(cloud: &Cloud) -> Publisher {
-    let bus = aws_sdk_eventbridge::config::Builder::from(&cloud.config()).allow_no_auth();
-    let stream = aws_sdk_kinesis::config::Builder::from(&cloud.config()).allow_no_auth();
-    Publisher {
-        events: cloud.table(EVENTS),
-        stream: EventStream {
-            client: aws_sdk_kinesis::Client::from_conf(stream.build()),
-            name: "events".to_owned(),
-        },
-        bus: Bus {
-            client: aws_sdk_eventbridge::Client::from_conf(bus.build()),
-            name: "fieldstation".to_owned(),
-        },
-        quarantine: Quarantine {
+/// The clients of a cloud. Creating them takes longer than a run of the publisher.
+#[derive(Clone)]
+struct Clients {
+    events: Table,
+    stream: aws_sdk_kinesis::Client,
+    bus: aws_sdk_eventbridge::Client,
+    queues: aws_sdk_sqs::Client,
+}
+
+impl Clients {
+    fn new(cloud: &Cloud) -> Self {
+        let bus = aws_sdk_eventbridge::config::Builder::from(&cloud.config()).allow_no_auth();
+        let stream = aws_sdk_kinesis::config::Builder::from(&cloud.config()).allow_no_auth();
+        Self {
+            events: cloud.table(EVENTS),
+            stream: aws_sdk_kinesis::Client::from_conf(stream.build()),
+            bus: aws_sdk_eventbridge::Client::from_conf(bus.build()),
             queues: cloud.queues(),
-            url: "http://cloud/quarantine".to_owned(),
-            source: "publish-events",
-        },
-        memory: Memory::default(),
+        }
+    }
+
+    /// Returns the publisher of a new execution environment.
+    fn publisher(&self) -> Publisher {
+        Publisher {
+            events: self.events.clone(),
+            stream: EventStream { client: self.stream.clone(), name: "events".to_owned() },
+            bus: Bus { client: self.bus.clone(), name: "fieldstation".to_owned() },
+            quarantine: Quarantine {
+                queues: self.queues.clone(),
+                url: "http://cloud/quarantine".to_owned(),
+                source: "publish-events",
+            },
+            memory: Memory::default(),
+        }
     }
 }
 
 /// The function publish-events, as Lambda invokes it.
 struct PublishFunction {
-    cloud: Cloud,
+    clients: Clients,
     /// The keys of the records that were delivered.
     delivered: RefCell<BTreeMap<String, BTreeSet<u64>>>,
     /// The number of records whose first delivery was after a later record of their entity.
@@ -92,7 +107,11 @@ struct PublishFunction {
 
 impl PublishFunction {
     fn new(cloud: &Cloud) -> Self {
-        Self { cloud: cloud.clone(), delivered: RefCell::default(), reversed: Cell::default() }
+        Self {
+            clients: Clients::new(cloud),
+            delivered: RefCell::default(),
+            reversed: Cell::default(),
+        }
     }
 
     fn record_delivery(&self, record: &Value) {
@@ -110,7 +129,7 @@ impl Function for PublishFunction {
     type Environment = PublishEvents;
 
     fn start(&self) -> PublishEvents {
-        PublishEvents { publisher: publisher(&self.cloud) }
+        PublishEvents { publisher: self.clients.publisher() }
     }
 
     fn invoke(
@@ -375,8 +394,9 @@ impl Load {
         });
         let mapping = Mapping::new(SETTINGS, fault_rates, rng, PublishFunction::new(cloud));
         let sweeps = async {
+            let clients = &mapping.function().clients;
             let environment =
-                || SweepEvents { publisher: publisher(cloud), timeout: Duration::from_secs(25) };
+                || SweepEvents { publisher: clients.publisher(), timeout: Duration::from_secs(25) };
             let mut sweeper = Rc::new(environment());
             for minute in 1.. {
                 sleep_until(started + Duration::from_mins(minute)).await;

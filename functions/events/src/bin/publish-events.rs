@@ -4,7 +4,7 @@ use events::{
     publish_events::PublishEvents,
     publisher::{Bus, EventStream, Memory, Publisher},
 };
-use lambda::{Aws, Error, serve_stream};
+use lambda::{Aws, Error, env, serve_stream};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
@@ -13,8 +13,8 @@ async fn main() -> Result<(), Error> {
     let step = PublishEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,
-            stream: EventStream::from_env(&aws)?,
-            bus: Bus::from_env(&aws)?,
+            stream: EventStream::new(&aws, env("EVENTS_STREAM")?),
+            bus: Bus::new(&aws, env("EVENT_BUS_NAME")?),
             quarantine: Quarantine::from_env(&aws, "publish-events")?,
             memory: Memory::default(),
         },

@@ -6,7 +6,7 @@ use events::{
     publisher::{Bus, EventStream, Memory, Publisher},
     sweep_events::SweepEvents,
 };
-use lambda::{Aws, Error, serve_step};
+use lambda::{Aws, Error, env, serve_step};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
@@ -15,8 +15,8 @@ async fn main() -> Result<(), Error> {
     serve_step(SweepEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,
-            stream: EventStream::from_env(&aws)?,
-            bus: Bus::from_env(&aws)?,
+            stream: EventStream::new(&aws, env("EVENTS_STREAM")?),
+            bus: Bus::new(&aws, env("EVENT_BUS_NAME")?),
             // The source is publish-events, because that function replays the records that are quarantined here.
             quarantine: Quarantine::from_env(&aws, "publish-events")?,
             memory: Memory::default(),

@@ -6,7 +6,7 @@ use aws_sdk_eventbridge::{
     types::{PutEventsRequestEntry, PutEventsResultEntry},
 };
 use futures_util::future::join_all;
-use lambda::{Aws, ConfigError};
+use lambda::Aws;
 
 use super::outlet::{Entry, Outlet, PutResult, Side};
 
@@ -20,9 +20,10 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Creates the outlet with the bus's name in `EVENT_BUS_NAME`.
-    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
-        Ok(Self { client: Client::new(aws.config()), name: lambda::env("EVENT_BUS_NAME")? })
+    /// Creates the outlet of the bus with this name.
+    #[must_use]
+    pub fn new(aws: &Aws, name: String) -> Self {
+        Self { client: Client::new(aws.config()), name }
     }
 }
 

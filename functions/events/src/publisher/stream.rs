@@ -12,7 +12,7 @@ use aws_sdk_kinesis::{
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
 use futures_util::future::join_all;
-use lambda::{Aws, ConfigError};
+use lambda::Aws;
 
 use super::outlet::{Entry, Outlet, PutResult, Side};
 
@@ -26,10 +26,11 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// Creates the outlet with the stream's name in `EVENTS_STREAM`.
-    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
+    /// Creates the outlet of the stream with this name.
+    #[must_use]
+    pub fn new(aws: &Aws, name: String) -> Self {
         let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
-        Ok(Self { client: Client::from_conf(config), name: lambda::env("EVENTS_STREAM")? })
+        Self { client: Client::from_conf(config), name }
     }
 }
 
