@@ -144,8 +144,8 @@ impl EventStream {
     pub async fn read(&mut self) -> Result<Vec<StreamedEvent>, CliError> {
         self.request_iterators().await?;
         let now = Instant::now();
-        let ready = self.shards.iter().filter(|(_, it)| it.next_read <= now);
-        let reads = ready.filter_map(|(shard, it)| {
+        let due = self.shards.iter().filter(|(_, it)| it.next_read <= now);
+        let reads = due.filter_map(|(shard, it)| {
             let read = self.reader.get_records().shard_iterator(it.iterator.clone()?);
             Some(async move { (shard.clone(), read.send().await) })
         });

@@ -135,7 +135,7 @@ async fn a_type_that_is_not_known_is_no_error() {
     let (code, out, _) = list("SiteActivatd", &[]).await;
     let period = "from 2026-03-01T00:00:00.000Z until 2026-04-01T00:00:00.000Z";
     let expected = format!(
-        "No events of type SiteActivatd of the default operator {period}. did you mean SiteActivated?\n"
+        "No events of type SiteActivatd of the default operator {period}; did you mean SiteActivated?\n"
     );
     assert_eq!((code, out), (0, expected));
     let (code, out, err) = list("SiteActivatd", &["--json"]).await;

@@ -222,7 +222,10 @@ async fn report_none(
     if screen.json {
         return Ok(());
     }
-    screen.line(&format!("No events {what}. {advice}"))
+    match advice.as_str() {
+        "" => screen.line(&format!("No events {what}.")),
+        advice => screen.line(&format!("No events {what}; {advice}")),
+    }
 }
 
 /// Returns the names of all types of Fieldstation's events.
@@ -381,7 +384,7 @@ async fn look_up_names(
 }
 
 fn table() -> Table {
-    Table::new(["", "OCCURRED", "TYPE", "NO.", "SITE OR ENTITY", "WHAT"])
+    Table::new(["", "OCCURRED", "TYPE", "NO.", "SITE", "WHAT"])
 }
 
 async fn print(
