@@ -2,11 +2,13 @@
 # Runs the benchmarks and writes their tables into docs/performance.md.
 #
 # FUNCTIONS='create-site get-site' measures only these functions and writes nothing. BIN_DIR is a folder of
-# functions that are already built. UPDATE_BUDGET=1 writes the counts to tools/bench/budget.json.
+# functions that are already built. MERGE=1 with FUNCTIONS stores these figures in tools/bench/figures.json.
+# UPDATE_BUDGET=1 writes the counts to tools/bench/budget.json.
 # REPORT_ONLY=1 measures nothing and writes the tables again from tools/bench/figures.json.
 set -eu
 cd "$(dirname "$0")/../.."
 host=$(rustc -vV | sed -n 's/^host: //p')
+built=${CARGO_TARGET_DIR:-target}
 
 # Writes a table between the two comments with its name in docs/performance.md.
 write_table() {
@@ -31,7 +33,7 @@ fi
 if [ -z "${BIN_DIR:-}${REPORT_ONLY:-}" ]; then
     echo "Building the functions for release, as sam build does (a quarter of an hour the first time) ..."
     cargo build --target "$host" --locked --release --bins
-    export BIN_DIR="target/$host/release"
+    export BIN_DIR="$built/$host/release"
 fi
 # The stand-ins are optimized for speed instead of size, because every measured time includes theirs.
 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
@@ -39,7 +41,7 @@ CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RE
 echo "Measuring the functions ..."
 rm -f target/bench/functions.md
 status=0
-target/release/bench-functions || status=$?
+"$built/release/bench-functions" || status=$?
 # The tables are written even if a figure exceeds its budget.
 if [ -z "${FUNCTIONS:-}" ] && [ -e target/bench/functions.md ]; then
     for name in functions peers targets; do

@@ -33,9 +33,14 @@ pub struct Measured {
     instructions: Option<Instructions>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Instructions {
-    warm: f64,
+/// Instruction counts of a function.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instructions {
+    /// From the start of the process until the first response.
+    pub to_first_answer: f64,
+    /// Of a warm invocation.
+    pub warm: f64,
 }
 
 /// The largest batch of the smallest bundles in store-readings.
@@ -77,10 +82,9 @@ impl Figures {
     /// Returns the CPU time of each further sample in store-readings, in milliseconds of a whole core.
     pub fn sample_millis(&self) -> Result<f64> {
         let name = "store-readings";
-        let Measured { cpu_micros, instructions, .. } = self.function(name)?;
-        let instructions =
-            instructions.as_ref().with_context(|| format!("no instructions of {name}"))?;
-        Ok(self.instructions_a_sample * cpu_micros / instructions.warm / 1000.0)
+        let measured = self.function(name)?;
+        let instructions = measured.instructions().context(name)?;
+        Ok(self.instructions_a_sample * measured.cpu_micros / instructions.warm / 1000.0)
     }
 }
 
@@ -89,6 +93,11 @@ impl Measured {
     #[must_use]
     pub fn millis(&self) -> f64 {
         self.cpu_micros / 1000.0
+    }
+
+    /// Returns the instruction counts.
+    pub fn instructions(&self) -> Result<Instructions> {
+        self.instructions.context("instructions were not counted")
     }
 
     /// Returns the size of an invocation's own log lines, in bytes.
@@ -140,7 +149,7 @@ pub(crate) mod tests {
     fn the_time_of_a_sample_follows_from_the_measured_speed() -> Result<()> {
         let mut figures: Figures = serde_json::from_str(
             r#"{ "functions": { "store-readings": { "cpuMicros": 100, "logBytes": 1,
-                 "warmCalls": {}, "instructions": { "warm": 400000 } } },
+                 "warmCalls": {}, "instructions": { "toFirstAnswer": 1, "warm": 400000 } } },
                  "peers": {}, "largestBatch": { "records": 10000, "seconds": 0.5 } }"#,
         )?;
         figures.instructions_a_sample = 4000.0;

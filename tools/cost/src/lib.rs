@@ -4,6 +4,7 @@
 //! `docs/performance.md`), AWS's prices and quotas (`prices.json`, `quotas.json`) and assumptions
 //! (`assumptions.json`). The command writes the tables of docs/cost.md.
 
+pub mod authorizer;
 pub mod counted;
 pub mod data;
 pub mod docs;

@@ -451,4 +451,18 @@ pub(crate) mod tests {
         assert_near(http[&Item::Request], 2_592_000.0);
         Ok(())
     }
+
+    #[test]
+    fn each_request_is_a_check_and_the_first_of_a_day_is_a_write() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let checks = design(&bundles, Storage::Series).authorizing(&inputs, LOAD)?;
+        assert_near(checks[&Item::Request], 2_592_000.0);
+        assert_near(checks[&Item::ReadUnit], 2_592_000.0);
+        // Each of the 900 loggers is seen for the first time on each of 30 days.
+        assert_near(checks[&Item::WriteUnit], 900.0 * 30.0 * 2.0);
+        assert_eq!(checks.get(&Item::ApiRequest), None, "API Gateway charges for the request only");
+        let frequent = Bundles { minutes: 1, ..quarters() };
+        assert!(design(&frequent, Storage::Series).authorizing(&inputs, LOAD).is_err());
+        Ok(())
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 
 use crate::{
+    authorizer::{FIRST_USE_WRITE_UNITS, READ_UNITS},
     counted::Bundles,
     data::{Amounts, Item, Quota},
     docs::table,
@@ -28,6 +29,8 @@ pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("figures", figures(inputs)?),
         ("million", million(inputs)?),
+        ("check", check(inputs)?),
+        ("authorizer", authorizer(inputs)?),
         ("month", month(inputs)?),
         ("stream", stream(inputs)?),
         ("onboarding", onboarding(inputs)?),
@@ -157,6 +160,54 @@ fn million(inputs: &Inputs) -> Result<String> {
     rows.push(line("storage in each following month", retained.collect::<Result<_>>()?));
     let lengths = designs.iter().map(|design| length(design.bundles));
     let head: Vec<_> = ["USD for a million readings"].into_iter().chain(lengths).collect();
+    table(&head, &[false, true, true, true], &rows)
+}
+
+/// The cost of a check of the authorizer.
+fn check(inputs: &Inputs) -> Result<String> {
+    let ours = inputs.figures.function("authorise-caller")?;
+    let instructions = ours.instructions()?;
+    let line = |what: &str, number: f64| vec![what.to_owned(), format_number(number)];
+    let rows = [
+        line(
+            "M instructions, from the start of the process to the first response",
+            instructions.to_first_answer / MILLION,
+        ),
+        line("M instructions, warm", instructions.warm / MILLION),
+        line("µs of CPU time, warm", ours.millis() * 1000.0),
+        line("read units", READ_UNITS),
+        line("write units, on the first use of the key on a day", FIRST_USE_WRITE_UNITS),
+    ];
+    table(&["a check of a key", ""], &[false, true], &rows)
+}
+
+/// The cost of the authorizer for a million readings at the typical load, by the length of the bundles.
+fn authorizer(inputs: &Inputs) -> Result<String> {
+    let a_million = MILLION / (TYPICAL_LOAD * DAYS);
+    let bundles = &inputs.readings.bundles;
+    let bills = bundles
+        .iter()
+        .map(|bundles| own_design(bundles).authorizing(inputs, TYPICAL_LOAD))
+        .collect::<Result<Vec<_>>>()?;
+    let row = |what: &str, of: &dyn Fn(&Amounts) -> f64| {
+        let cells = bills.iter().map(|bill| format_number(of(bill) * a_million));
+        [what.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let mut rows = vec![
+        row("checks", &|bill| bill[&Item::Request]),
+        row("read units", &|bill| bill[&Item::ReadUnit]),
+        row("write units", &|bill| bill[&Item::WriteUnit]),
+    ];
+    let lines = LINES.iter().filter(|(_, items)| !items.contains(&Item::StreamHour));
+    rows.extend(lines.map(|(what, items)| {
+        row(&format!("USD, {what}"), &|bill| inputs.prices.cost_of(&select(bill, items)))
+    }));
+    let sum = row("USD, total", &|bill| inputs.prices.cost_of(bill));
+    rows.push(sum.iter().map(|cell| bold(cell)).collect());
+    let head: Vec<_> = ["for a million readings over HTTP"]
+        .into_iter()
+        .chain(bundles.iter().map(length))
+        .collect();
     table(&head, &[false, true, true, true], &rows)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{batch::Batch, function::Function, measure::Figures};
@@ -25,7 +25,7 @@ pub struct Run {
 }
 
 /// The figures of a function.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Measured {
     /// `MemorySize`, in MB.
@@ -57,6 +57,14 @@ impl Run {
     /// Reads the results of an earlier run.
     pub fn read(file: &Path) -> Result<Self> {
         Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
+    }
+
+    /// Replaces the figures of the functions that the other run measured.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let (old, new) = (&self.architecture, &other.architecture);
+        ensure!(old == new, "the stored figures are those of {old}, not {new}");
+        self.functions.extend(other.functions.clone());
+        Ok(())
     }
 
     /// Writes the results to a file, with sorted keys.

@@ -8,6 +8,8 @@
 //! - `BIN_DIR`: the folder of the functions' binaries.
 //! - `FUNCTIONS='create-site get-site'`: measures only these functions, without the peers, and does not update the
 //!   docs.
+//! - `MERGE=1` with `FUNCTIONS`: stores the figures of these functions beside those of the others. `REPORT_ONLY=1` then
+//!   writes them to the docs, and with `UPDATE_BUDGET=1` to the budget.
 //! - `UPDATE_BUDGET=1`: stores the current figures as the budget.
 //! - `REPORT_ONLY=1`: prints the tables from the stored figures.
 
@@ -83,6 +85,10 @@ async fn main() -> Result<ExitCode> {
             fs::write(output.join(format!("{name}.md")), table)?;
         }
         run.write(&figures)?;
+    } else if env::var_os("MERGE").is_some() {
+        let mut stored = Run::read(&figures)?;
+        stored.merge(&run)?;
+        stored.write(&figures)?;
     }
     check_budget(&run, &root.join("tools/bench/budget.json"), chosen.is_empty())
 }
@@ -98,7 +104,7 @@ async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
         Ok(quota) => (Some(quota), None),
         Err(reason) => (None, Some(format!("{reason:#}"))),
     };
-    let recordings = recording::record(&bench, &functions, binaries).await?;
+    let recordings = recording::record(&bench, &functions, binaries, chosen).await?;
     let recording =
         |name: &str| recordings.get(name).with_context(|| format!("no recording of {name}"));
 

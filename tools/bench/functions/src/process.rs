@@ -327,7 +327,8 @@ fn response_problem(response: &Bytes) -> Option<String> {
         return Some(format!("the response is not JSON: {}", text()));
     };
     let failed = response["batchItemFailures"].as_array().is_some_and(|failed| !failed.is_empty());
-    let refused = response["statusCode"].as_u64().is_some_and(|status| status >= 400);
+    let refused = response["statusCode"].as_u64().is_some_and(|status| status >= 400)
+        || response["policyDocument"]["Statement"][0]["Effect"] == "Deny";
     (failed || refused || response.get("errorType").is_some())
         .then(|| format!("the response is {}", text()))
 }
@@ -354,6 +355,7 @@ mod tests {
             "",
             r#"{"batchItemFailures":[{"itemIdentifier":"1"}]}"#,
             r#"{"statusCode":404,"body":""}"#,
+            r#"{"policyDocument":{"Statement":[{"Effect":"Deny"}]}}"#,
             r#"{"errorType":"Transient","errorMessage":""}"#,
         ] {
             assert!(is_problem(bad), "{bad}");

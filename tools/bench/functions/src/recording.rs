@@ -8,10 +8,13 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::OperatorId;
 use hyper::body::Bytes;
-use serde_json::Value;
+use keys::ApiKey;
+use serde_json::{Value, json};
 use testkit::{
     Dynamo,
+    dynamo::KEYS,
     template::{kebab, root},
 };
 
@@ -20,6 +23,9 @@ use crate::{
     function::Function,
     process::{Bench, Program},
 };
+
+/// The authorizer. Its sample event needs only the row of its key, so it can be recorded without the other functions.
+const AUTHORIZER: &str = "authorise-caller";
 
 /// Returns the functions in the order of their sample events.
 pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
@@ -52,16 +58,24 @@ fn steps(machine: &str) -> Result<Vec<String>> {
     Ok(names.map(kebab).collect())
 }
 
-/// Runs the sample events. Returns the recording of each function's invocation.
+/// Runs the sample events of the chosen functions, and those that these need. Returns the recording of each function's
+/// invocation.
 pub async fn record(
     bench: &Bench,
     functions: &[Function],
     binaries: &Path,
+    chosen: &[&str],
 ) -> Result<BTreeMap<String, Arc<Recording>>> {
     let dynamo = Dynamo::start().await;
     let mut recordings = BTreeMap::new();
-    let ordered = order(functions)?;
+    let mut ordered = order(functions)?;
+    if chosen == [AUTHORIZER] {
+        ordered.retain(|function| function.name == AUTHORIZER);
+    }
     for function in &ordered {
+        if function.name == AUTHORIZER {
+            dynamo.put(KEYS, key_row(&function.event)?).await;
+        }
         if function.name == "get-readings" {
             // The sample of get-readings queries the readings in the sample of accept-readings, so store-readings
             // stores them first.
@@ -92,6 +106,29 @@ async fn invoke(
     let recording = process.aws.recording();
     process.end().await?;
     Ok(recording)
+}
+
+/// Returns the row of the key that the request to the authorizer has.
+fn key_row(event: &Bytes) -> Result<Value> {
+    let event: Value = serde_json::from_slice(event)?;
+    let header = event["multiValueHeaders"]["Authorization"][0].as_str();
+    let key = header.and_then(|header| header.strip_prefix("Bearer "));
+    let key = ApiKey::parse(key.context("the sample has no key")?)?;
+    let id = "0c5e6f2e-6a0b-5c0d-9d3a-0f6b8f4f7d11";
+    Ok(json!({
+        "id": key.hash(),
+        "keyId": id,
+        "operatorId": OperatorId::DEFAULT,
+        "operator": { "status": "ACTIVE", "plan": "standard" },
+        "name": "bench",
+        "scope": "read",
+        "prefix": key.visible_prefix(),
+        "createdAt": "2026-01-01T00:00:00.000Z",
+        "listed": format!("2026-01-01T00:00:00.000Z/{id}"),
+        // The key was used before on the same day, whatever day it is. So the invocation is one read, like all uses of
+        // a day but the first.
+        "lastUsedOn": "9999-12-31",
+    }))
 }
 
 /// Returns the stream event with the body of the request as its first record.
