@@ -178,12 +178,7 @@ pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
 }
 
 /// Parses a message of a service's failure queue that names its source or the topic of an event.
-fn failed(
-    environment: &str,
-    queue: &str,
-    message: &SqsMessage,
-    body: &str,
-) -> Option<FailedWork> {
+fn failed(environment: &str, queue: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
     // The attributes are checked first, because the body may be any event.
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
