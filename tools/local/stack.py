@@ -429,6 +429,7 @@ def shell_variables(stack, url, key):
         "API_URL": url,
         "FIELDSTATION_API_KEY": key,
         "EVENT_BUS": resource_name(stack, "events"),
+        "EVENTS_STREAM": resource_name(stack, "events"),
         "READINGS_STREAM": resource_name(stack, "readings"),
         "AWS_ENDPOINT_URL": MINISTACK.url,
         "AWS_REGION": REGION,

@@ -36,6 +36,7 @@ class ShellVariables(unittest.TestCase):
         self.assertEqual("http://api.localhost:1/v1", variables["API_URL"])
         self.assertEqual("fsa_key", variables["FIELDSTATION_API_KEY"])
         self.assertEqual("a-stack-events", variables["EVENT_BUS"])
+        self.assertEqual("a-stack-events", variables["EVENTS_STREAM"])
         self.assertEqual("a-stack-readings", variables["READINGS_STREAM"])
         self.assertEqual(stack.MINISTACK.url, variables["AWS_ENDPOINT_URL"])
 

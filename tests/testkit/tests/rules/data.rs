@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::subject::{Subject, Violations, items, members, text};
 
 /// The resources that other services, fieldctl and the tests find by their fixed names.
-const NAMED_RESOURCES: [(&str, &str); 21] = [
+const NAMED_RESOURCES: [(&str, &str); 22] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::AUDIT),
     ("AWS::DynamoDB::Table", names::BILLING),
@@ -21,6 +21,7 @@ const NAMED_RESOURCES: [(&str, &str); 21] = [
     ("AWS::DynamoDB::Table", names::REFUSALS),
     ("AWS::DynamoDB::Table", names::SITES),
     ("AWS::Events::EventBus", names::EVENTS),
+    ("AWS::Kinesis::Stream", names::EVENTS),
     ("AWS::Kinesis::Stream", names::READINGS),
     ("AWS::SNS::Topic", names::ON_CALL),
     ("AWS::SNS::Topic", names::STOCK),
