@@ -226,8 +226,7 @@ impl WatchStock {
 
     /// Judges a movement if the stock has not changed since. Returns whether it was judged.
     async fn replay_movement(&self, movement: &Movement) -> Result<bool, InventoryError> {
-        let stock: Option<StockRow> =
-            self.inventory.get(&StockRow::key(movement.metric)).await?;
+        let stock: Option<StockRow> = self.inventory.get(&StockRow::key(movement.metric)).await?;
         if stock.map_or(0, |stock| stock.quantity) != movement.quantity {
             return Ok(false);
         }
