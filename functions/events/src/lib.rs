@@ -1,8 +1,9 @@
-//! Publishes the outbox to EventBridge.
+//! The event log: appending and reading events over HTTP, and publishing them.
 //!
-//! This crate owns the events table. Its key is `entity` and `sequence`, and it has a row per domain event
-//! ([`store::EventRow`]). The services' transactions insert the rows. These functions only mark rows as published or
-//! refused. Rows are kept for good. No other function calls `PutEvents`.
+//! This crate owns the events table. Its key is `entity` and `sequence`, and it has a row per event
+//! ([`store::EventRow`]). The services' transactions and append-event insert the rows. publish-events and sweep-events put
+//! them on the stream of all events and on the bus, and mark them as published or refused. Rows are kept for good. No
+//! other function calls `PutEvents`, or puts records on the stream.
 
 pub mod append_event;
 pub mod guards;

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 const MAX_ATTEMPTS: u32 = 4;
 /// The maximum number of concurrent calls.
 const MAX_CALLS: usize = 4;
+/// The error name in the quarantine for an event that an outlet refuses permanently.
+const EVENT_REFUSED: &str = "EventRefused";
 
 /// An outlet of the publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +85,6 @@ impl Sent {
         !matches!(self, Self::Failed(_))
     }
 }
-
-/// The error name in the quarantine for an event that an outlet refuses permanently.
-const EVENT_REFUSED: &str = "EventRefused";
 
 struct Lane<'a> {
     entries: VecDeque<Entry<'a>>,
