@@ -285,11 +285,11 @@ impl Publisher {
             }
             let lagging = if stream_done { Side::Bus } else { Side::Stream };
             let last_settled = stream.last_settled.max(bus.last_settled);
-            let stop_at = if stream_done != bus_done {
+            let stop_at = if stream_done == bus_done {
+                end
+            } else {
                 let since = *first_finished.get_or_insert_with(Instant::now);
                 last_settled.max(since) + self.patience(lagging)
-            } else {
-                end
             };
             let stop_at = stop_at.min(end);
             let (side, result) = tokio::select! {

@@ -247,7 +247,7 @@ impl<'a, O: Outlet> Delivery<'a, O> {
 /// number from 0 to 255.
 fn pause(attempts: u32, spread: u8) -> Duration {
     let max = Duration::from_millis(100) * 2_u32.pow(attempts);
-    max - max / 2 * u32::from(spread) / u32::from(u8::MAX)
+    max.saturating_sub(max / 2 * u32::from(spread) / u32::from(u8::MAX))
 }
 
 /// Returns a number that spreads the retries of concurrent publishers. It depends on the event only, so a simulation can
