@@ -194,7 +194,7 @@ impl ListEvents {
                     .events
                     .query("typeBucket = :key AND occurredAt BETWEEN :first AND :last")
                     .index("byTypeAndTime");
-                self.partition(query, &key, (first, last), rows)
+                Self::partition(query, &key, (first, last), rows)
             };
             let mut partitions: Vec<_> = (0..SHARDS).map(bucket).collect();
             reading.take(&mut partitions, &mut entries).await?;
@@ -211,7 +211,7 @@ impl ListEvents {
                 .events
                 .query("correlationId = :key AND occurredAt BETWEEN :first AND :last")
                 .index("byCorrelation");
-            self.partition(query, key, span, reading.limit + 2)
+            Self::partition(query, key, span, reading.limit + 2)
         };
         let mut partitions = vec![partition(&foreign_correlation_key(reading.operator, id))];
         let mut own = partition(id);
@@ -241,7 +241,6 @@ impl ListEvents {
     }
 
     fn partition<'t>(
-        &'t self,
         query: store::Query<'t>,
         key: &str,
         (first, last): (Timestamp, Timestamp),
@@ -310,13 +309,13 @@ impl Reading {
 /// Returns the body of the response. The events are JSON already, and their text is not changed.
 fn body(page: Page, from: Timestamp, scope: &str) -> serde_json::Result<String> {
     let Page { events, last, more, .. } = page;
-    let mut body = format!(r#"{{"events":[{}]"#, events.join(","));
-    if let (Some(last), true) = (last, more) {
-        let token = Position { from, last }.token(scope)?;
-        body.push_str(&format!(r#","nextPageToken":"{token}""#));
-    }
-    body.push('}');
-    Ok(body)
+    let next = match last.filter(|_| more) {
+        Some(last) => {
+            format!(r#","nextPageToken":"{}""#, Position { from, last }.token(scope)?)
+        }
+        None => String::new(),
+    };
+    Ok(format!(r#"{{"events":[{}]{next}}}"#, events.join(",")))
 }
 
 fn invalid_token() -> Problem {
@@ -442,12 +441,12 @@ fn text(value: &str) -> Result<(), String> {
 
 fn number<N>(value: &str, min: N, max: N) -> Result<N, String>
 where
-    N: std::str::FromStr + PartialOrd + std::fmt::Display,
+    N: Copy + std::str::FromStr + PartialOrd + std::fmt::Display,
 {
     value
         .parse()
         .ok()
-        .filter(|number| (&min..=&max).contains(&number))
+        .filter(|number| (min..=max).contains(number))
         .ok_or_else(|| format!("is {value:?}; give a number from {min} to {max}"))
 }
 

@@ -10,6 +10,7 @@ use crate::subject::{Subject, Violations, function_of, members, text};
 /// Calls that read environment variables for a binary, and these variables.
 const READERS: [(&str, &[&str]); 6] = [
     ("aws.limits()", &["LIMITS_TABLE"]),
+    ("source_operators()", &["SOURCE_OPERATORS"]),
     ("aws.outbox()", &["EVENTS_TABLE"]),
     ("Quarantine::from_env(", &["QUARANTINE_QUEUE_URL"]),
     ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
