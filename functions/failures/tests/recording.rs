@@ -707,9 +707,8 @@ async fn an_event_that_could_not_be_published_to_a_topic_is_kept_with_the_reason
         "detail": { "data": { "metric": "water_ph", "quantity": 3, "limit": 10 } },
     });
     let topic = "arn:aws:sns:eu-central-1:123456789012:fieldstation-prod-stock";
-    let dead_letter = |id: &str| {
-        undelivered(message("inventory-failures", id, 0, body.to_string()), topic)
-    };
+    let dead_letter =
+        |id: &str| undelivered(message("inventory-failures", id, 0, body.to_string()), topic);
     let world = World::start().await;
     world.record(&dead_letter("m-1")).await.expect("recorded");
     world.record(&dead_letter("m-2")).await.expect("the same event");
