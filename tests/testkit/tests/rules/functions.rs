@@ -8,7 +8,7 @@ use testkit::template::kebab;
 use crate::subject::{Subject, Violations, function_of, members, text};
 
 /// Calls that read environment variables for a binary, and these variables.
-const READERS: [(&str, &[&str]); 6] = [
+const READERS: [(&str, &[&str]); 7] = [
     ("aws.limits()", &["LIMITS_TABLE"]),
     ("source_operators()", &["SOURCE_OPERATORS"]),
     ("aws.outbox()", &["EVENTS_TABLE"]),
