@@ -4,6 +4,8 @@
 //! condition is enough: an event is applied only if its sequence is above the sequence of the stored state. A repeated
 //! event has the same event id and the same sequence as before, so the condition also removes repeats.
 
+use std::collections::HashSet;
+
 use aws_lambda_events::{
     kinesis::{KinesisEvent, KinesisEventRecord},
     streams::KinesisEventResponse,
@@ -47,16 +49,20 @@ pub trait States {
 
 /// Applies the records of a batch in order.
 ///
-/// After a failed record it stops, because a later record may be of the same entity. Lambda delivers the failed record
-/// and the later ones again. After the last attempt it puts the failed record into the failure bucket.
+/// After a failed record, the later ones of its entity wait, and other entities go on. Lambda delivers all records again
+/// from the first failed one. After the last attempt it puts them into the failure bucket and goes on with the next batch.
 pub async fn handle(batch: KinesisEvent, states: &impl States) -> KinesisEventResponse {
     let mut response = KinesisEventResponse::default();
+    let mut waiting = HashSet::new();
     for record in batch.records {
+        if waiting.contains(&record.kinesis.partition_key) {
+            continue;
+        }
         if let Err(error) = apply(&record, states).await {
             let number = record.kinesis.sequence_number;
             eprintln!("record {number} failed: {error}");
             response.add_failure(number);
-            break;
+            waiting.insert(record.kinesis.partition_key);
         }
     }
     response

@@ -88,15 +88,21 @@ async fn each_event_is_applied_once_and_in_order_although_some_are_repeated() {
 }
 
 #[tokio::test]
-async fn a_failed_record_is_reported_and_no_later_one_is_applied() {
-    let states = Fake { refused: Some("b"), ..Fake::default() };
-    let records = [event(1, "a", 1), event(2, "b", 1), event(3, "a", 2)];
+async fn after_a_failed_record_its_entity_waits_and_others_go_on() {
+    let mut states = Fake { refused: Some("b"), ..Fake::default() };
+    let records = [event(1, "a", 1), event(2, "b", 1), event(3, "a", 2), event(4, "b", 2)];
     assert_eq!(deliver(&states, &records).await, ["2"]);
-    assert_eq!(states.applied.lock().unwrap()["a"], [1]);
+    assert_eq!(*states.applied.lock().unwrap(), BTreeMap::from([("a".to_owned(), vec![1, 2])]));
+    states.refused = None;
+    assert_eq!(deliver(&states, &records[1..]).await, [""; 0], "Lambda delivers them again");
+    let applied = states.applied.lock().unwrap();
+    assert_eq!((&applied["a"], &applied["b"]), (&vec![1, 2], &vec![1, 2]));
 }
 
 #[tokio::test]
-async fn a_record_that_is_not_an_event_is_reported() {
+async fn a_record_that_is_not_an_event_is_reported_and_delays_no_other_entity() {
     let states = Fake::default();
-    assert_eq!(deliver(&states, &[record(7, "a", "not JSON")]).await, ["7"]);
+    let records = [record(7, "a", "not JSON"), event(8, "b", 1)];
+    assert_eq!(deliver(&states, &records).await, ["7"]);
+    assert_eq!(states.applied.lock().unwrap()["b"], [1]);
 }
