@@ -1,6 +1,6 @@
-//! Tokens of an OpenID Connect issuer on the deployed stack: who is accepted as whom, and that a token with any flaw is
-//! refused. The issuer is a server of this test. The function authorise-caller gets its address as its issuer, and its
-//! own settings again at the end.
+//! Tokens of an `OpenID` Connect issuer on the deployed stack: who is accepted as whom, and that a token with any flaw
+//! is refused. The issuer is a server of this test. The function authorise-caller gets its address as its issuer, and
+//! its own settings again at the end.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "this binary does not use every fault")]
@@ -90,7 +90,7 @@ async fn serve(keys: Vec<Value>) -> Stub {
         }
     })
     .await;
-    stub.url().clone_into(&mut address.lock().expect("no thread panics while it holds the lock"));
+    *address.lock().expect("no thread panics while it holds the lock") = stub.url();
     stub
 }
 
@@ -151,7 +151,7 @@ async fn tokens_of_the_issuer_are_accepted_and_tokens_with_a_flaw_are_refused() 
     let stack = Stack::connect().await?;
     let (signer, rsa) = (Signer::es256("one")?, Signer::rs256("two")?);
     let issuer = serve(vec![signer.jwk()?, rsa.jwk()?]).await;
-    let url = issuer.url().to_owned();
+    let url = issuer.url();
     let own = create_operator(&stack).await?;
     let other = create_operator(&stack).await?;
 
