@@ -8,7 +8,7 @@ use crate::{
     lambda::{Work, batch, invocations, month},
     onboarding::PUBLISHER,
     quotas::Uses,
-    readings::{Capacity, add},
+    readings::Capacity,
     units::{DAYS, GIGABYTE, HOURS, SECONDS},
 };
 
@@ -103,7 +103,7 @@ impl<'a> Events<'a> {
         let Inputs { assumed, .. } = self.inputs;
         let events = self.rate * MONTH;
         let (append, millis) = self.append()?;
-        let (published, publisher_millis, publisher) = self.publisher(self.rate)?;
+        let (invoked, publish_millis, publisher) = self.publisher(self.rate)?;
         let units = |item, units| Amounts::from([(item, events * units)]);
         let access_log = events * assumed.access_log_bytes / GIGABYTE;
         let api = Amounts::from([(Item::ApiRequest, events), (Item::LogGigabyte, access_log)]);
@@ -112,7 +112,7 @@ impl<'a> Events<'a> {
             ("DynamoDB: reads", units(Item::ReadUnit, self.assumed().read_units)),
             ("API", api),
             ("append-event", month(self.rate, millis, &append, assumed)),
-            ("publish-events", month(published, publisher_millis, &publisher, assumed)),
+            ("publish-events", month(invoked, publish_millis, &publisher, assumed)),
             ("bus", units(Item::Event, 1.0)),
             ("stream", self.stream(capacity)),
         ])
@@ -244,12 +244,12 @@ impl<'a> Events<'a> {
     /// Returns the use of the quotas at this rate. One rule of a consumer outside selects all events.
     pub fn uses(&self, rate: f64) -> Result<Uses> {
         let (_, append) = self.append()?;
-        let (published, publisher, _) = self.publisher(rate)?;
+        let (invoked, publish_millis, _) = self.publisher(rate)?;
         let table = rate * self.assumed().table_write_units;
         Ok(Uses::from([
             (Limit::PostEvents, rate),
             (Limit::ApiRequests, rate),
-            (Limit::Concurrency, (rate * append + published * publisher) / 1000.0),
+            (Limit::Concurrency, (rate * append + invoked * publish_millis) / 1000.0),
             (Limit::NewEventsTableWrites, table),
             (Limit::EventsTableWrites, table),
             (Limit::TypeWrites, rate),
@@ -271,6 +271,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::readings::add;
 
     fn inputs() -> Inputs {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
