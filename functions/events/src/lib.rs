@@ -4,6 +4,9 @@
 //! ([`store::EventRow`]). The services' transactions and append-event insert the rows. publish-events and sweep-events put
 //! them on the stream of all events and on the bus, and mark them as published or refused. Rows are kept for good. No
 //! other function calls `PutEvents`, or puts records on the stream.
+//!
+//! It also owns the guards table, with the key `id`: a row per appended event ([`guards::GuardRow`]) and per source
+//! ([`guards::SourceRow`]).
 
 pub mod append_event;
 pub mod guards;
