@@ -486,25 +486,25 @@ mod tests {
         }
     }
 
-    fn health(measured: Measured) -> Health {
-        judge("test", &consumer("watch-network", "stream", "Enabled"), &measured).health
+    fn health(measured: &Measured) -> Health {
+        judge("test", &consumer("watch-network", "stream", "Enabled"), measured).health
     }
 
     #[test]
     fn a_consumer_is_good_only_if_its_lag_was_measured() {
         let good = Measured { behind: Some(60_000.0), ..Measured::default() };
-        assert_eq!(health(good.clone()), Health::Good);
-        assert_eq!(health(Measured::default()), Health::Unknown);
+        assert_eq!(health(&good), Health::Good);
+        assert_eq!(health(&Measured::default()), Health::Unknown);
         let denied = Measured { errors: vec!["denied".to_owned()], ..Measured::default() };
-        assert_eq!(health(denied), Health::Unknown);
+        assert_eq!(health(&denied), Health::Unknown);
         let nothing = Compared { entities: 0, not_applied: 0, oldest_seconds: None };
         assert_eq!(
-            health(Measured { compared: Some(nothing), ..Measured::default() }),
+            health(&Measured { compared: Some(nothing), ..Measured::default() }),
             Health::Unknown
         );
         let applied = Compared { entities: 3, ..nothing };
         assert_eq!(
-            health(Measured { compared: Some(applied), ..Measured::default() }),
+            health(&Measured { compared: Some(applied), ..Measured::default() }),
             Health::Good
         );
         let bus = consumer("project-site", "bus", "Enabled");
@@ -524,7 +524,7 @@ mod tests {
             Measured { compared: Some(late), ..good.clone() },
             Measured { incoming: Some(1.0), behind: None, ..good.clone() },
         ] {
-            assert_eq!(health(bad.clone()), Health::Problem, "{bad:?}");
+            assert_eq!(health(&bad), Health::Problem, "{bad:?}");
         }
         let stopped = judge("test", &consumer("watch-network", "stream", "Disabled"), &good);
         assert_eq!(stopped.health, Health::Problem);

@@ -281,7 +281,8 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "sites migrate" => (&[], (false, false)),
         "status" => (&["--all"], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
-        | "subscriptions" | "operators list" | "keys list" | "audit list" => (&[], (true, true)),
+        | "subscriptions" | "operators list" | "keys list" | "audit list" | "consumers list"
+        | "consumers lag" => (&[], (true, true)),
         "operators show" => (&[&operator], (true, true)),
         "operators create" => (&["name", "--plan", "standard"], (true, true)),
         "keys create" => (&["name", "--scope", "read"], (true, true)),
@@ -294,7 +295,6 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "sagas recover" => (&[&onboarding, "--yes"], (true, true)),
         "events list" => (&["--correlation", &onboarding], (true, true)),
         "events tail" => (&["--seconds", "1"], (true, true)),
-        "consumers list" | "consumers lag" => (&[], (true, true)),
         // The function fails. Its message is printed on standard error.
         "consumers replay" => (&["watch-network", "--yes"], (false, false)),
         "readings send" => (&[registration], (false, false)),
