@@ -61,9 +61,12 @@ fn histories(rng: &mut Rng) -> Vec<Vec<OpenEnvelope>> {
             } else {
                 let count = u64::try_from(rng.in_range(1, 12)).expect("a number");
                 let id = format!("S-{n}");
-                let kinds = ["sample.taken", "sample.lost"];
+                let kinds: [&str; 2] = ["sample.taken", "sample.lost"];
                 (1..=count)
-                    .map(|n| event(operator, ("acme.sample", &id), n, *rng.pick(&kinds)))
+                    .map(|n| {
+                        let kind: &str = kinds[rng.index(kinds.len())];
+                        event(operator, ("acme.sample", &id), n, kind)
+                    })
                     .collect()
             }
         })
@@ -127,7 +130,8 @@ impl Operator {
             let time = Duration::from_millis(*self.rng.pick(&[500, 5_000, 29_000]));
             let attempt = spawn_local(async move {
                 let consumer = watch_network(&cloud).0;
-                until_poll(consumer.rebuild(action, now, Deadline::after(time)), polls).await
+                let work = Box::pin(consumer.rebuild(action, now, Deadline::after(time)));
+                until_poll(work, polls).await
             });
             if let Ok(Some(Ok(reply))) = attempt.await {
                 return reply;
@@ -192,7 +196,7 @@ fn simulate(seed: u64) -> Occurrences {
         let mut at = Duration::from_millis(rng.below(spread));
         for event in history {
             log.push((at, event.clone()));
-            for _ in 0..1 + rng.below(5) / 3 {
+            for _ in 0..=(rng.below(5) / 3) {
                 puts.push((at + Duration::from_millis(rng.below(spread)), event.clone()));
             }
             at += Duration::from_millis(rng.below(spread));
@@ -213,7 +217,7 @@ fn simulate(seed: u64) -> Occurrences {
         parallelization_factor: 1 + rng.below(2),
         bisects: true,
         max_retries: *rng.pick(&[1, 20]),
-        max_age: Duration::from_secs(3_600),
+        max_age: Duration::from_hours(1),
         timeout: Duration::from_secs(*rng.pick(&[4, 30])),
     };
     let percent = *rng.pick(&[0, 5, 15, 25]);

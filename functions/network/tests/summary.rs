@@ -51,7 +51,9 @@ fn check(name: &str, sent: &Value) {
 async fn counted() -> Cloud {
     let cloud = Cloud::new(Rng::from_seed(1));
     let events = history();
-    events.iter().for_each(|event| append(&cloud, event));
+    for event in &events {
+        append(&cloud, event);
+    }
     watch_network(&cloud).handle(&batch(&events), TIME).await.expect("a response");
     cloud
 }

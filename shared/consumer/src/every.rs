@@ -42,6 +42,9 @@ const MAX_ATTEMPTS: u32 = 12;
 /// The longest pause before the second attempt. It doubles with each attempt, up to 16 times this pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
+/// The entities of a batch with their events, by the entities' keys in the log.
+type Lanes = HashMap<String, Lane>;
+
 /// A consumer's effect on its own tables.
 pub trait Effect {
     /// Returns the key of an entity's cursor row. The row is in the table [`Effect::table`].
@@ -162,10 +165,11 @@ struct Cursor {
 pub async fn apply<E: Effect>(
     effect: &E,
     log: &Table,
-    mut lanes: HashMap<String, Lane>,
+    lanes: impl IntoIterator<Item = (String, Lane)>,
     replay: bool,
     deadline: Deadline,
 ) -> Outcome {
+    let mut lanes: Lanes = lanes.into_iter().collect();
     let work = Work { effect, log, replay, outcome: RefCell::default() };
     // The deadline passed: the events after the cursors count as failed.
     let ended = timeout(deadline.remaining(), Box::pin(work.lanes(&mut lanes))).await;
@@ -287,7 +291,7 @@ impl<E: Effect> Work<'_, E> {
         behind.truncate(MAX_LOG_LANES);
         let read = stream::iter(behind)
             .map(async |(run, has_later)| {
-                (run.log_key.clone(), self.from_log(run, has_later).await)
+                (run.log_key.clone(), self.read_log(run, has_later).await)
             })
             .buffer_unordered(CONCURRENT);
         next.extend(read.collect::<Vec<_>>().await);
@@ -316,7 +320,7 @@ impl<E: Effect> Work<'_, E> {
     /// Adds the events that follow the cursor in the log to a run that is empty. Returns `None` at the end of the log.
     ///
     /// `has_later` says that a later event exists, so that the end of the log is an error.
-    async fn from_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
+    async fn read_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
         let log_key = run.log_key.clone();
         let cursor = self.cursor(&log_key).sequence;
         let page = self
@@ -409,7 +413,9 @@ impl<E: Effect> Work<'_, E> {
                         }
                         (true, _) => {
                             let run = second.into_iter().next();
-                            run.iter().for_each(|run| self.fail_event(run, &error));
+                            if let Some(run) = run {
+                                self.fail_event(&run, &error);
+                            }
                         }
                     }
                 }

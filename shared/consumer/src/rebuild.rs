@@ -238,16 +238,13 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     let current = ("current", number(state.current));
     let key = state_key();
     let update = Transaction::on(table);
-    let update = match text("id").zip(text("row")) {
-        Some((id, row)) => {
-            let from = AttributeValue::L(vec![id, row]);
-            let set = "SET #cleanFrom = :from";
-            update.update(table, &key, set, Some("#current = :current"), [current, ("from", from)])
-        }
-        None => {
-            let remove = "REMOVE #cleanFrom, #cleanAfter";
-            update.update(table, &key, remove, Some("#current = :current"), [current])
-        }
+    let update = if let Some((id, row)) = text("id").zip(text("row")) {
+        let from = AttributeValue::L(vec![id, row]);
+        let set = "SET #cleanFrom = :from";
+        update.update(table, &key, set, Some("#current = :current"), [current, ("from", from)])
+    } else {
+        let remove = "REMOVE #cleanFrom, #cleanAfter";
+        update.update(table, &key, remove, Some("#current = :current"), [current])
     };
     match update.commit().await? {
         Commit::Done | Commit::Refused(_) => Ok(deleted),

@@ -25,6 +25,9 @@ pub trait EventConsumer {
 }
 
 /// Returns an event with this type of this entity.
+///
+/// # Panics
+/// Never: each event can be written as JSON.
 #[must_use]
 pub fn event(
     operator: OperatorId,
@@ -83,6 +86,9 @@ pub fn history() -> Vec<OpenEnvelope> {
 }
 
 /// Puts an event into the log, as its writer does.
+///
+/// # Panics
+/// Never: each event can be written as JSON.
 pub fn append(cloud: &Cloud, event: &OpenEnvelope) {
     let metadata = &event.metadata;
     cloud.put(
@@ -100,6 +106,9 @@ pub fn append(cloud: &Cloud, event: &OpenEnvelope) {
 }
 
 /// Returns a batch of these events in the format of Lambda's event. The number of a record is its index.
+///
+/// # Panics
+/// Never: each event can be written as JSON.
 #[must_use]
 pub fn batch<'a>(events: impl IntoIterator<Item = &'a OpenEnvelope>) -> Value {
     let record = |(number, event): (u64, &OpenEnvelope)| {
@@ -131,7 +140,9 @@ pub fn check<C: EventConsumer>(start: impl Fn(&Cloud) -> C, rows: impl Fn(&Cloud
     let events = history();
     let prepared = || {
         let cloud = Cloud::new(Rng::from_seed(7));
-        events.iter().for_each(|event| append(&cloud, event));
+        for event in &events {
+            append(&cloud, event);
+        }
         cloud
     };
     let deliver = async |cloud: &Cloud, batch: &Value| {
@@ -242,7 +253,9 @@ async fn a_gap_in_the_log<C: EventConsumer>(
     let missing = missing.expect("an event in the middle");
     let cloud = Cloud::new(Rng::from_seed(7));
     let others: Vec<_> = events.iter().filter(|event| *event != missing).collect();
-    others.iter().for_each(|event| append(&cloud, event));
+    for event in &others {
+        append(&cloud, event);
+    }
     let without = batch(others.iter().copied());
     let after = others.iter().position(|event| {
         event.metadata.log_key() == missing.metadata.log_key()
