@@ -43,6 +43,8 @@ const REPEAT_EVERY: usize = 10;
 const MEASURE_EVERY: usize = 100;
 /// The interval between two reads of the consumer's row for a latency.
 const LATENCY_POLL: Duration = Duration::from_millis(20);
+/// The generation of watch-network's rows on a fresh stack.
+const FIRST_GENERATION: u64 = 1;
 /// The maximum time without progress.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -161,13 +163,14 @@ impl Run {
     /// Returns the sequence number up to which watch-network has applied the events of an entity.
     async fn applied(&self, number: usize) -> Result<u64> {
         let entity = OpenEntity::parse(&self.entity(number)).context("an entity")?;
-        let key = format!("cursor#{}", entity.log_key(self.operator));
+        let key = format!("{FIRST_GENERATION}/cursor#{}", entity.log_key(self.operator));
         let rows = self
             .stack
             .dynamodb()
             .get_item()
             .table_name(self.stack.named(names::NETWORK))
             .key("id", AttributeValue::S(key))
+            .key("row", AttributeValue::S("cursor".to_owned()))
             .consistent_read(true)
             .send()
             .await?;

@@ -256,7 +256,7 @@ async fn rebuilding_the_network_counts_while_events_go_on_changes_nothing() -> R
 
     let rebuilding = async {
         let replaying = stack.clone();
-        let replay = move || replaying.fieldctl(&["--yes", "consumers", "replay", "watch-network"]);
+        let replay = move || replaying.fieldctl(&["consumers", "replay", "watch-network", "--yes"]);
         let output = tokio::task::spawn_blocking(replay).await??;
         ensure!(output.code == 0, "{output:?}");
         Ok(())

@@ -44,8 +44,8 @@ const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
 const SOURCE: Parsed<String> = Parsed {
     expected: "1 to 128 printable ASCII characters without spaces, such as com.example.lims",
     parse: |text| {
-        let is_valid = (1..=MAX_ID).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_valid =
+            (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
         is_valid.then(|| text.to_owned())
     },
 };
@@ -204,8 +204,9 @@ fn attributes(fields: &Fields<'_>, problems: &mut Problems) -> Map<String, Value
     }
     if extensions.len() > MAX_EXTENSIONS {
         let count = extensions.len();
-        let message =
-            format!("has {count} extension attributes; give at most {MAX_EXTENSIONS}, and put the rest into data");
+        let message = format!(
+            "has {count} extension attributes; give at most {MAX_EXTENSIONS}, and put the rest into data"
+        );
         problems.add_as(Reason::WrongCount, "", message);
     }
     attributes
@@ -292,9 +293,9 @@ fn refused_type(kind: &str) -> Option<String> {
 fn is_entity_type(text: &str) -> bool {
     let is_word = |word: &str| {
         word.starts_with(|first: char| first.is_ascii_lowercase())
-            && word.bytes().all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
-            })
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
     };
     text.len() <= MAX_ENTITY_TYPE && text.contains('.') && text.split('.').all(is_word)
 }
@@ -383,12 +384,8 @@ fn object(members: &BTreeMap<String, &RawValue>, canonical: &mut String) -> serd
 /// Returns the JSON Schema of an event.
 #[must_use]
 pub fn schema() -> Schema {
-    let id = |description: &str| {
-        serde_json::json!({ "description": description, "type": "string", "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() })
-    };
-    let optional_id = |description: &str| {
-        serde_json::json!({ "description": description, "type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() })
-    };
+    let id = |description: &str| serde_json::json!({ "description": description, "type": "string", "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
+    let optional_id = |description: &str| serde_json::json!({ "description": description, "type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
     json_schema!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": CLOUD_EVENT,

@@ -10,8 +10,8 @@ use crate::{OperatorId, consumers::WATCH_NETWORK};
 /// The services in the order of their first deployment. A service uses only resources of services before it.
 pub const SERVICES: [&str; 12] = [
     "failures",
-    "events",
     "operators",
+    "events",
     "sites",
     "inventory",
     "devices",

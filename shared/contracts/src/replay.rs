@@ -82,8 +82,7 @@ mod tests {
     fn a_rebuild_is_a_flat_object_that_begins_with_replay() {
         let apply = Rebuild::Apply { generation: 2, entities: vec!["site#1".to_owned()] };
         let event = apply.event().unwrap();
-        let wire =
-            r#"{"replay":true,"action":"apply","generation":2,"entities":["site#1"]}"#;
+        let wire = r#"{"replay":true,"action":"apply","generation":2,"entities":["site#1"]}"#;
         assert_eq!(event, wire);
         assert_eq!(serde_json::from_str::<Rebuild>(&event).unwrap(), apply);
         assert_eq!(Rebuild::Begin.event().unwrap(), r#"{"replay":true,"action":"begin"}"#);

@@ -55,7 +55,10 @@ mod tests {
             format!("acme.one={a}, acme.two={b}").parse().expect("valid");
         assert_eq!([operators.operator("acme.one"), operators.operator("acme.two")], [a, b]);
         assert_eq!(operators.operator("acme"), OperatorId::DEFAULT);
-        assert_eq!((operators.configured("acme.one"), operators.configured("acme")), (Some(a), None));
+        assert_eq!(
+            (operators.configured("acme.one"), operators.configured("acme")),
+            (Some(a), None)
+        );
         assert_eq!("".parse(), Ok(SourceOperators::default()));
         for wrong in
             ["acme.one", "acme.one=", &format!("={a}"), &format!("x={a},x={b}"), "x=default"]
