@@ -132,13 +132,13 @@ async fn a_type_that_is_not_known_is_no_error() {
             ["events", "list", "--from", "2026-03-01T00:00:00Z", "--to", "2026-04-01T00:00:00Z"];
         cloud.run(&[&of[..], &["--type", kind], more].concat()).await
     };
-    let (code, out, _) = list("SiteActivatd", &[]).await;
+    let (code, out, _) = list("SiteActive", &[]).await;
     let period = "from 2026-03-01T00:00:00.000Z until 2026-04-01T00:00:00.000Z";
     let expected = format!(
-        "No events of type SiteActivatd of the default operator {period}; did you mean SiteActivated?\n"
+        "No events of type SiteActive of the default operator {period}; did you mean SiteActivated?\n"
     );
     assert_eq!((code, out), (0, expected));
-    let (code, out, err) = list("SiteActivatd", &["--json"]).await;
+    let (code, out, err) = list("SiteActive", &["--json"]).await;
     assert!(code == 0 && out.is_empty() && err.contains("SiteActivated?"), "{err}");
     let (code, out, _) = list("acme.Calibrated", &[]).await;
     let expected = format!("No events of type acme.Calibrated of the default operator {period}.\n");
@@ -311,7 +311,7 @@ async fn tail_shows_all_operators_and_selects_by_type() {
     let (_, out, _) = cloud.run(&["events", "tail", "--seconds", "1"]).await;
     assert_eq!(out.matches("acme.instrument/1").count(), 2, "{out}");
     let (code, out, err) =
-        cloud.run(&["events", "tail", "--seconds", "1", "--type", "SiteCreatd"]).await;
+        cloud.run(&["events", "tail", "--seconds", "1", "--type", "SiteCreate"]).await;
     assert!(code == 0 && out.is_empty(), "{out}");
     assert!(err.contains("did you mean SiteCreated?"), "{err}");
 }

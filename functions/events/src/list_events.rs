@@ -147,7 +147,7 @@ impl ListEvents {
         choose: impl Fn(&EventRow) -> ControlFlow<(), bool>,
     ) -> Result<Page, StoreError> {
         let key = entity.log_key(reading.operator);
-        // One row more than a page tells whether there is another page.
+        // One row more than a page shows whether there is another page.
         let rows = i32::try_from(reading.limit + 1).unwrap_or(i32::MAX);
         let query = query.text("entity", &key).consistent().limit(rows);
         let (mut page, mut next) = (Page::new(reading.limit), None);

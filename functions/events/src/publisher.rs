@@ -16,7 +16,7 @@
 //! predecessor itself or has read its mark.
 //!
 //! The outlets do not wait for each other. Both are called at the same time. If one has everything and the other settles
-//! nothing more, the run ends after [`PATIENCE`]. The events that one outlet has are left to sweep-events, so that newer
+//! nothing more, the run ends after [`LAG_LIMIT`]. The events that one outlet has are left to sweep-events, so that newer
 //! events reach the healthy outlet.
 
 pub(crate) mod bus;
@@ -54,9 +54,9 @@ use self::{
 /// The error name in the quarantine for a row that is not an event.
 const INVALID_EVENT: &str = "InvalidInput";
 /// The time that an outlet gets to settle the next event after the other outlet has everything.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LAG_LIMIT: Duration = Duration::from_secs(2);
 /// The same for an outlet that settled nothing in the previous run.
-const PATIENCE_WITH_IDLE_OUTLET: Duration = Duration::from_millis(500);
+const LAG_LIMIT_OF_IDLE_OUTLET: Duration = Duration::from_millis(500);
 /// The maximum number of concurrent marks.
 const MAX_MARKS: usize = 16;
 
@@ -289,7 +289,7 @@ impl Publisher {
                 end
             } else {
                 let since = *first_finished.get_or_insert_with(Instant::now);
-                last_settled.max(since) + self.patience(lagging)
+                last_settled.max(since) + self.lag_limit(lagging)
             };
             let stop_at = stop_at.min(end);
             let (side, result) = tokio::select! {
@@ -322,8 +322,8 @@ impl Publisher {
         self.remember_idle(&bus);
     }
 
-    fn patience(&self, side: Side) -> Duration {
-        if self.memory.is_idle(side) { PATIENCE_WITH_IDLE_OUTLET } else { PATIENCE }
+    fn lag_limit(&self, side: Side) -> Duration {
+        if self.memory.is_idle(side) { LAG_LIMIT_OF_IDLE_OUTLET } else { LAG_LIMIT }
     }
 
     fn remember_idle<O: Outlet>(&self, delivery: &Delivery<'_, O>) {

@@ -80,7 +80,7 @@ fn calls(dynamo: &Dynamo) -> Vec<(String, u32)> {
 }
 
 #[tokio::test]
-async fn an_entitys_events_are_listed_newest_first_and_after_a_sequence_oldest_first() {
+async fn events_of_an_entity_are_listed_newest_first_and_after_a_sequence_oldest_first() {
     let (dynamo, by) = (Dynamo::start().await, default_caller());
     append_all(&dynamo, OperatorId::DEFAULT, SOURCE, 1, &[0, 1, 2, 3, 4, 5, 6]).await;
     let entity = ("entity", "example.instrument/0");

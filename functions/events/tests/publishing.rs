@@ -887,7 +887,7 @@ async fn a_gap_of_any_length_is_put_on_the_stream_before_later_events() {
     assert_eq!(world.published("a").await.len(), 110);
 }
 
-/// Otherwise the trouble of the stream would hold up newer events on the bus.
+/// Otherwise an error of the stream would hold up newer events on the bus.
 #[tokio::test]
 async fn an_event_behind_a_long_gap_is_left_to_the_sweep_while_the_stream_fails() {
     let world = World::refusing(|_, _, _| Some("InternalFailure"), no_refusal).await;

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_a_replay_and_a_batch_are_told_apart() {
+    fn a_rebuild_a_replay_and_a_batch_are_distinguished() {
         assert!(call(&raw(r#"{"Records": []}"#)).expect("a batch").is_none());
         let begin = raw(r#"{"replay": true, "action": "begin"}"#);
         assert!(matches!(call(&begin), Ok(Some(Call::Rebuild(Rebuild::Begin)))));

@@ -44,7 +44,7 @@ fn valid_events_are_accepted() {
         longest("source", 128),
         longest("type", 128),
         with("source", "https://example.com/lims?x=ü".replace('ü', "u").into()),
-        with("source", "awsome.example".into()),
+        with("source", "aws2.example".into()),
         with("source", "fieldstations".into()),
         with("subject", format!("a.b/{}", "x".repeat(128)).into()),
         with("subject", "a-1.b2.c-/SN 4711/ä".into()),
