@@ -191,12 +191,7 @@ impl Stack {
     }
 
     /// Calls an operation of an AWS service that takes JSON, without an SDK.
-    pub async fn json_call(
-        &self,
-        service: &str,
-        target: &str,
-        input: &Value,
-    ) -> Result<Value> {
+    pub async fn json_call(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
         let body = input.to_string();
         let mut request = self
             .http

@@ -211,13 +211,14 @@ async fn a_message_that_the_subscriber_can_not_process_becomes_a_dead_letter() -
     // It passes the filter, but it is no event. The account may publish, the topic's policy is about services.
     let poison = json!({ "detail": { "data": { "metric": METRIC } }, "id": Uuid::new_v4() });
     let topic = stack.topic_arn(names::STOCK);
-    let form = [("Action", "Publish"), ("TopicArn", &topic), ("Message", &poison.to_string())];
+    let message = poison.to_string();
+    let form = [("Action", "Publish"), ("TopicArn", &topic), ("Message", &message)];
     sns(&stack, &form).await?;
 
     let dead_letter = until("the dead letter", TIMEOUT, async || {
         subscriber.receive(&stack).await?;
         let found = stack.take(&subscriber.dead_letters_url).await?;
-        Ok(match found.into_iter().find(|body| *body == poison.to_string()) {
+        Ok(match found.into_iter().find(|body| *body == message) {
             Some(body) => Poll::Ready(body),
             None => Poll::Pending(format!("not after {MAX_RECEIVES} receives")),
         })

@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
     OperatorId, Plan, SagaContext, Scope, Timestamp,
     events::{SiteActivated, SiteCreated},
@@ -309,7 +310,6 @@ async fn a_page_token_is_bound_to_its_query_and_a_forged_one_shows_only_own_even
     let sent = step.handle(&writer(other_operator()), &same_query, noon(9)).await;
     assert_eq!(sent.expect_err("a token of another operator").status, 400);
     // A token that moves the position far into the future and the start to 1970.
-    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     let forge = |token: &str| {
         let bytes = URL_SAFE_NO_PAD.decode(token).expect("base64");
         let position = json!({

@@ -9,10 +9,7 @@ use contracts::{
 use fault::ErrorKind;
 use lambda::Step;
 use serde_json::{Value, json};
-use sites::{
-    activate_site::ActivateSite, close_site::CloseSite, 
-    project_site::ProjectSite,
-};
+use sites::{activate_site::ActivateSite, close_site::CloseSite, project_site::ProjectSite};
 use support::{create, import_site, project, registration, saga_for_key, step_event};
 use testkit::{
     Dynamo,

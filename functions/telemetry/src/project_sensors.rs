@@ -3,7 +3,7 @@
 //! EventBridge does not preserve order and delivers at least once. Each kind of event therefore sets its own
 //! attributes, and a repeated event sets them to the same values. This is the mode `latest` without a sequence: an entity
 //! has at most one event of each kind, so none of them can be older than what the row has of its kind. With one sequence
-//! for the row, the later SensorsDeprovisioned would make the sensor's definition stale if it came first.
+//! for the row, the later `SensorsDeprovisioned` would make the sensor's definition stale if it came first.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;

@@ -16,7 +16,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::AppendHeaders,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{Mutex as Gate, OwnedMutexGuard, mpsc::UnboundedSender, oneshot},
@@ -101,6 +101,22 @@ impl Stub {
         Self::with_headers(move |call| {
             let (status, body) = respond(call);
             (status, Vec::new(), body)
+        })
+        .await
+    }
+
+    /// Starts a fake of both outlets of publish-events: a bus and a stream that accept every event.
+    pub async fn of_outlets() -> Self {
+        Self::start(|call| {
+            let body = call.json();
+            let count = |list: &str| body[list].as_array().map_or(0, Vec::len);
+            if call.operation() == "PutRecords" {
+                let taken =
+                    vec![json!({ "SequenceNumber": "1", "ShardId": "1" }); count("Records")];
+                return (200, json!({ "FailedRecordCount": 0, "Records": taken }));
+            }
+            let taken = vec![json!({ "EventId": "1" }); count("Entries")];
+            (200, json!({ "FailedEntryCount": 0, "Entries": taken }))
         })
         .await
     }

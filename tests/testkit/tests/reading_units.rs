@@ -18,7 +18,7 @@ use cost::{
     counted::{Alert, Bundles, Readings, Records},
     docs, units,
 };
-use events::publisher::{EventKey, PublishRequest, Publisher};
+use events::publisher::{Bus, EventKey, EventStream, Memory, PublishRequest, Publisher};
 use flate2::{Compression, read::GzEncoder};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
@@ -174,13 +174,18 @@ impl Station {
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
         let event = to_raw_value(&mapping::event(&[record])).expect("an event");
-        let bus = Stub::start(|_| {
-            (200, json!({ "FailedEntryCount": 0, "Entries": [{ "EventId": "1" }] }))
-        });
+        let outlets = Stub::of_outlets().await;
         let publisher = Publisher {
             events: self.dynamo.table(EVENTS),
-            bus: aws_sdk_eventbridge::Client::new(&bus.await.config()),
-            bus_name: "bus".to_owned(),
+            stream: EventStream {
+                client: aws_sdk_kinesis::Client::new(&outlets.config()),
+                name: "events".to_owned(),
+            },
+            bus: Bus {
+                client: aws_sdk_eventbridge::Client::new(&outlets.config()),
+                name: "bus".to_owned(),
+            },
+            memory: Memory::default(),
             // No event is refused.
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),

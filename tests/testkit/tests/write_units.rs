@@ -69,21 +69,6 @@ fn event<D: serde::Serialize + serde::de::DeserializeOwned>(detail: &D) -> Event
     serde_json::from_value(json).expect("an event")
 }
 
-/// Returns a bus, and a stream, that accept every event.
-async fn outlets() -> Stub {
-    Stub::start(|call: &Call| {
-        let body = call.json();
-        let count = |list: &str| body[list].as_array().map_or(0, Vec::len);
-        if call.operation() == "PutRecords" {
-            let taken = vec![json!({ "SequenceNumber": "1", "ShardId": "1" }); count("Records")];
-            return (200, json!({ "FailedRecordCount": 0, "Records": taken }));
-        }
-        let taken = vec![json!({ "EventId": "1" }); count("Entries")];
-        (200, json!({ "FailedEntryCount": 0, "Entries": taken }))
-    })
-    .await
-}
-
 async fn stripe() -> Stub {
     Stub::start(|call: &Call| {
         (200, testkit::stripe::success_body(&format!("{} {}", call.method, call.path)))
@@ -110,7 +95,7 @@ impl Onboarding {
     /// Stocks kits and registers a site.
     async fn start() -> Self {
         let dynamo = Dynamo::start().await;
-        let (outlets, stripe) = (outlets().await, stripe().await);
+        let (outlets, stripe) = (Stub::of_outlets().await, stripe().await);
         let metrics =
             [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
         let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
@@ -439,7 +424,7 @@ async fn the_docs_show_the_cost_of_an_appended_event() {
     let first: f64 = dynamo.take_write_units_by_index().values().sum();
     append(&step, &appended("2")).await;
     let appended_units = add("append: event and guard, one transaction");
-    assert_eq!(first, appended_units + 1.0);
+    assert!((first - appended_units - 1.0).abs() < f64::EPSILON, "{first} {appended_units}");
     mark(&dynamo).await;
     let sum = appended_units + add("mark as published");
     assert!(sum <= MAX_APPEND_UNITS, "{sum} write units");
@@ -452,7 +437,7 @@ async fn the_docs_show_the_cost_of_an_appended_event() {
         .expect("as docs/cost.md has it; run `make write-units`");
     drop(dynamo.take_usage());
     append(&step, &appended("2")).await;
-    assert_eq!(dynamo.take_usage().write_units, 0.0, "a repeat writes nothing");
+    assert!(dynamo.take_usage().write_units < f64::EPSILON, "a repeat writes nothing");
 }
 
 /// Returns an event with a kilobyte of data and a correlation id, both as UUIDs have them.

@@ -129,7 +129,7 @@ pub async fn all_pages(
         assert!(found.len() <= limit, "{} events", found.len());
         events.extend(found);
         match page["nextPageToken"].as_str() {
-            Some(next) => token = next.to_owned(),
+            Some(next) => next.clone_into(&mut token),
             None => return events,
         }
     }
