@@ -366,7 +366,7 @@ class Templates(unittest.TestCase):
 
     def test_dependencies_are_those_of_the_root(self):
         found = deployed.dependencies()
-        self.assertEqual(found["events"], ["failures"])
+        self.assertEqual(found["events"], ["failures", "operators"])
         self.assertEqual(set(found), set(services()) - {"failures"})
 
     def test_logical_ids_of_the_steps_are_in_the_templates(self):

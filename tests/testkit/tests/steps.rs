@@ -18,6 +18,7 @@ use testkit::template::root;
 const MAY_LIST_STEPS: &[(&str, &str)] = &[
     ("shared/contracts/src/saga.rs", "declares the steps"),
     ("shared/contracts/src/events.rs", "declares their events"),
+    ("shared/contracts/released/SHA256SUMS", "lists the released schemas of all events"),
     ("statemachines/", "the rules compare them with STEPS"),
     ("README.md", "generated from STEPS and the functions by this test"),
     ("docs/integrating.md", "generated from the event types by this test"),
