@@ -54,7 +54,11 @@ async fn only_sensors_with_a_limit_are_watched() {
     assert_eq!(row["rules"], json!([both, one]));
     let event = &dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await[0];
     let data = event.envelope().expect("an envelope").data;
-    assert_eq!(data, json!({ "siteId": saga.site_id, "rules": 2 }));
+    let limits = json!([
+        { "sensorId": sensors[0].sensor_id, "min": -50.0, "max": 50.0 },
+        { "sensorId": sensors[1].sensor_id, "max": 99.5 },
+    ]);
+    assert_eq!(data, json!({ "siteId": saga.site_id, "limits": limits }));
 }
 
 #[tokio::test]
