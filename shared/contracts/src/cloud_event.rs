@@ -43,11 +43,12 @@ const SPEC_VERSION: Parsed<()> =
 const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
 const SOURCE: Parsed<String> = Parsed {
     expected: "1 to 128 printable ASCII characters without spaces, such as com.example.lims",
-    parse: |text| {
-        let is_valid =
-            (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        is_valid.then(|| text.to_owned())
-    },
+    parse: key_text,
+};
+/// It is the `detail-type` on the bus, which may have 128 characters or bytes.
+const TYPE: Parsed<String> = Parsed {
+    expected: "1 to 128 printable ASCII characters without spaces, such as com.example.CalibrationDone",
+    parse: key_text,
 };
 const SUBJECT: Parsed<OpenEntity> = Parsed {
     expected: "<entityType>/<entityId>: the type in lower case with a dot, such as acme.instrument, and an id of 1 to \
@@ -144,7 +145,7 @@ impl FieldRule for Attributes {
                            with a name of your own, such as com.example.lims";
             problems.add("source", message);
         }
-        let kind = fields.required("type", &ID, problems);
+        let kind = fields.required("type", &TYPE, problems);
         if let Some(message) = kind.as_deref().and_then(refused_type) {
             problems.add("type", message);
         }
@@ -249,6 +250,13 @@ fn whole(number: f64) -> Option<i32> {
 
 fn is_attribute(text: &str) -> bool {
     text.chars().count() <= MAX_ATTRIBUTE && text::first_refused(text).is_none()
+}
+
+/// Returns a text of printable ASCII characters without spaces. Such a text is a part of keys.
+fn key_text(text: &str) -> Option<String> {
+    let is_valid =
+        (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_valid.then(|| text.to_owned())
 }
 
 /// Returns whether only Fieldstation and AWS may use a source.
@@ -386,6 +394,7 @@ fn object(members: &BTreeMap<String, &RawValue>, canonical: &mut String) -> serd
 pub fn schema() -> Schema {
     let id = |description: &str| serde_json::json!({ "description": description, "type": "string", "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
     let optional_id = |description: &str| serde_json::json!({ "description": description, "type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
+    let key_text = format!("^[!-~]{{1,{MAX_ID}}}$");
     json_schema!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": CLOUD_EVENT,
@@ -400,10 +409,14 @@ pub fn schema() -> Schema {
                 "description": "The system that sends the event. It belongs to the operator that used it first, or to the one that the \
                                 environment configures. Sources that begin with `fieldstation` or `aws` are reserved.",
                 "type": "string",
-                "pattern": format!("^[!-~]{{1,{MAX_ID}}}$"),
+                "pattern": &key_text,
                 "not": { "pattern": "^([Ff][Ii][Ee][Ll][Dd][Ss][Tt][Aa][Tt][Ii][Oo][Nn]|[Aa][Ww][Ss])([^A-Za-z0-9]|$)" }
             },
-            "type": id("The type of the event. Fieldstation's own event types are refused."),
+            "type": {
+                "description": "The type of the event. Fieldstation's own event types are refused.",
+                "type": "string",
+                "pattern": &key_text
+            },
             "subject": {
                 "description": "The entity that the event is about, as `<entityType>/<entityId>`. The type has at least one dot, and at \
                                 most 64 characters. The id has 1 to 128 characters.",

@@ -18,7 +18,8 @@ pub struct ReplayEvent<'a> {
 /// `{"replay": true, "action": "begin"}` and so on.
 ///
 /// `begin` creates an empty generation of the consumer's rows, `apply` applies the events of some entities to it,
-/// `finish` makes it the one that readers see, and `clean` deletes the rows of earlier generations.
+/// `finish` makes it the one that readers see, `abort` gives it up, and `clean` deletes the rows of generations that are
+/// neither current nor being built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "camelCase")]
 pub enum Rebuild {
@@ -36,7 +37,9 @@ pub enum Rebuild {
         /// The generation.
         generation: u64,
     },
-    /// Deletes some rows of earlier generations. The reply is [`Cleaned`].
+    /// Gives up the generation that is being built. Readers still see the current one. The reply is [`Aborted`].
+    Abort,
+    /// Deletes some rows of earlier and aborted generations. The reply is [`Cleaned`].
     Clean,
 }
 
@@ -59,10 +62,29 @@ pub struct Begun {
 }
 
 /// The reply to [`Rebuild::Apply`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// The number of events that were applied.
     pub applied: u64,
+    /// The entities whose events can't all be applied, at most [`Rebuild::MAX_ENTITIES`]. A repeated call fails again.
+    #[serde(default)]
+    pub failed: Vec<FailedEntity>,
+}
+
+/// An entity whose events can't all be applied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FailedEntity {
+    /// The entity's key in the log.
+    pub entity: String,
+    /// Why the first of these events can't be applied.
+    pub reason: String,
+}
+
+/// The reply to [`Rebuild::Abort`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aborted {
+    /// The generation that was being built. `None` if there was none.
+    pub generation: Option<u64>,
 }
 
 /// The reply to [`Rebuild::Clean`].
@@ -86,6 +108,7 @@ mod tests {
         assert_eq!(event, wire);
         assert_eq!(serde_json::from_str::<Rebuild>(&event).unwrap(), apply);
         assert_eq!(Rebuild::Begin.event().unwrap(), r#"{"replay":true,"action":"begin"}"#);
+        assert_eq!(Rebuild::Abort.event().unwrap(), r#"{"replay":true,"action":"abort"}"#);
     }
 
     #[test]

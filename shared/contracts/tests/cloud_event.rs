@@ -100,6 +100,8 @@ fn invalid_events_are_refused() {
         with("source", "Fieldstation.sites".into()),
         with("source", "fieldstation".into()),
         too_long("type", 128),
+        with("type", "a b".into()),
+        with("type", "ä".into()),
         with("subject", "site/1".into()),
         with("subject", "example.instrument".into()),
         with("subject", "Example.instrument/1".into()),
