@@ -16,7 +16,7 @@ const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// The number of bytes of the query's hash in a token.
 const HASH_BYTES: usize = 8;
 
-/// An event in an index. The order is that of time; the other fields only make it total.
+/// An event in an index. The order is that of time; the other fields order events of the same time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Entry {

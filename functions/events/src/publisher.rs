@@ -15,8 +15,8 @@
 //! The first occurrences on the stream are still in order, since each publisher puts an event only after it has put the
 //! predecessor itself or has read its mark.
 //!
-//! The outlets do not wait for each other. Both are called at the same time. If one has everything and the other settles
-//! nothing more, the run ends after [`LAG_LIMIT`]. The events that one outlet has are left to sweep-events, so that newer
+//! The outlets do not wait for each other. Both are called at the same time. If one has everything and no further event is
+//! settled on the other one, the run ends after [`LAG_LIMIT`]. The events that one outlet has are left to sweep-events, so that newer
 //! events reach the healthy outlet.
 
 pub(crate) mod bus;
@@ -47,7 +47,7 @@ pub use self::{
 };
 use self::{
     outlet::{Delivery, Entry, Outlet, Sent, Side},
-    request::{MAX_GAP, PendingEvent},
+    request::{PendingEvent, Read},
     settle::Settlement,
 };
 
@@ -87,12 +87,15 @@ pub struct Unpublished {
     /// Whether one outlet has the event, and the other one has a problem. The event is left to sweep-events: if Lambda
     /// delivered it again, the problem of one outlet would hold up newer events on both.
     pub is_left_to_sweep: bool,
+    /// Whether the event was not read, because the other events are too large for one run together. Another run can send
+    /// it at once.
+    pub is_unread: bool,
 }
 
 impl Unpublished {
     fn for_now(event: EventKey, reason: impl Into<String>) -> Self {
         let error = ErrorKind::Transient.name();
-        Self { event, error, reason: reason.into(), is_left_to_sweep: false }
+        Self { event, error, reason: reason.into(), is_left_to_sweep: false, is_unread: false }
     }
 }
 
@@ -165,14 +168,19 @@ impl Publisher {
             let timed_out = |event| Unpublished::for_now(event, "the deadline passed");
             return Ok(keys.into_iter().map(timed_out).collect());
         };
-        let pending = read?;
+        let Read { pending, unread } = read?;
         let mut results: Vec<Results> = pending.iter().map(|_| Results::default()).collect();
         let stream_lanes = self.stream_lanes(&pending, &mut results);
         let bus_lanes = self.bus_lanes(&pending, &mut results);
         let stream = Delivery::new(&self.stream, stream_lanes);
         let bus = Delivery::new(&self.bus, bus_lanes);
         self.send(&pending, &mut results, stream, bus, deadline).await;
-        Ok(unpublished(&pending, results))
+        let mut unpublished = unpublished(&pending, results);
+        unpublished.extend(unread.into_iter().map(|event| {
+            let event = Unpublished::for_now(event, "the other events are too large together");
+            Unpublished { is_unread: true, ..event }
+        }));
+        Ok(unpublished)
     }
 
     /// Returns the lanes of the stream: the events of each entity that are to be put, the oldest first.
@@ -357,7 +365,8 @@ fn unpublished(pending: &[PendingEvent<'_>], results: Vec<Results>) -> Vec<Unpub
             (None, true) if on_bus => "the deadline passed before the event was marked".to_owned(),
             (None, true) => reason(Side::Bus),
             (None, false) if event.is_behind_gap => {
-                format!("more than {MAX_GAP} earlier events are put on the stream first")
+                "earlier events are put on the stream first, and they are too many for one run"
+                    .to_owned()
             }
             (None, false) => reason(Side::Stream),
         };

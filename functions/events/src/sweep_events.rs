@@ -73,9 +73,8 @@ impl Step for SweepEvents {
                 first_round = false;
             }
             reply.found += items.len();
-            let keys = items.iter().filter_map(EventKey::from_item);
-            let requests = keys.map(|key| PublishRequest { key, record: None }).collect();
-            unpublished.extend(self.publisher.publish(requests, deadline).await?);
+            let keys = items.iter().filter_map(EventKey::from_item).collect();
+            unpublished.extend(self.publish(keys, deadline).await?);
         }
         match unpublished.first() {
             None => Ok(reply),
@@ -96,6 +95,26 @@ fn oldest_age(items: &[Item], now: Timestamp) -> i64 {
 }
 
 impl SweepEvents {
+    /// Publishes events, in several runs if they are too large for one. Returns those that are not published.
+    async fn publish(
+        &self,
+        mut keys: Vec<EventKey>,
+        deadline: Deadline,
+    ) -> Result<Vec<Unpublished>, StoreError> {
+        let mut unpublished = Vec::new();
+        loop {
+            let requests = keys.into_iter().map(|key| PublishRequest { key, record: None });
+            let rest = self.publisher.publish(requests.collect(), deadline).await?;
+            let (unread, failed): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| it.is_unread);
+            unpublished.extend(failed);
+            if unread.is_empty() || deadline.passed() {
+                unpublished.extend(unread);
+                return Ok(unpublished);
+            }
+            keys = unread.into_iter().map(|unread| unread.event).collect();
+        }
+    }
+
     /// Reads a page of one shard of the index `unpublished`.
     async fn page(
         &self,

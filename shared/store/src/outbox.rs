@@ -67,11 +67,11 @@ pub struct NewEvent<D> {
     pub data: D,
 }
 
-/// A row of the events table. Its key is `entity` (`type#id`) and `sequence`.
+/// A row of the events table. Its key is `entity` and `sequence`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventRow {
-    /// `type#id`.
+    /// The entity's key in the log: `<type>#<id>`, and `<operator>/<type>#<id>` for an entity of another system.
     pub entity: String,
     /// The position of the event among the entity's events, from 1.
     pub sequence: u64,
@@ -98,7 +98,7 @@ pub struct EventRow {
     /// Partition key of the sparse index `unpublished`. Removed when the event is published or refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpublished: Option<String>,
-    /// When EventBridge accepted the event.
+    /// When both outlets, the stream of all events and the bus, had the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Timestamp>,
     /// Why the event can't be published. Removed when a replay publishes it.

@@ -14,8 +14,8 @@ const MAX_EVENTS: usize = 50_000;
 
 /// The events that an outlet accepted and that are not marked yet, and the outlets that accept nothing.
 ///
-/// It saves repeats: while one outlet accepts nothing, each event would be sent to the other one at each retry. The order
-/// on the stream does not depend on it. An event is remembered only after the stream accepted it, and the stream got it
+/// It avoids sending an event again: while one outlet accepts nothing, each event would be sent to the other one at each
+/// retry. The order on the stream does not depend on it. An event is remembered only after the stream accepted it, and the stream got it
 /// only after the earlier events of its entity. A forgotten event is put again, which is a repeat.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<State>);

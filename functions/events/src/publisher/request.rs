@@ -14,7 +14,16 @@ use super::Publisher;
 const FIRST_GAP_PAGE: i32 = 25;
 /// The maximum number of earlier events that one run puts on the stream before an event. If there are more, the oldest
 /// are put, and the event must wait for another run.
-pub(super) const MAX_GAP: usize = 100;
+const MAX_GAP: usize = 100;
+/// The size of the requested rows at which a run stops reading further ones. A row has up to 256 KiB, and a run has several
+/// copies of it.
+const MAX_REQUESTED_BYTES: usize = 16 * 1024 * 1024;
+/// The maximum size of the earlier rows of one event. At least one is read.
+const MAX_GAP_BYTES: usize = 1024 * 1024;
+/// The size of all earlier rows at which a run stops reading further ones.
+const MAX_EARLIER_BYTES: usize = 8 * 1024 * 1024;
+/// The number of requested rows that are read at a time. With their predecessors, they fit into one call.
+const REQUESTS_PER_READ: usize = 50;
 /// The number of entities whose earlier events are read concurrently.
 const CONCURRENT_GAPS: usize = 8;
 
@@ -95,7 +104,7 @@ pub(super) struct PendingEvent<'r> {
     /// Whether the caller requested it. Other events are earlier events that were read from the table, because of the
     /// order on the stream. While the bus accepts nothing, they are not sent to it: it gets them by the sweep.
     pub(super) is_requested: bool,
-    /// Whether it must wait for another run, because more than [`MAX_GAP`] earlier events are not on the stream.
+    /// Whether it must wait for another run, because not all earlier events can be put on the stream in this run.
     pub(super) is_behind_gap: bool,
 }
 
@@ -134,19 +143,29 @@ impl<'r> PendingEvent<'r> {
 struct Gap {
     /// The event that follows the gap.
     before: EventKey,
-    /// The earlier events, the oldest first, at most [`MAX_GAP`].
+    /// The earlier events, the oldest first, at most [`MAX_GAP`] and [`MAX_GAP_BYTES`].
     earlier: VecDeque<Item>,
+    /// The size of the earlier events.
+    bytes: usize,
     /// Whether newer events were omitted because the gap is too long.
     truncated: bool,
 }
 
+/// The events of a run.
+pub(super) struct Read<'r> {
+    /// The events that are not settled, each once, in the order of the requests.
+    pub(super) pending: Vec<PendingEvent<'r>>,
+    /// The requested events that were not read, because the others are too large together.
+    pub(super) unread: Vec<EventKey>,
+}
+
 impl Publisher {
-    /// Reads the current rows of the requested events and their unsettled earlier events. Returns the events that are
-    /// not settled, each once, in the order of the requests.
+    /// Reads the current rows of the requested events and their unsettled earlier events, up to the maximum size of a
+    /// run. At least one requested row is read.
     pub(super) async fn read_pending<'r>(
         &self,
         requests: Vec<PublishRequest<'r>>,
-    ) -> Result<Vec<PendingEvent<'r>>, StoreError> {
+    ) -> Result<Read<'r>, StoreError> {
         let mut records = HashMap::new();
         let mut order = Vec::new();
         for PublishRequest { key, record } in requests {
@@ -154,47 +173,74 @@ impl Publisher {
                 order.push(key);
             }
         }
-        let not_requested = |key: &EventKey| !records.contains_key(key);
-        let predecessors = order.iter().filter_map(EventKey::predecessor).filter(not_requested);
-        let rows = self.read_rows(order.iter().cloned().chain(predecessors).collect()).await?;
-
         let mut pending: Vec<PendingEvent> = Vec::new();
-        for key in &order {
-            let record = records[key].as_ref();
-            let image = record.map(|record| &record.image);
-            let Some(item) = rows.get(key).or(image) else { continue };
-            let is_replay = record.is_some_and(|record| record.replay);
-            if !is_published(item) && (is_replay || !is_refused(item)) {
-                pending.push(PendingEvent::requested(key.clone(), item.clone(), record));
+        let (mut unread, mut settled, mut bytes) = (Vec::new(), HashSet::new(), 0);
+        for keys in order.chunks(REQUESTS_PER_READ) {
+            if bytes > MAX_REQUESTED_BYTES {
+                unread.extend_from_slice(keys);
+                continue;
             }
+            let not_requested = |key: &EventKey| !records.contains_key(key);
+            let predecessors = keys.iter().filter_map(EventKey::predecessor).filter(not_requested);
+            let mut rows =
+                self.read_rows(keys.iter().cloned().chain(predecessors).collect()).await?;
+            for key in keys {
+                if bytes > MAX_REQUESTED_BYTES {
+                    unread.push(key.clone());
+                    continue;
+                }
+                let record = records[key].as_ref();
+                let image = || record.map(|record| record.image.clone());
+                let Some(item) = rows.remove(key).or_else(image) else { continue };
+                let is_replay = record.is_some_and(|record| record.replay);
+                if !is_published(&item) && (is_replay || !is_refused(&item)) {
+                    bytes += size(&item);
+                    pending.push(PendingEvent::requested(key.clone(), item, record));
+                }
+            }
+            // Only the keys of the predecessors are kept.
+            let is_settled = |item: &Item| is_published(item) || is_refused(item);
+            settled
+                .extend(rows.into_iter().filter(|(_, item)| is_settled(item)).map(|(key, _)| key));
+        }
+        // An unread event before another one is read with the earlier events, or the other one waits.
+        for key in &unread {
+            records.remove(key);
         }
         let follows_gap = |key: &EventKey| {
-            let Some(predecessor) = key.predecessor().filter(not_requested) else { return false };
-            let is_settled =
-                rows.get(&predecessor).is_some_and(|row| is_published(row) || is_refused(row));
-            !is_settled && !self.memory.is_on_stream(&predecessor)
+            let predecessor = key.predecessor().filter(|key| !records.contains_key(key));
+            predecessor
+                .is_some_and(|key| !settled.contains(&key) && !self.memory.is_on_stream(&key))
         };
         let after_gaps: Vec<EventKey> =
             pending.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
-        let gaps: Vec<Gap> = stream::iter(after_gaps)
+        let mut behind: HashSet<EventKey> = after_gaps.iter().cloned().collect();
+        let mut gaps = stream::iter(after_gaps)
             .map(|key| self.gap(key, |key| records.contains_key(key)))
-            .buffer_unordered(CONCURRENT_GAPS)
-            .try_collect()
-            .await?;
-        let mut keys: HashSet<EventKey> = order.into_iter().collect();
-        for Gap { before, earlier, truncated } in gaps {
-            if truncated {
-                let follows = |event: &&mut PendingEvent| {
-                    event.key.entity == before.entity && event.key.number() >= before.number()
-                };
-                pending.iter_mut().filter(follows).for_each(|event| event.is_behind_gap = true);
+            .buffer_unordered(CONCURRENT_GAPS);
+        let (mut keys, mut bytes) = (HashSet::new(), 0);
+        while bytes <= MAX_EARLIER_BYTES
+            && let Some(gap) = gaps.try_next().await?
+        {
+            bytes += gap.bytes;
+            if !gap.truncated {
+                behind.remove(&gap.before);
             }
-            for item in earlier {
-                let key = EventKey::from_item(&item).filter(|key| keys.insert(key.clone()));
+            for item in gap.earlier {
+                let key = EventKey::from_item(&item);
+                let is_new =
+                    |key: &EventKey| !records.contains_key(key) && keys.insert(key.clone());
+                let key = key.filter(is_new);
                 pending.extend(key.map(|key| PendingEvent::earlier(key, item)));
             }
         }
-        Ok(pending)
+        for before in behind {
+            let follows = |event: &&mut PendingEvent| {
+                event.key.entity == before.entity && event.key.number() >= before.number()
+            };
+            pending.iter_mut().filter(follows).for_each(|event| event.is_behind_gap = true);
+        }
+        Ok(Read { pending, unread })
     }
 
     /// Reads the events before an event, back to one that is settled on the stream or that the caller requested.
@@ -203,7 +249,7 @@ impl Publisher {
         before: EventKey,
         is_requested: impl Fn(&EventKey) -> bool,
     ) -> Result<Gap, StoreError> {
-        let mut gap = Gap { before, earlier: VecDeque::new(), truncated: false };
+        let mut gap = Gap { before, earlier: VecDeque::new(), bytes: 0, truncated: false };
         let query = self
             .events
             .query("entity = :entity AND #sequence < :before")
@@ -222,9 +268,13 @@ impl Publisher {
                 if is_refused(&item) {
                     continue;
                 }
+                gap.bytes += size(&item);
                 gap.earlier.push_front(item);
-                if gap.earlier.len() > MAX_GAP {
-                    gap.earlier.pop_back();
+                while (gap.earlier.len() > MAX_GAP || gap.bytes > MAX_GAP_BYTES)
+                    && gap.earlier.len() > 1
+                    && let Some(newest) = gap.earlier.pop_back()
+                {
+                    gap.bytes -= size(&newest);
                     gap.truncated = true;
                 }
             }
@@ -242,6 +292,11 @@ impl Publisher {
         let with_key = |item| Some((EventKey::from_item(&item)?, item));
         Ok(rows.into_iter().filter_map(with_key).collect())
     }
+}
+
+/// Returns the size of the item's texts. The rest is small.
+fn size(item: &Item) -> usize {
+    item.values().filter_map(|value| value.as_s().ok()).map(String::len).sum()
 }
 
 fn is_published(item: &Item) -> bool {
