@@ -43,8 +43,6 @@ const REPEAT_EVERY: usize = 10;
 const MEASURE_EVERY: usize = 100;
 /// The interval between two reads of the consumer's row for a latency.
 const LATENCY_POLL: Duration = Duration::from_millis(20);
-/// The generation of watch-network's rows on a fresh stack.
-const FIRST_GENERATION: u64 = 1;
 /// The maximum time without progress.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -55,6 +53,8 @@ struct Run {
     key: String,
     id: String,
     events: usize,
+    /// The generation of watch-network's rows.
+    generation: u64,
     appended: AtomicUsize,
     /// The number of requests that were not accepted at first, by status.
     refused: std::sync::Mutex<BTreeMap<u16, usize>>,
@@ -73,8 +73,11 @@ impl Run {
         let body = json!({ "name": "Event load", "scope": "operator", "operatorId": operator });
         let created = stack.call(post("/keys", &body)).await?;
         let key = created.body["key"].as_str().context("no key")?.to_owned();
+        let state = stack.rows_with(names::NETWORK, "id", "state").await?;
+        // There is no state before the first rebuild.
+        let generation = state.first().and_then(|row| row["current"].as_u64()).unwrap_or(1);
         let (appended, refused) = (AtomicUsize::new(0), std::sync::Mutex::default());
-        Ok(Self { stack, operator, key, id, events, appended, refused })
+        Ok(Self { stack, operator, key, id, events, generation, appended, refused })
     }
 
     fn kind(&self) -> String {
@@ -163,7 +166,7 @@ impl Run {
     /// Returns the sequence number up to which watch-network has applied the events of an entity.
     async fn applied(&self, number: usize) -> Result<u64> {
         let entity = OpenEntity::parse(&self.entity(number)).context("an entity")?;
-        let key = format!("{FIRST_GENERATION}/cursor#{}", entity.log_key(self.operator));
+        let key = format!("{}/cursor#{}", self.generation, entity.log_key(self.operator));
         let rows = self
             .stack
             .dynamodb()
