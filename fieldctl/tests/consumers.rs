@@ -275,6 +275,8 @@ struct Rebuilt {
     entities: Vec<String>,
     /// The names of the errors with which the next calls of `apply` fail.
     failures: Vec<&'static str>,
+    /// Whether the first entity of each call of `apply` can't be applied.
+    broken: bool,
 }
 
 impl Rebuilt {
@@ -286,7 +288,8 @@ impl Rebuilt {
         let event: Value = serde_json::from_str(&request.body).expect("JSON");
         assert_eq!(event["replay"], true);
         let action = event["action"].as_str().expect("an action");
-        let is_current = action == "begin" || action == "clean" || event["generation"] == 2;
+        let has_none = matches!(action, "begin" | "abort" | "clean");
+        let is_current = has_none || event["generation"] == 2;
         assert!(is_current, "{event}");
         if action == "apply" {
             match self.failures.pop() {
@@ -310,8 +313,12 @@ impl Rebuilt {
                 assert!(entities.len() <= 100, "{}", entities.len());
                 let keys = entities.iter().map(|it| it.as_str().expect("a key").to_owned());
                 self.entities.extend(keys);
-                json!({ "applied": 2 * entities.len() })
+                let failed = entities.iter().take(usize::from(self.broken));
+                let failed = failed.map(|it| json!({ "entity": it, "reason": "it is broken" }));
+                let failed: Vec<_> = failed.collect();
+                json!({ "applied": 2 * (entities.len() - failed.len()), "failed": failed })
             }
+            "abort" => json!({ "generation": 2 }),
             "finish" => json!({}),
             "clean" => json!({ "deleted": 7 - cleaned, "more": cleaned < 2 }),
             other => panic!("{other}"),
@@ -384,6 +391,45 @@ async fn a_failed_call_ends_the_replay_before_it_switches() {
     }
     let actions = rebuilt.lock().expect("no panic").actions.clone();
     assert!(!actions.iter().any(|it| it == "finish" || it == "clean"), "{actions:?}");
+}
+
+#[tokio::test]
+async fn a_replay_with_entities_that_can_not_be_applied_is_not_finished() {
+    let (cloud, rebuilt, keys) = with_log(&[]).await;
+    rebuilt.lock().expect("no panic").broken = true;
+    let command = ["--json", "consumers", "replay", "watch-network", "--yes"];
+    let (code, out, err) = cloud.run(&command).await;
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("--abort") && err.contains("readers still see the old rows"), "{err}");
+    let document: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(schemas::violations("consumers-replay", &document), [""; 0], "{document:#}");
+    let failed = document["failed"].as_array().expect("entities");
+    // 250 entities in 3 calls.
+    assert_eq!((document["result"].as_str(), failed.len()), (Some("failed"), 3));
+    assert_eq!((&document["entities"], &document["applied"]), (&json!(250), &json!(2 * 247)));
+    for entity in failed {
+        assert!(keys.contains(entity["entity"].as_str().expect("a key")), "{entity}");
+        assert_eq!(entity["reason"], "it is broken");
+    }
+    let (_, out, _) = cloud.run(&command[1..]).await;
+    assert_eq!(out.matches(": it is broken").count(), 3, "{out}");
+    let actions = rebuilt.lock().expect("no panic").actions.clone();
+    assert!(!actions.iter().any(|it| it == "finish" || it == "clean"), "{actions:?}");
+}
+
+#[tokio::test]
+async fn an_abort_gives_up_the_rebuild_and_deletes_its_rows() {
+    let (cloud, rebuilt, _) = with_log(&[]).await;
+    let command = ["--json", "consumers", "replay", "watch-network", "--abort", "--yes"];
+    let (code, out, err) = cloud.run(&command).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let document: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(schemas::violations("consumers-replay", &document), [""; 0], "{document:#}");
+    golden::check(env!("CARGO_MANIFEST_DIR"), "consumers-replay-abort", &document);
+    assert_eq!(rebuilt.lock().expect("no panic").actions, ["abort", "clean", "clean"]);
+    assert_eq!(cloud.dynamo.rows(AUDIT).await.len(), 1);
+    let (_, out, _) = cloud.run(&command[1..]).await;
+    assert!(out.contains("Generation 2 of watch-network is aborted"), "{out}");
 }
 
 #[tokio::test]

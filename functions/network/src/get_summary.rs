@@ -1,21 +1,31 @@
 //! `GET /network/summary`: counts of the caller's sites by status, and of its events by day and type.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
-use aws_sdk_dynamodb::types::AttributeValue;
 use consumer::rebuild::State;
 use contracts::{OperatorId, Timestamp};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
-use store::{Item, Table};
+use store::{Item, SHARDS, Table};
 
-use crate::{NetworkError, Status, kind};
+use crate::{COUNT, NetworkError, Status, day_id, sites_id};
 
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 /// The number of days without `from`.
 const DEFAULT_DAYS: i64 = 7;
-/// The maximum number of days. A day has at most [`store::SHARDS`] small rows.
+/// The maximum number of days. Each day is read in [`SHARDS`] queries.
 const MAX_DAYS: i64 = 92;
+/// The maximum number of rows of the days: one for each type, day and shard. A response with this number of types of 128
+/// characters fits into the 6 MB that Lambda allows, also if each character has to be escaped twice.
+const MAX_ROWS: usize = 10_000;
+/// The maximum number of rows of a page, so that the concurrent pages fit into memory.
+const PAGE: i32 = 1000;
+/// The number of concurrent queries.
+const CONCURRENT: usize = 16;
+
+/// The number of events by day and type.
+type Events = BTreeMap<String, BTreeMap<String, u64>>;
 
 /// The dependencies of the function `get-summary`.
 #[derive(Debug)]
@@ -69,47 +79,97 @@ impl GetSummary {
         caller.require(caller.scope.may_read())?;
         let days = days(request, now)?;
         let summary = self.summary(caller.operator, days).await;
-        Response::new(200, &summary.map_err(|error| Problem::from_fault(&error))?)
+        match summary.map_err(|error| Problem::from_fault(&error))? {
+            Some(summary) => Response::new(200, &summary),
+            None => Err(Problem::invalid(vec![FieldError::new("query from", too_many(days))])),
+        }
     }
 
-    async fn summary(&self, operator: OperatorId, days: Days) -> Result<Summary, NetworkError> {
+    /// Returns `None` if the days have more than [`MAX_ROWS`] rows.
+    async fn summary(
+        &self,
+        operator: OperatorId,
+        days: Days,
+    ) -> Result<Option<Summary>, NetworkError> {
         let state = State::read(&self.network).await?;
-        let id = format!("{}/{operator}", state.current);
-        let of_days = self
-            .network
-            .query("id = :id AND #row BETWEEN :from AND :to")
-            .text("id", &id)
-            .text("from", format!("day#{}#", name(days.from)))
-            // `~` is after each shard.
-            .text("to", format!("day#{}#~", name(days.to)))
-            .all()
-            .await?;
+        let generation = state.current;
+        let Some(events) = self.events(generation, operator, days).await? else {
+            return Ok(None);
+        };
         let of_sites = self
             .network
             .query("id = :id AND begins_with(#row, :sites)")
-            .text("id", &id)
+            .text("id", format!("{generation}/{}", sites_id(operator)))
             .text("sites", "sites#")
             .all()
             .await?;
-        let mut events: BTreeMap<_, _> = days.all().map(|day| (day, BTreeMap::new())).collect();
-        for item in of_days {
-            let row = text(&item, "row");
-            let day = row.split('#').nth(1).unwrap_or_default();
-            let Some(types) = events.get_mut(day) else { continue };
-            for (attribute, value) in &item {
-                let Some(kind) = kind(attribute) else { continue };
-                *types.entry(kind).or_default() += count(row, attribute, value.as_n())?;
-            }
-        }
         let mut sites: BTreeMap<_, u64> = Status::ALL.map(|status| (status.name(), 0)).into();
         for item in of_sites {
             for (status, total) in &mut sites {
                 let Some(value) = item.get(*status) else { continue };
-                *total += count(text(&item, "row"), status, value.as_n())?;
+                *total += count(text(&item, "row"), status, value.as_n().ok())?;
             }
         }
         let events = events.into_iter().map(|(day, types)| Day { day, types });
-        Ok(Summary { sites, events: events.collect() })
+        Ok(Some(Summary { sites, events: events.collect() }))
+    }
+
+    /// Returns the counts of all days, or `None` if they have more than [`MAX_ROWS`] rows.
+    async fn events(
+        &self,
+        generation: u64,
+        operator: OperatorId,
+        days: Days,
+    ) -> Result<Option<Events>, NetworkError> {
+        let rows = Cell::new(0);
+        let partitions =
+            days.all().flat_map(|day| (0..SHARDS).map(move |shard| (day.clone(), shard)));
+        let queries = partitions.map(|(day, shard)| {
+            let rows = &rows;
+            async move {
+                let id = format!("{generation}/{}", day_id(operator, &day, shard));
+                let types = self.types(&id, rows).await?;
+                Ok::<_, NetworkError>((day, types))
+            }
+        });
+        let mut found = stream::iter(queries).buffer_unordered(CONCURRENT);
+        let mut events: Events = days.all().map(|day| (day, BTreeMap::new())).collect();
+        while let Some((day, types)) = found.try_next().await? {
+            let Some(types) = types else { return Ok(None) };
+            let all = events.entry(day).or_default();
+            for (kind, count) in types {
+                *all.entry(kind).or_default() += count;
+            }
+        }
+        Ok(Some(events))
+    }
+
+    /// Reads the counts of a partition, and adds the number of its rows to `rows`. Returns `None` once there are more
+    /// than [`MAX_ROWS`].
+    async fn types(
+        &self,
+        id: &str,
+        rows: &Cell<usize>,
+    ) -> Result<Option<Vec<(String, u64)>>, NetworkError> {
+        let query = self.network.query("id = :id").text("id", id).limit(PAGE);
+        let (mut types, mut start) = (Vec::new(), None);
+        loop {
+            let page = query.page(start).await?;
+            rows.set(rows.get() + page.items.len());
+            if rows.get() > MAX_ROWS {
+                return Ok(None);
+            }
+            for item in page.items {
+                let kind = text(&item, "row").to_owned();
+                let value = item.get(COUNT).and_then(|value| value.as_n().ok());
+                let count = count(&kind, COUNT, value)?;
+                types.push((kind, count));
+            }
+            if page.next.is_none() {
+                return Ok(Some(types));
+            }
+            start = page.next;
+        }
     }
 }
 
@@ -117,13 +177,18 @@ fn text<'a>(item: &'a Item, name: &str) -> &'a str {
     item.get(name).and_then(|value| value.as_s().ok()).map_or("", String::as_str)
 }
 
+/// Returns why these days can't be shown.
+fn too_many(days: Days) -> String {
+    format!(
+        "is {}; the events until {} have too many types for one response: choose fewer days",
+        name(days.from),
+        name(days.to)
+    )
+}
+
 /// Parses a count.
-fn count(
-    row: &str,
-    attribute: &str,
-    value: Result<&String, &AttributeValue>,
-) -> Result<u64, NetworkError> {
-    value.ok().and_then(|value| value.parse().ok()).ok_or_else(|| NetworkError::NotACount {
+fn count(row: &str, attribute: &str, value: Option<&String>) -> Result<u64, NetworkError> {
+    value.and_then(|value| value.parse().ok()).ok_or_else(|| NetworkError::NotACount {
         row: row.to_owned(),
         attribute: attribute.to_owned(),
     })

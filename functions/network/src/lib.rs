@@ -7,8 +7,9 @@
 //! - `<generation>/cursor#<log key>`, `cursor`: how far the events of an entity are counted. For a site, `state` is its
 //!   status.
 //! - `<generation>/<operator>`, `sites#<shard>`: the number of sites by status.
-//! - `<generation>/<operator>`, `day#<YYYY-MM-DD>#<shard>`: the number of events of that day (UTC) by type. The attribute
-//!   of a type is `type_` and the type, in which `_xx` stands for a byte that is neither a letter nor a digit.
+//! - `<generation>/<operator>/day#<YYYY-MM-DD>#<shard>`, the event type: `count` is the number of events of that type and
+//!   day (UTC). Each type has a row of its own, because an operator may invent any number of types with up to 128
+//!   characters: a row of all types could become larger than DynamoDB allows.
 //!
 //! The counts of an entity are always in the same shard, so that concurrent executions rarely write the same row. Their
 //! sum is never negative: each site is counted in exactly one status.
@@ -16,12 +17,9 @@
 pub mod get_summary;
 pub mod watch_network;
 
-use std::fmt::Write;
-
-use consumer::rebuild;
 use contracts::{OperatorId, open::OpenEnvelope};
 use fault::{ErrorKind, Fault};
-use store::{Key, StoreError};
+use store::StoreError;
 
 /// The status of a site, as its events tell. A site that is being decommissioned is still ACTIVE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,42 +72,17 @@ impl Status {
     }
 }
 
-/// Returns the key of the row that counts an operator's sites.
-pub(crate) fn sites_key(generation: u64, operator: OperatorId, shard: u8) -> Key {
-    rebuild::key(generation, &operator.to_string(), &format!("sites#{shard}"))
+/// The attribute of a type's row with the number of events.
+pub(crate) const COUNT: &str = "count";
+
+/// Returns the partition of the rows that count an operator's sites. The generation is not included.
+pub(crate) fn sites_id(operator: OperatorId) -> String {
+    operator.to_string()
 }
 
-/// Returns the key of the row that counts an operator's events of a day.
-pub(crate) fn day_key(generation: u64, operator: OperatorId, day: &str, shard: u8) -> Key {
-    rebuild::key(generation, &operator.to_string(), &format!("day#{day}#{shard}"))
-}
-
-const TYPE: &str = "type_";
-
-/// Returns the attribute that counts an event type. Types of other systems may contain any character.
-pub(crate) fn attribute(kind: &str) -> String {
-    let mut name = TYPE.to_owned();
-    for byte in kind.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            name.push(char::from(byte));
-        } else {
-            // Writing to a `String` never fails.
-            write!(name, "_{byte:02x}").unwrap_or_default();
-        }
-    }
-    name
-}
-
-/// Returns the event type that an attribute counts. Returns `None` for an attribute that counts no type.
-pub(crate) fn kind(attribute: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut parts = attribute.strip_prefix(TYPE)?.split('_');
-    bytes.extend(parts.next()?.bytes());
-    for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend(part.get(2..)?.bytes());
-    }
-    String::from_utf8(bytes).ok()
+/// Returns the partition of the rows that count an operator's events of a day. The generation is not included.
+pub(crate) fn day_id(operator: OperatorId, day: &str, shard: u8) -> String {
+    format!("{operator}/day#{day}#{shard}")
 }
 
 /// An error of this crate.
@@ -133,24 +106,6 @@ impl Fault for NetworkError {
         match self {
             Self::Store(error) => error.into(),
             Self::NotACount { .. } => ErrorKind::Internal,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_type_has_an_attribute_of_its_own() {
-        for text in ["SiteCreated", "com.acme/sample taken", "a_b", "a.b", "ä", "", "_5f"] {
-            let name = attribute(text);
-            assert!(name.chars().all(|it| it == '_' || it.is_ascii_alphanumeric()), "{name}");
-            assert_eq!(kind(&name).as_deref(), Some(text));
-        }
-        assert_eq!(attribute("a.b"), "type_a_2eb");
-        for other in ["id", "row", "type_a_", "type_a_zz"] {
-            assert_eq!(kind(other), None, "{other}");
         }
     }
 }

@@ -10,7 +10,7 @@ use consumer::{
 use contracts::open::OpenEnvelope;
 use store::{Key, StoreError, Table, Transaction, shard};
 
-use crate::{Status, attribute, day_key, sites_key};
+use crate::{COUNT, Status, day_id, sites_id};
 
 /// The rows of the service, in all generations.
 #[derive(Clone, Debug)]
@@ -68,31 +68,28 @@ impl Effect for Generation {
         runs: &[Run],
     ) -> Result<Transaction, StoreError> {
         // Each row is written once per transaction, with the sum of all changes.
-        let mut changes: BTreeMap<(String, String), (Key, BTreeMap<String, i64>)> = BTreeMap::new();
-        let mut add = |key: Key, operator: String, row: String, name: String, change: i64| {
-            let (_, counts) = changes.entry((operator, row)).or_insert((key, BTreeMap::new()));
-            *counts.entry(name).or_default() += change;
+        let mut changes: BTreeMap<(String, String), BTreeMap<&str, i64>> = BTreeMap::new();
+        let mut add = |id: String, row: String, name, change: i64| {
+            *changes.entry((id, row)).or_default().entry(name).or_default() += change;
         };
         for run in runs {
             let shard = shard(&run.log_key);
             let mut status = run.state.as_deref().and_then(Status::named);
             for event in &run.events {
                 let operator = event.metadata.operator_id;
-                let day = day(event);
-                let key = day_key(self.number, operator, &day, shard);
-                add(key, operator.to_string(), day, attribute(&event.metadata.kind), 1);
+                let kind = event.metadata.kind.clone();
+                add(day_id(operator, &day(event), shard), kind, COUNT, 1);
                 if let Some(after) = Status::after(event) {
                     for (status, change) in [(status, -1), (Some(after), 1)] {
                         let Some(status) = status else { continue };
-                        let key = sites_key(self.number, operator, shard);
-                        let (row, name) = ("sites".to_owned(), status.name().to_owned());
-                        add(key, operator.to_string(), row, name, change);
+                        let row = format!("sites#{shard}");
+                        add(sites_id(operator), row, status.name(), change);
                     }
                     status = Some(after);
                 }
             }
         }
-        for (key, counts) in changes.into_values() {
+        for ((id, row), counts) in changes {
             let counts: Vec<_> = counts.into_iter().filter(|(_, change)| *change != 0).collect();
             if counts.is_empty() {
                 continue;
@@ -107,6 +104,7 @@ impl Effect for Generation {
                 .unzip();
             let update = format!("ADD {}", terms.join(", "));
             let values = values.iter().map(|(name, value)| (name.as_str(), value.clone()));
+            let key = rebuild::key(self.number, &id, &row);
             transaction = transaction.update(&self.network, &key, &update, None, values);
         }
         Ok(transaction)

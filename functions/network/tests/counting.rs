@@ -122,10 +122,12 @@ async fn units(entities: u64, each: u64) -> String {
 #[test]
 fn an_event_costs_two_write_units_and_its_share_of_the_counts() {
     cloud::run(async {
-        // 100 cursors, and two rows of counts for each of the 8 shards. Each write of a transaction counts twice.
+        // 100 cursors, and for each of the 8 shards a row of a type and a row of sites. Each write of a transaction counts
+        // twice.
         assert_eq!(units(100, 1).await, (2 * (100 + 2 * 8)).to_string());
-        // One cursor and two rows of counts.
-        assert_eq!(units(1, 100).await, (2 * 3).to_string());
+        // One cursor, two types, and the sites.
+        assert_eq!(units(1, 100).await, (2 * 4).to_string());
+        // One cursor, one type, and the sites.
         assert_eq!(units(1, 1).await, (2 * 3).to_string());
     });
 }
@@ -146,7 +148,7 @@ fn events_that_do_not_fit_into_a_transaction_are_split() {
                 (1..).zip(kinds).map(|(n, kind)| event(other, ("acme.sample", id), n, kind)),
             );
         }
-        // One entity with more types than an expression may have, and many days.
+        // One entity with more types than a transaction may have rows.
         for sequence in 1..=400 {
             let kind =
                 format!("type {sequence} with a long name that makes the expression too long");
@@ -158,12 +160,143 @@ fn events_that_do_not_fit_into_a_transaction_are_split() {
             .rows(NETWORK)
             .iter()
             .flat_map(|row| row.as_object().expect("a row").iter())
-            .filter(|(name, _)| name.starts_with("type_"))
+            .filter(|(name, _)| *name == "count")
             .map(|(_, value)| {
                 value["N"].as_str().expect("a count").parse::<u64>().expect("a count")
             })
             .sum();
         assert_eq!(total, events.len() as u64);
+    });
+}
+
+/// Returns the number of events in the rows of these types.
+fn count_of_types(cloud: &Cloud, is_type: impl Fn(&str) -> bool) -> u64 {
+    let rows = cloud.rows(NETWORK);
+    let rows = rows.iter().filter(|row| is_type(row["row"]["S"].as_str().expect("a row")));
+    let counts = rows.filter_map(|row| row["count"]["N"].as_str());
+    counts.map(|count| count.parse::<u64>().expect("a count")).sum()
+}
+
+#[test]
+fn a_batch_of_100_entities_of_one_shard_with_100_types_is_counted() {
+    cloud::run(async {
+        let (cloud, other) = (cloud(), other_operator());
+        let ids = (0..).map(|n| format!("S-{n}"));
+        let of_shard = |id: &String| store::shard(&format!("{other}/acme.sample#{id}")) == 0;
+        let ids: Vec<_> = ids.filter(of_shard).take(100).collect();
+        // 100 cursors and 100 types are 200 writes, but a transaction has at most 100.
+        let mut events = Vec::new();
+        for (n, id) in ids.iter().enumerate() {
+            events.push(event(other, ("acme.sample", id), 1, &format!("type {n}")));
+        }
+        let response = deliver(&cloud, &batch(&events)).await;
+        assert_eq!(response["batchItemFailures"], json!([]));
+        assert_eq!(cloud.write_units().to_string(), (2 * 200).to_string());
+        assert_eq!(count_of_types(&cloud, |row| row.starts_with("type ")), 100);
+    });
+}
+
+#[test]
+fn a_type_of_128_special_characters_is_counted_under_its_name() {
+    cloud::run(async {
+        let cloud = cloud();
+        let kind = "/.#\"\\ ~_".repeat(16);
+        assert_eq!(kind.len(), 128);
+        let events = [1, 2].map(|n| event(other_operator(), ("acme.sample", "S"), n, &kind));
+        let response = deliver(&cloud, &batch(&events)).await;
+        assert_eq!(response["batchItemFailures"], json!([]));
+        assert_eq!(count_of_types(&cloud, |row| row == kind), 2);
+    });
+}
+
+#[test]
+fn an_entity_that_can_not_be_applied_fails_neither_the_others_nor_live_batches() {
+    cloud::run(async {
+        let cloud = cloud();
+        let events = history();
+        let mut entities: Vec<_> = events.iter().map(|event| event.metadata.log_key()).collect();
+        entities.dedup();
+        let last = events.iter().rfind(|event| event.metadata.kind == "SiteDecommissioned");
+        let last = last.expect("an event");
+        let broken = last.metadata.log_key();
+        let first = |event: &&_| -> bool {
+            let event: &contracts::open::OpenEnvelope = event;
+            event.metadata.log_key() == broken && event.metadata.sequence == 1
+        };
+        let before = |event: &&contracts::open::OpenEnvelope| *event != last;
+        deliver(&cloud, &batch(events.iter().filter(before))).await;
+        // The log lacks the first event of one entity.
+        for event in events.iter().filter(|event| !first(event)) {
+            append(&cloud, event);
+        }
+        rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        let apply = || Rebuild::Apply { generation: 2, entities: entities.clone() };
+
+        // The new generation lacks the entity's first event, so only the current one gets its last event.
+        let response = deliver(&cloud, &batch([last])).await;
+        assert_eq!(response["batchItemFailures"], json!([]));
+        let record = to_raw_value(&batch([last])["Records"][0]).expect("JSON");
+        let replayed = watch_network(&cloud).0.replay(&record, Deadline::after(TIME)).await;
+        assert_eq!(replayed, ReplayResponse::Done);
+        let of_current = |cloud: &Cloud| {
+            let mut rows = cloud.rows(NETWORK);
+            rows.retain(|row| row["id"]["S"].as_str().expect("an id").starts_with("1/"));
+            rows
+        };
+        let written = of_current(&cloud);
+        // The log row of the first event can't be read.
+        let unreadable = json!({
+            "entity": broken, "sequence": 1, "type": "SiteCreated", "source": "test",
+            "occurredAt": noon(0), "operatorId": OperatorId::DEFAULT, "detail": "{",
+        });
+        cloud.put(testkit::dynamo::EVENTS, unreadable);
+        let applied = rebuild_at(&cloud, apply(), noon(0)).await.expect("applied");
+        let [failed] = &applied["failed"].as_array().expect("entities")[..] else {
+            panic!("{applied}")
+        };
+        assert_eq!(failed["entity"], broken);
+        assert!(failed["reason"].as_str().expect("a reason").contains("/1"), "{failed}");
+        let others = events.iter().filter(|event| event.metadata.log_key() != broken).count();
+        assert_eq!(applied["applied"], others);
+
+        let aborted = rebuild_at(&cloud, Rebuild::Abort, noon(0)).await.expect("aborted");
+        assert_eq!(aborted, json!({ "generation": 2 }));
+        let aborted = rebuild_at(&cloud, Rebuild::Abort, noon(0)).await.expect("aborted before");
+        assert_eq!(aborted, json!({ "generation": null }));
+        let finish = Rebuild::Finish { generation: 2 };
+        assert!(rebuild_at(&cloud, finish, noon(0)).await.is_err());
+        // The rows of the aborted generation are not used again.
+        let begun = rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        assert_eq!(begun, json!({ "generation": 3 }));
+        assert!(rebuild_at(&cloud, apply(), noon(0)).await.is_err());
+        rebuild_at(&cloud, Rebuild::Abort, noon(0)).await.expect("aborted");
+        let early = rebuild_at(&cloud, Rebuild::Clean, noon(59)).await.expect("nothing yet");
+        assert_eq!(early, json!({ "deleted": 0, "more": true }));
+        let cleaned = rebuild_at(&cloud, Rebuild::Clean, noon(60)).await.expect("cleaned");
+        assert_eq!(cleaned["more"], false);
+        assert_eq!(of_current(&cloud), written);
+        assert_eq!(cloud.rows(NETWORK).len(), written.len() + 1, "rows of generation 2 are left");
+    });
+}
+
+#[test]
+fn an_abort_while_old_rows_are_deleted_starts_the_deletion_again() {
+    cloud::run(async {
+        let cloud = cloud();
+        // More rows than one `clean` reads.
+        for n in 0..6000 {
+            let row = format!("type {n}");
+            cloud.put(NETWORK, json!({ "id": "1/a/day#2026-01-01#0", "row": row, "count": 1 }));
+        }
+        rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0)).await.expect("finished");
+        let cleaned = rebuild_at(&cloud, Rebuild::Clean, noon(60)).await.expect("cleaned");
+        assert_eq!(cleaned, json!({ "deleted": 5000, "more": true }));
+        rebuild_at(&cloud, Rebuild::Begin, noon(60)).await.expect("begun");
+        cloud.put(NETWORK, json!({ "id": "3/cursor#site#0", "row": "cursor", "sequence": 1 }));
+        rebuild_at(&cloud, Rebuild::Abort, noon(60)).await.expect("aborted");
+        let cleaned = rebuild_at(&cloud, Rebuild::Clean, noon(120)).await.expect("cleaned");
+        assert_eq!(cleaned, json!({ "deleted": 1001, "more": false }));
     });
 }
 
@@ -190,9 +323,9 @@ fn a_rebuilt_generation_equals_one_that_was_never_emptied() {
         }
         let apply = Rebuild::Apply { generation: 2, entities: entities.clone() };
         let applied = rebuild_at(&cloud, apply.clone(), noon(0)).await.expect("applied");
-        assert_eq!(applied, json!({ "applied": events.len() }));
+        assert_eq!(applied, json!({ "applied": events.len(), "failed": [] }));
         let applied = rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
-        assert_eq!(applied, json!({ "applied": 0 }));
+        assert_eq!(applied, json!({ "applied": 0, "failed": [] }));
         let many = Rebuild::Apply { generation: 2, entities: vec![String::new(); 101] };
         let refused = rebuild_at(&cloud, many, noon(0)).await.expect_err("too many");
         assert_eq!(refused.kind, ErrorKind::InvalidInput);

@@ -3,7 +3,7 @@
 //!
 //! A run appends events to the log and puts them on a stream, some twice and out of order. A model of Lambda's event source
 //! mapping delivers them: partially, repeatedly, after crashes, and to two execution environments at once. Meanwhile an
-//! operator rebuilds the counts, also with crashes. In the end, the rows equal those of a consumer that got each event once
+//! operator rebuilds the counts, also with crashes, and aborts some of the rebuilds. In the end, the rows equal those of a consumer that got each event once
 //! and in order, and no row of an earlier generation is left.
 
 mod support;
@@ -156,6 +156,10 @@ impl Operator {
             let generation = begun.generation;
             self.act(Rebuild::Apply { generation, entities }).await;
             self.pause(3_000).await;
+            if self.rng.percent(10) {
+                self.act(Rebuild::Abort).await;
+                return;
+            }
         }
         self.act(Rebuild::Finish { generation: begun.generation }).await;
         for _ in 0..self.rng.below(4) {

@@ -123,7 +123,7 @@ fn a_rebuild_does_not_show_in_the_summary_before_it_is_finished() {
 }
 
 #[test]
-fn get_summary_reads_few_rows() {
+fn get_summary_reads_each_shard_of_each_day_once() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let mut events = Vec::new();
@@ -140,10 +140,57 @@ fn get_summary_reads_few_rows() {
         let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
         assert_eq!(sent["body"]["sites"]["ONBOARDING"], 400);
         let read = |name: &str| cloud.calls()[name] - calls.get(name).copied().unwrap_or_default();
-        assert_eq!((read("GetItem"), read("Query")), (1, 2));
-        // At most one row for each day and shard, and one for each shard.
+        // A query for each day and shard, and one for the sites.
+        assert_eq!((read("GetItem"), read("Query")), (1, 92 * u32::from(store::SHARDS) + 1));
+        // At most one row for each day and shard, because there is one type, and one for each shard.
         let rows = cloud.rows(NETWORK);
         let of_counts = rows.iter().filter(|row| row["row"]["S"] != "cursor").count();
         assert!(of_counts <= 92 * usize::from(store::SHARDS) + usize::from(store::SHARDS));
+    });
+}
+
+/// Puts rows of types of a day, as watch-network writes them.
+fn put_types(cloud: &Cloud, day: &str, shard: u8, types: std::ops::Range<u32>) {
+    for n in types {
+        let id = format!("1/{}/day#{day}#{shard}", OperatorId::DEFAULT);
+        cloud.put(NETWORK, json!({ "id": id, "row": format!("type {n}"), "count": 2 }));
+    }
+}
+
+#[test]
+fn get_summary_shows_2000_types_of_one_day() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        // The 500 types from 1000 on are in two shards.
+        put_types(&cloud, "2026-01-02", 0, 0..1500);
+        put_types(&cloud, "2026-01-02", 7, 1000..2000);
+        let days = [("from", "2026-01-02"), ("to", "2026-01-02")];
+        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
+        let types = sent["body"]["events"][0]["types"].as_object().expect("types");
+        assert_eq!(types.len(), 2000);
+        for (kind, count) in [("type 0", 2), ("type 1000", 4), ("type 1499", 4), ("type 1999", 2)] {
+            assert_eq!(types[kind], count, "{kind}");
+        }
+    });
+}
+
+#[test]
+fn get_summary_refuses_days_with_too_many_types() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        for shard in 0..5 {
+            put_types(&cloud, "2026-01-02", shard, 0..2000);
+        }
+        let days = [("from", "2026-01-02"), ("to", "2026-01-03")];
+        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
+        assert_eq!(sent["statusCode"], 200, "10,000 rows fit");
+        put_types(&cloud, "2026-01-03", 0, 0..1);
+        check(
+            "get-summary.too-many-types",
+            &get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await,
+        );
+        let fewer = [days[0], ("to", "2026-01-02")];
+        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &fewer).await;
+        assert_eq!(sent["statusCode"], 200, "fewer days");
     });
 }

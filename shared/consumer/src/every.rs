@@ -4,9 +4,11 @@
 //! the cursor, and its condition is the cursor's previous value. So a repeated event is skipped, also if the function
 //! died after the transaction, and of two executions with the same event only one succeeds.
 //!
-//! An event whose predecessors are missing is not an error: they are read from the log, consistently, from the cursor
-//! on. The log never has a gap, because the writer of an event takes the next sequence in a transaction. If the log does
-//! have one, only the events of that entity fail.
+//! If a batch lacks earlier events of an entity, the missing events are read from the log with strong consistency,
+//! starting after the cursor. The log never has a gap, because the writer of an event takes the next sequence in a
+//! transaction. If the log does have a gap, the later events of that entity fail, and the other entities of the batch are
+//! applied. Lambda then delivers the batch again from the first failed record on. Later batches of that shard wait until
+//! the gap is filled or Lambda gives up the record.
 
 use std::{
     cell::RefCell,
@@ -121,7 +123,7 @@ pub struct Lane {
     pub to_the_end: bool,
 }
 
-/// What was achieved.
+/// The result of [`apply`].
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// The last known cursor of each entity.
@@ -160,8 +162,8 @@ struct Cursor {
     state: Option<String>,
 }
 
-/// Applies the events of all lanes before the deadline. What is not applied then is neither in error nor lost: the
-/// outcome has the cursors.
+/// Applies the events of all lanes. At the deadline, it stops and returns the cursors that it has reached. The remaining
+/// events are not lost, because a repeated call continues from the cursors.
 pub async fn apply<E: Effect>(
     effect: &E,
     log: &Table,
@@ -171,7 +173,7 @@ pub async fn apply<E: Effect>(
 ) -> Outcome {
     let mut lanes: Lanes = lanes.into_iter().collect();
     let work = Work { effect, log, replay, outcome: RefCell::default() };
-    // The deadline passed: the events after the cursors count as failed.
+    // If the deadline passes, `Outcome::failure` reports the events after the cursors as failed.
     let ended = timeout(deadline.remaining(), Box::pin(work.lanes(&mut lanes))).await;
     let mut outcome = work.outcome.into_inner();
     outcome.timed_out = ended.is_err();

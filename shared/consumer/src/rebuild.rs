@@ -4,16 +4,20 @@
 //! generation and the one that is being built. While one is built, live events are applied to both. Readers use the
 //! current one, so they see complete counts at any time.
 //!
-//! No event is missed. An execution that read the state before `begin` applies its events only to the old generation,
-//! but they were in the log before it read the state. So `apply`, which comes after `begin`, reads them. An event that
-//! is appended later is delivered to an execution that knows the new generation.
+//! No event is missed. An execution that read the state before `begin` applies its events only to the old generation.
+//! Those events were in the log before that execution read the state, so `apply`, which comes after `begin`, reads them
+//! from there. An event that is appended later is delivered to an execution that knows the new generation.
+//!
+//! An event that can't be applied to the generation that is being built does not fail a live batch: it would stop the
+//! counts that readers see. It is logged and counted. A later event of the entity, or `apply`, reads it again from the
+//! log. `apply` names the entities that still fail, and the rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, DeleteRequest, WriteRequest};
 use contracts::{
     Timestamp,
-    replay::{Applied, Begun, Cleaned, Rebuild},
+    replay::{Aborted, Applied, Begun, Cleaned, FailedEntity, Rebuild},
 };
 use fault::{ErrorKind, InvocationError};
 use lambda::Deadline;
@@ -24,7 +28,8 @@ use crate::every::{self, Effect, Lane};
 
 /// The generation of a consumer that was never rebuilt.
 const FIRST: u64 = 1;
-/// The time after `finish` in which an execution may still write to the old generation: more than the function's timeout.
+/// The time after `finish` or `abort` in which an execution may still write to the generation that ended: more than the
+/// function's timeout.
 const LINGER_MILLIS: i64 = 60_000;
 /// The number of rows that are read in one call while old generations are deleted.
 const PAGE: i32 = 500;
@@ -55,6 +60,8 @@ pub struct State {
     pub current: u64,
     /// The generation that is being built.
     pub building: Option<u64>,
+    /// The last generation whose build was aborted. Its number is not used again, because some of its rows may be left.
+    aborted: Option<u64>,
     /// From when on the rows of other generations may be deleted. Absent if there are none.
     clean_after: Option<Timestamp>,
     /// Where the deletion continues.
@@ -80,6 +87,7 @@ impl State {
         Ok(row.unwrap_or(Self {
             current: FIRST,
             building: None,
+            aborted: None,
             clean_after: None,
             clean_from: None,
         }))
@@ -118,13 +126,15 @@ pub async fn begin(table: &Table) -> Result<Begun, InvocationError> {
     if let Some(generation) = state.building {
         return Ok(Begun { generation });
     }
-    let generation = state.current + 1;
+    let generation = state.current.max(state.aborted.unwrap_or_default()) + 1;
     let commit = Transaction::on(table)
         .update(
             table,
             &state_key(),
             "SET #current = :current, #building = :building",
-            Some("attribute_not_exists(#id) OR (#current = :current AND attribute_not_exists(#building))"),
+            Some(
+                "attribute_not_exists(#id) OR (#current = :current AND attribute_not_exists(#building) AND (attribute_not_exists(#aborted) OR #aborted < :building))",
+            ),
             [("current", number(state.current)), ("building", number(generation))],
         )
         .commit();
@@ -160,9 +170,31 @@ pub async fn finish(table: &Table, generation: u64, now: Timestamp) -> Result<()
     }
 }
 
-/// Applies all events in the log of these entities that the generation does not have yet.
+/// Gives up the generation that is being built. A repeated call has no further effect.
+pub async fn abort(table: &Table, now: Timestamp) -> Result<Aborted, InvocationError> {
+    let state = State::read(table).await.map_err(|error| failed(&error))?;
+    let Some(generation) = state.building else { return Ok(Aborted { generation: None }) };
+    let clean_after = now.plus_millis(LINGER_MILLIS).to_string();
+    let commit = Transaction::on(table)
+        .update(
+            table,
+            &state_key(),
+            "SET #aborted = :generation, #cleanAfter = :after REMOVE #building, #cleanFrom",
+            Some("#building = :generation"),
+            [("generation", number(generation)), ("after", AttributeValue::S(clean_after))],
+        )
+        .commit();
+    match commit.await.map_err(|error| failed(&error))? {
+        Commit::Done => Ok(Aborted { generation: Some(generation) }),
+        Commit::Refused(_) => Err(busy()),
+    }
+}
+
+/// Applies all events in the log of these entities that the generation does not have yet. The reply names the entities
+/// that can't be applied; the others are applied.
 ///
-/// Fails if the deadline passes first. What was applied stays, so the same call then continues.
+/// Fails if the deadline passes first, or if DynamoDB is temporarily unavailable. What was applied stays, so the same call
+/// then continues.
 pub async fn apply<G: Generations>(
     consumer: &G,
     log: &Table,
@@ -183,16 +215,21 @@ pub async fn apply<G: Generations>(
     let lanes: HashMap<_, _> =
         entities.iter().map(|entity| (entity.clone(), to_the_end())).collect();
     let outcome = every::apply(&consumer.effect(generation), log, lanes, true, deadline).await;
-    if let Some((entity, error)) = outcome.errors.iter().next() {
+    let mut refused = Vec::new();
+    for (entity, error) in &outcome.errors {
         let InvocationError { kind, message } = failed(error);
-        return Err(InvocationError { kind, message: format!("{entity}: {message}") });
+        if kind == ErrorKind::Transient {
+            return Err(InvocationError { kind, message: format!("{entity}: {message}") });
+        }
+        refused.push(FailedEntity { entity: entity.clone(), reason: message });
     }
+    refused.sort_unstable();
     if outcome.timed_out {
         let message =
             "the function's deadline passed; send the same call again to continue".to_owned();
         return Err(InvocationError { kind: ErrorKind::Transient, message });
     }
-    Ok(Applied { applied: outcome.applied })
+    Ok(Applied { applied: outcome.applied, failed: refused })
 }
 
 /// Deletes some rows of generations that are neither current nor being built.
@@ -229,22 +266,24 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     for keys in old.chunks(MAX_DELETES) {
         delete(table, keys).await?;
     }
-    // A crash before this update repeats the page, which then has no old rows. If another generation became the current
-    // one, the scan starts again.
+    // A crash before this update repeats the page, which then has no old rows. If another generation ended meanwhile, the
+    // scan starts again: `finish` and `abort` change `cleanAfter`.
     let text = |name| {
         let value = page.next.as_ref().and_then(|next| next.get(name)?.as_s().ok());
         value.map(|value| AttributeValue::S(value.clone()))
     };
-    let current = ("current", number(state.current));
+    let after = state.clean_after.map(|after| AttributeValue::S(after.to_string()));
+    let after = after.map(|after| ("after", after));
+    let unchanged = Some("#cleanAfter = :after");
     let key = state_key();
     let update = Transaction::on(table);
     let update = if let Some((id, row)) = text("id").zip(text("row")) {
         let from = AttributeValue::L(vec![id, row]);
         let set = "SET #cleanFrom = :from";
-        update.update(table, &key, set, Some("#current = :current"), [current, ("from", from)])
+        update.update(table, &key, set, unchanged, after.into_iter().chain([("from", from)]))
     } else {
         let remove = "REMOVE #cleanFrom, #cleanAfter";
-        update.update(table, &key, remove, Some("#current = :current"), [current])
+        update.update(table, &key, remove, unchanged, after)
     };
     match update.commit().await? {
         Commit::Done | Commit::Refused(_) => Ok(deleted),

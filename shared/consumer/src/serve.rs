@@ -82,6 +82,35 @@ fn event(record: &Record<'_>) -> Result<(OpenEnvelope, usize), String> {
     Ok((event, data.len()))
 }
 
+/// The outcomes of a batch in the live generations.
+#[derive(Debug, Default)]
+struct Outcomes {
+    /// In the generation that readers see.
+    current: Outcome,
+    /// In the generation that is being built.
+    building: Option<Outcome>,
+}
+
+impl Outcomes {
+    /// Returns why an event has to be delivered again. Returns `None` if there is no reason to do so.
+    ///
+    /// A permanent error in the generation that is being built is no reason. A transient one is: without a repetition,
+    /// the event could be missing in the counts when the rebuild is finished.
+    fn failure(&self, log_key: &str, sequence: u64) -> Option<(ErrorKind, String)> {
+        let kind = |outcome: &Outcome| {
+            outcome.errors.get(log_key).map_or(ErrorKind::Transient, ErrorKind::from)
+        };
+        let current = self.current.failure(log_key, sequence);
+        let current = current.map(|reason| (kind(&self.current), reason));
+        current.or_else(|| {
+            let building = self.building.as_ref()?;
+            let reason = building.failure(log_key, sequence)?;
+            let kind = kind(building);
+            (kind == ErrorKind::Transient).then_some((kind, reason))
+        })
+    }
+}
+
 /// Serves the event source mapping, replays of single records, and rebuilds.
 pub async fn serve<G: Generations>(consumer: Consumer<G>) -> Result<(), Error> {
     let consumer = &consumer;
@@ -130,8 +159,8 @@ impl<G: Generations> Consumer<G> {
         let outcomes = self.apply(&events, deadline).await;
         let outcomes = outcomes.map_err(|error| InvocationError::from_fault(&error))?;
         for (index, log_key, sequence) in positions {
-            let failure = outcomes.iter().find_map(|outcome| outcome.failure(&log_key, sequence));
-            failures.extend(failure.map(|reason| (index, reason)));
+            let failure = outcomes.failure(&log_key, sequence);
+            failures.extend(failure.map(|(_, reason)| (index, reason)));
         }
         failures.sort_unstable();
         lambda::count_failed(failures.len());
@@ -151,8 +180,8 @@ impl<G: Generations> Consumer<G> {
         &self,
         events: &[(String, OpenEnvelope, usize)],
         deadline: Deadline,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let mut outcomes = Vec::new();
+    ) -> Result<Outcomes, StoreError> {
+        let mut outcomes = Outcomes::default();
         if events.is_empty() {
             return Ok(outcomes);
         }
@@ -165,10 +194,17 @@ impl<G: Generations> Consumer<G> {
             }
             let effect = self.generations.effect(generation);
             let replay = generation != state.current;
-            outcomes.push(every::apply(&effect, &self.log, lanes, replay, deadline).await);
-        }
-        if let Some(outcome) = outcomes.first() {
-            metrics::counter!("EventsApplied").increment(outcome.applied);
+            let outcome = every::apply(&effect, &self.log, lanes, replay, deadline).await;
+            if replay {
+                for (entity, error) in &outcome.errors {
+                    tracing::error!(%entity, generation, %error, "not applied to the rebuild");
+                    metrics::counter!("RebuildErrors").increment(1);
+                }
+                outcomes.building = Some(outcome);
+            } else {
+                metrics::counter!("EventsApplied").increment(outcome.applied);
+                outcomes.current = outcome;
+            }
         }
         Ok(outcomes)
     }
@@ -187,15 +223,10 @@ impl<G: Generations> Consumer<G> {
         let (log_key, sequence) = (event.metadata.log_key(), event.metadata.sequence);
         match self.apply(&[(log_key.clone(), event, bytes)], deadline).await {
             Err(error) => ReplayResponse::transient(error.to_string()),
-            Ok(outcomes) => {
-                let failed = outcomes.iter().find_map(|outcome| {
-                    let reason = outcome.failure(&log_key, sequence)?;
-                    let kind =
-                        outcome.errors.get(&log_key).map_or(ErrorKind::Transient, Into::into);
-                    Some(ReplayResponse::failed(kind.name(), reason))
-                });
-                failed.unwrap_or(ReplayResponse::Done)
-            }
+            Ok(outcomes) => match outcomes.failure(&log_key, sequence) {
+                Some((kind, reason)) => ReplayResponse::failed(kind.name(), reason),
+                None => ReplayResponse::Done,
+            },
         }
     }
 
@@ -218,6 +249,7 @@ impl<G: Generations> Consumer<G> {
                 rebuild::finish(table, generation, now).await?;
                 json!({})
             }
+            Rebuild::Abort => json!(rebuild::abort(table, now).await?),
             Rebuild::Clean => json!(rebuild::clean(table, now, deadline).await?),
         })
     }

@@ -15,7 +15,7 @@ use contracts::{
     OperatorId,
     consumers::{EVENT_CONSUMERS, event_consumer},
     names::{self, LIVE},
-    replay::{Applied, Begun, Cleaned, Rebuild},
+    replay::{Aborted, Applied, Begun, Cleaned, FailedEntity, Rebuild},
 };
 use fault::AwsErrorKind;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
@@ -52,6 +52,8 @@ const RETRY_DELAYS: [Duration; 7] = [
 /// The pause between two deletions of old rows if nothing could be deleted. An execution may still write such rows for a
 /// minute.
 const CLEAN_PAUSE: Duration = Duration::from_secs(5);
+/// The maximum number of failed entities that are shown.
+const MAX_FAILED: usize = 100;
 /// The interval at which the progress is printed if standard error is not a terminal.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -60,9 +62,24 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Options {
     /// The function, such as watch-network.
     function: String,
+    /// Give up the rebuild that is in progress, and delete its rows. Readers still see the old rows.
+    #[arg(long)]
+    abort: bool,
     /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
+}
+
+/// How a replay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Ended {
+    /// Readers see the new rows.
+    Complete,
+    /// Some entities can't be applied. Readers still see the old rows.
+    Failed,
+    /// The rebuild was given up. Readers still see the old rows.
+    Aborted,
 }
 
 /// The result of a replay.
@@ -71,25 +88,31 @@ pub struct Options {
 struct Replayed {
     /// The function.
     function: &'static str,
-    /// The generation of rows that readers see now.
-    generation: u64,
+    /// How the replay ended.
+    result: Ended,
+    /// The generation of rows that was built or aborted. `None` if none was being built when it should be aborted.
+    generation: Option<u64>,
     /// The number of entities in the log.
     entities: u64,
     /// The number of events that were read from the log and applied. Events that happened meanwhile are not included.
     applied: u64,
-    /// The number of deleted rows of earlier generations.
+    /// The number of deleted rows of earlier and aborted generations.
     deleted: u64,
+    /// The entities whose events can't all be applied, at most [`MAX_FAILED`].
+    failed: Vec<FailedEntity>,
 }
 
 /// Rebuilds the rows of a consumer.
 pub async fn run(stack: &Stack, screen: &mut Screen, options: &Options) -> Result<Exit, CliError> {
     let function = replayable(&options.function)?;
-    confirm(
-        &format!(
+    let question = if options.abort {
+        format!("Give up the rebuild of {function} and delete its rows?")
+    } else {
+        format!(
             "Rebuild the rows of {function} from all events of the log? Readers see the old rows until the new ones are complete."
-        ),
-        options.yes,
-    )?;
+        )
+    };
+    confirm(&question, options.yes)?;
     Auditor::new(stack)
         .await?
         .record(OperatorId::DEFAULT, Action::RebuildConsumer, function)
@@ -101,10 +124,16 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: &Options) -> Resul
             return Err(CliError::new(Exit::Failed, "interrupted: readers still see the old rows, unless finish was already called")
                 .advise(format!("to continue: fieldctl consumers replay {function}")));
         }
-        replayed = replay.run(screen) => replayed?,
+        replayed = replay.start(screen, options.abort) => replayed?,
     };
     if screen.json {
         screen.document(&replayed)?;
+    }
+    if replayed.result == Ended::Failed {
+        let message = format!("{function} is not rebuilt: readers still see the old rows");
+        return Err(CliError::new(Exit::Failed, message).advise(format!(
+            "if the cause can be removed, repeat the replay, which continues; to give up: fieldctl consumers replay {function} --abort"
+        )));
     }
     Ok(Exit::Done)
 }
@@ -144,7 +173,43 @@ impl<'a> Replay<'a> {
         Self { stack, lambda: aws_sdk_lambda::Client::new(&config), function }
     }
 
-    async fn run(&self, screen: &mut Screen) -> Result<Replayed, CliError> {
+    async fn start(&self, screen: &mut Screen, abort: bool) -> Result<Replayed, CliError> {
+        if abort { self.abort(screen).await } else { self.rebuild(screen).await }
+    }
+
+    fn replayed(&self, result: Ended, generation: Option<u64>) -> Replayed {
+        let failed = Vec::new();
+        Replayed {
+            function: self.function,
+            result,
+            generation,
+            entities: 0,
+            applied: 0,
+            deleted: 0,
+            failed,
+        }
+    }
+
+    /// Gives up the rebuild that is in progress.
+    async fn abort(&self, screen: &mut Screen) -> Result<Replayed, CliError> {
+        let Aborted { generation } = self.call(&Rebuild::Abort).await?;
+        let text = match generation {
+            Some(generation) => format!("Generation {generation} of {} is aborted.", self.function),
+            None => format!("{} is not being rebuilt.", self.function),
+        };
+        say(screen, &text)?;
+        let mut replayed = self.replayed(Ended::Aborted, generation);
+        replayed.deleted = self.clean().await.map_err(|error| {
+            error.advise(format!(
+                "rows are left; `fieldctl consumers replay {} --abort` deletes them",
+                self.function
+            ))
+        })?;
+        say(screen, &format!("{} rows were deleted.", replayed.deleted))?;
+        Ok(replayed)
+    }
+
+    async fn rebuild(&self, screen: &mut Screen) -> Result<Replayed, CliError> {
         let nothing_switched = |error: CliError| {
             let advice =
                 error.advice.clone().map(|advice| format!("{advice}; ")).unwrap_or_default();
@@ -154,10 +219,16 @@ impl<'a> Replay<'a> {
             ))
         };
         let Begun { generation } = self.call(&Rebuild::Begin).await.map_err(nothing_switched)?;
-        let mut replayed =
-            Replayed { function: self.function, generation, entities: 0, applied: 0, deleted: 0 };
+        let mut replayed = self.replayed(Ended::Complete, Some(generation));
         say(screen, &format!("Generation {generation} of {} is being built.", self.function))?;
-        self.apply(screen, &mut replayed).await.map_err(nothing_switched)?;
+        self.apply(screen, generation, &mut replayed).await.map_err(nothing_switched)?;
+        if !replayed.failed.is_empty() {
+            replayed.result = Ended::Failed;
+            for FailedEntity { entity, reason } in &replayed.failed {
+                say(screen, &format!("{entity}: {reason}"))?;
+            }
+            return Ok(replayed);
+        }
         let _: Value =
             self.call(&Rebuild::Finish { generation }).await.map_err(nothing_switched)?;
         let Replayed { entities, applied, .. } = replayed;
@@ -178,20 +249,26 @@ impl<'a> Replay<'a> {
     }
 
     /// Applies the events of all entities in the log.
-    async fn apply(&self, screen: &mut Screen, replayed: &mut Replayed) -> Result<(), CliError> {
+    async fn apply(
+        &self,
+        screen: &mut Screen,
+        generation: u64,
+        replayed: &mut Replayed,
+    ) -> Result<(), CliError> {
         let progress = Progress::spinner();
-        let generation = replayed.generation;
         let batches = self.entities().try_chunks(Rebuild::MAX_ENTITIES).map_err(|error| error.1);
         let apply = |entities: Vec<String>| async move {
             let count = entities.len() as u64;
             let apply = Rebuild::Apply { generation, entities };
-            Ok((count, self.call::<Applied>(&apply).await?.applied))
+            Ok((count, self.call::<Applied>(&apply).await?))
         };
         let mut results = pin!(batches.map_ok(apply).try_buffer_unordered(MAX_CONCURRENT_CALLS));
         let mut reported = Instant::now();
-        while let Some((entities, applied)) = results.try_next().await? {
+        while let Some((entities, Applied { applied, failed })) = results.try_next().await? {
             replayed.entities += entities;
             replayed.applied += applied;
+            replayed.failed.extend(failed);
+            replayed.failed.truncate(MAX_FAILED);
             let text = format!(
                 "{} entities, {} events applied; Ctrl-C stops, the next replay continues",
                 replayed.entities, replayed.applied
