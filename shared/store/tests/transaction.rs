@@ -210,7 +210,8 @@ async fn an_event_row_has_the_attributes_for_the_publisher_and_the_indexes() {
     let table = dynamo.table(INVENTORY);
     done(Transaction::on(&table).event(&dynamo.outbox(), event(1))).await;
     let saga = saga("a");
-    let shard = saga.site_id.uuid().as_bytes()[0] % store::SHARDS;
+    let entity = format!("site#{}", saga.site_id);
+    let shard = store::shard(&entity);
     let mut row = dynamo.rows(EVENTS).await.remove(0);
     let detail = row["detail"].take();
     let detail: Value = serde_json::from_str(detail.as_str().expect("text")).expect("JSON");
@@ -219,13 +220,14 @@ async fn an_event_row_has_the_attributes_for_the_publisher_and_the_indexes() {
     assert_eq!(
         row,
         json!({
-            "entity": format!("site#{}", saga.site_id),
+            "entity": entity,
             "sequence": 1,
             "type": "SiteActivated",
             "source": "fieldstation.sites",
             "occurredAt": "2026-01-01T12:00:00.000Z",
             "correlationId": saga.onboarding_id,
             "operatorId": saga.operator_id,
+            "typeBucket": format!("{}/SiteActivated/2026-01-01/{shard}", saga.operator_id),
             "detail": null,
             "unpublished": shard.to_string(),
         })

@@ -115,11 +115,12 @@ impl Schema {
         }
     }
 
-    /// Returns the schema with one case of `oneOf` merged into it.
+    /// Returns the schema with one case of `oneOf` merged into it, or of an object's `anyOf`.
     fn chosen(&self, schema: &Value, rng: &mut Rng) -> Value {
         let mut schema = self.resolved(schema);
-        let Some(cases) = schema["oneOf"].as_array().cloned() else { return schema };
-        schema.as_object_mut().expect("a schema").remove("oneOf");
+        let keyword = if schema["properties"].is_object() { "anyOf" } else { "oneOf" };
+        let Some(cases) = schema[keyword].as_array().cloned() else { return schema };
+        schema.as_object_mut().expect("a schema").remove(keyword);
         merge(&mut schema, rng.pick(&cases));
         schema
     }
