@@ -45,7 +45,8 @@ const SETTINGS: Settings = Settings {
     max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
-const SEEDS: u64 = 500;
+/// The number of seeds. The environment variable `ORDERING_SEEDS` replaces it.
+const SEEDS: u64 = 150;
 const SITES: [&str; 3] = ["a", "b", "c"];
 /// A type that the bus refuses.
 const BUS_REFUSES: &str = "RefusedByTheBus";
@@ -536,8 +537,10 @@ async fn simulate(seed: u64) -> RunCounts {
 
 #[test]
 fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
-    let runs = seeds(SEEDS, |seed| cloud::run(simulate(seed)));
-    if !all_seeds() {
+    let count = std::env::var("ORDERING_SEEDS");
+    let count = count.map_or(SEEDS, |count| count.parse().expect("ORDERING_SEEDS is a number"));
+    let runs = seeds(count, |seed| cloud::run(simulate(seed)));
+    if !all_seeds() || count < SEEDS {
         return;
     }
     // The runs prove nothing unless these cases occurred.
@@ -549,9 +552,9 @@ fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
     let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
     let summary =
         format!("{reversed}, {repeated}, {by_stream}, {by_bus}, {behind_bus}, {faults:?}");
-    assert!(reversed > 500 && repeated > 200 && by_stream > 100 && by_bus > 100, "{summary}");
-    assert!(behind_bus > 100, "{summary}");
-    assert!(faults.iter().all(|(_, count)| *count > 100), "{summary}");
+    assert!(reversed > 150 && repeated > 60 && by_stream > 30 && by_bus > 30, "{summary}");
+    assert!(behind_bus > 30, "{summary}");
+    assert!(faults.iter().all(|(_, count)| *count > 30), "{summary}");
 }
 
 /// Version 1 promised the order in which the publisher put events on the bus. A consumer gets what EventBridge delivers.

@@ -150,6 +150,31 @@ impl World {
         record(&row)
     }
 
+    /// Commits events of a site, each with a row of 180 KiB. Returns the stream record of the last one.
+    async fn append_large(&self, site: &str, count: u64) -> Value {
+        let (saga, mut last) = (saga(site), Value::Null);
+        for sequence in 1..=count {
+            let data = SiteActivated { site_id: saga.site_id };
+            let event = NewEvent::in_saga(saga, saga.site_id, sequence, noon(0), data);
+            let mut row = event.row().expect("a row");
+            row.detail += &" ".repeat(180 * 1024 - row.detail.len());
+            last = record(&row);
+            self.dynamo.put(EVENTS, json!(row)).await;
+        }
+        last
+    }
+
+    /// Returns the sequence numbers of the site's large events that are marked as published.
+    async fn published_large(&self, site: &str) -> Vec<u64> {
+        let table = self.dynamo.table(EVENTS);
+        let query = table.query("entity = :entity").project("#sequence, publishedAt");
+        let rows = query.text("entity", Entity::from(saga(site).site_id)).all().await;
+        let mut rows = rows.expect("the rows");
+        rows.retain(|row| row.contains_key("publishedAt"));
+        let sequence = |row: &store::Item| row["sequence"].as_n().expect("a number").parse();
+        rows.iter().map(|row| sequence(row).expect("a sequence")).collect()
+    }
+
     /// Delivers a batch to publish-events. Returns the sequence number that it reports as failed.
     async fn publish(&self, records: &[Value]) -> Option<String> {
         self.publish_within(Duration::from_secs(10), records).await
@@ -885,6 +910,66 @@ async fn a_gap_of_any_length_is_put_on_the_stream_before_later_events() {
     let expected: Vec<_> = (101..=110).map(|sequence| sent("a", sequence)).collect();
     assert_eq!(world.on_stream().concat(), expected);
     assert_eq!(world.published("a").await.len(), 110);
+}
+
+#[tokio::test]
+async fn a_gap_of_large_events_is_put_on_the_stream_in_several_runs() {
+    let world = World::start().await;
+    let last = world.append_large("a", 10).await;
+    // Five of the events have less than a mebibyte.
+    assert_eq!(world.publish(&[last.clone()]).await, Some(number(10)));
+    let expected: Vec<_> = (1..=5).map(|sequence| sent("a", sequence)).collect();
+    assert_eq!(world.on_stream().concat(), expected);
+    assert_eq!(world.publish(&[last]).await, None);
+    let expected: Vec<_> = (6..=10).map(|sequence| sent("a", sequence)).collect();
+    assert_eq!(world.on_stream().concat(), expected);
+}
+
+#[tokio::test]
+async fn a_run_stops_reading_when_the_events_are_too_large_together() {
+    let world = World::start().await;
+    for site in ["a", "b", "c"] {
+        world.append_large(site, 34).await;
+    }
+    // The newest first, so that the events that are not read are the first ones of an entity.
+    let mut keys = Vec::new();
+    for site in ["a", "b", "c"] {
+        let entity = Entity::from(saga(site).site_id).to_string();
+        let key =
+            |sequence: u64| EventKey { entity: entity.clone(), sequence: sequence.to_string() };
+        keys.extend((1..=34).map(key));
+    }
+    let requests = keys.iter().rev().map(|key| PublishRequest { key: key.clone(), record: None });
+    let deadline = Deadline::after(Duration::from_mins(1));
+    let unpublished = world.publisher().publish(requests.collect(), deadline).await;
+    let unpublished = unpublished.expect("the rows");
+    let unread: Vec<_> = unpublished.iter().filter(|it| it.is_unread).map(|it| &it.event).collect();
+    // The rows of 91 events have more than 16 MiB.
+    assert_eq!(unread, keys[..11].iter().rev().collect::<Vec<_>>());
+    assert_eq!(unpublished.len(), 34, "the events of the site that are behind a gap");
+    assert_eq!(world.published_large("a").await, [1, 2, 3, 4, 5], "from the gap");
+    for site in ["b", "c"] {
+        assert_eq!(world.published_large(site).await, (1..=34).collect::<Vec<_>>());
+    }
+    let on_stream = world.on_stream().concat();
+    for site in ["a", "b", "c"] {
+        let put: Vec<_> =
+            on_stream.iter().filter(|sent| sent.0 == site).map(|sent| sent.1).collect();
+        assert_eq!(put, world.published_large(site).await);
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_publishes_events_that_are_too_large_for_one_run() {
+    let world = World::start().await;
+    for site in ["a", "b", "c"] {
+        world.append_large(site, 34).await;
+    }
+    let reply = json!({ "found": 102, "oldestAgeSeconds": 120 });
+    assert_eq!(world.sweep(noon(120)).await, Ok(reply));
+    for site in ["a", "b", "c"] {
+        assert_eq!(world.published_large(site).await, (1..=34).collect::<Vec<_>>());
+    }
 }
 
 /// Otherwise an error of the stream would hold up newer events on the bus.
