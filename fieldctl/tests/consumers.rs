@@ -307,7 +307,7 @@ impl Rebuilt {
         self.actions.push(action.to_owned());
         let cleaned = self.actions.iter().filter(|it| *it == "clean").count();
         let reply = match action {
-            "begin" => json!({ "generation": 2 }),
+            "begin" | "abort" => json!({ "generation": 2 }),
             "apply" => {
                 let entities = event["entities"].as_array().expect("entities");
                 assert!(entities.len() <= 100, "{}", entities.len());
@@ -318,7 +318,6 @@ impl Rebuilt {
                 let failed: Vec<_> = failed.collect();
                 json!({ "applied": 2 * (entities.len() - failed.len()), "failed": failed })
             }
-            "abort" => json!({ "generation": 2 }),
             "finish" => json!({}),
             "clean" => json!({ "deleted": 7 - cleaned, "more": cleaned < 2 }),
             other => panic!("{other}"),
