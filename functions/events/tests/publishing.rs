@@ -917,7 +917,7 @@ async fn a_gap_of_large_events_is_put_on_the_stream_in_several_runs() {
     let world = World::start().await;
     let last = world.append_large("a", 10).await;
     // Five of the events have less than a mebibyte.
-    assert_eq!(world.publish(&[last.clone()]).await, Some(number(10)));
+    assert_eq!(world.publish(std::slice::from_ref(&last)).await, Some(number(10)));
     let expected: Vec<_> = (1..=5).map(|sequence| sent("a", sequence)).collect();
     assert_eq!(world.on_stream().concat(), expected);
     assert_eq!(world.publish(&[last]).await, None);
