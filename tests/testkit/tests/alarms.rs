@@ -448,7 +448,7 @@ fn every_alarm_matches_the_table() {
         // FILL also fills the newest minute, which has no data yet, so not all periods can have some.
         let datapoints = match id {
             _ if expected[id].filled => json!(3),
-            // A few seconds of trouble leave events to one sweep.
+            // A few seconds of failure leave events to one sweep.
             "SweptEventsAlarm" => json!(2),
             _ => Value::Null,
         };
