@@ -142,11 +142,14 @@ fn rules() -> Vec<Rule> {
             5_000.0,
             &[
                 "CheckSagasDurationAlarm",
+                "GetSummaryDurationAlarm",
                 "RecordFailureDurationAlarm",
                 "ReportFailuresDurationAlarm",
                 "SweepEventsDurationAlarm",
             ],
         ),
+        // An append may try again for two seconds. A list reads up to 31 days.
+        slow_calls(2_000.0, &["AppendEventDurationAlarm", "ListEventsDurationAlarm"]),
         // One call for each mapping, with a pause between calls.
         slow_calls(12_000.0, &["CheckConsumersDurationAlarm"]),
         // This function lists everything at the payment provider.
