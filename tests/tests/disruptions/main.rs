@@ -330,7 +330,10 @@ async fn assert_all_delivered(stack: &Stack, capture: &Capture, sites: &[Ids]) -
         .take_until(stack, Duration::from_secs(15), |events| event_ids(events).is_superset(&logged))
         .await?;
     assert_eq!(event_ids(&captured), logged, "exactly the logged events must be delivered");
-    Ok(captured.len() - logged.len())
+    // An event of which two versions are published is delivered once in each.
+    let forms: BTreeSet<_> =
+        captured.iter().map(|event| (event_id(event), event["detail-type"].to_string())).collect();
+    Ok(captured.len() - forms.len())
 }
 
 #[tokio::test]
