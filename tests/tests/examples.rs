@@ -2,6 +2,7 @@
 //! event once and in order, although events are repeated, delivered out of order, or older than the consumer.
 
 use std::{
+    cell::RefCell,
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -248,14 +249,21 @@ impl Entity {
         let folder = env::temp_dir().join(format!("follow {}", Uuid::new_v4()));
         fs::create_dir(&folder)?;
         let position = folder.join("position");
-        let mut printed = Vec::new();
         let expected: Vec<_> = (1..=events).collect();
+        let printed = RefCell::new(Vec::new());
+        // The newest events of a type are printed some seconds late.
         until(&format!("follow.sh {arguments:?}"), TIMEOUT, async || {
             let new = api.follow(arguments, &position).await?;
-            Ok(if new.is_empty() { Poll::Pending("nothing") } else { Poll::Ready(new) })
+            let mut printed = printed.borrow_mut();
+            printed.extend(new);
+            Ok(if printed.len() < expected.len() {
+                Poll::Pending(format!("{printed:?}"))
+            } else {
+                Poll::Ready(())
+            })
         })
-        .await
-        .map(|new| printed.extend(new))?;
+        .await?;
+        let mut printed = printed.into_inner();
         printed.extend(api.follow(arguments, &position).await?);
         fs::remove_dir_all(folder)?;
         ensure!(printed == expected, "follow.sh {arguments:?} printed {printed:?}");
