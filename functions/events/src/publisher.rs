@@ -1,10 +1,10 @@
 //! Publishes events on two outlets: the Kinesis stream of all events, in order per entity, and the EventBridge bus, in
 //! no order. An event is marked when both have it.
 //!
-//! - [`request`]: reads the requested events and their unsettled earlier events.
-//! - [`outlet`], [`stream`], [`bus`]: send to an outlet. The stream has a lane per entity. The bus has no order.
-//! - [`settle`]: marks an event that both outlets accepted, or quarantines one that an outlet refused permanently.
-//! - [`memory`]: what an outlet accepted before the mark.
+//! - `request`: reads the requested events and their unsettled earlier events.
+//! - `outlet`, `stream`, `bus`: send to an outlet. The stream has a lane per entity. The bus has no order.
+//! - `settle`: marks an event that both outlets accepted, or quarantines one that an outlet refused permanently.
+//! - `memory`: what an outlet accepted before the mark.
 //!
 //! An event is settled on an outlet when the outlet accepted it or refused it permanently. Invariant: an event is put on
 //! the stream only after all earlier events of its entity are settled on the stream, by this publisher or by another one
