@@ -16,7 +16,7 @@
 //! predecessor itself or has read its mark.
 //!
 //! The outlets do not wait for each other. Both are called at the same time. If one has everything and no further event is
-//! settled on the other one, the run ends after [`LAG_LIMIT`]. The events that one outlet has are left to sweep-events, so that newer
+//! settled on the other one, the run ends after `LAG_LIMIT`. The events that one outlet has are left to sweep-events, so that newer
 //! events reach the healthy outlet.
 
 pub(crate) mod bus;
