@@ -1,6 +1,6 @@
 //! The functions that consume events: whether they get events, and how far they are behind.
 //!
-//! A lag is only reported if it was measured. What AWS does not measure is said.
+//! A lag is only reported if it was measured. The result names what AWS does not measure.
 
 use std::collections::{BTreeMap, HashMap};
 

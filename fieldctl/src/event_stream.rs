@@ -139,8 +139,8 @@ impl EventStream {
         Ok(stream)
     }
 
-    /// Reads each shard once, unless it has to be spared. Returns the new events, in the order of each shard. An event
-    /// that was returned before is left out.
+    /// Reads each shard once, except a shard that still waits after a throttle. Returns the new events, in the order of
+    /// each shard. An event that was returned before is left out.
     pub async fn read(&mut self) -> Result<Vec<StreamedEvent>, CliError> {
         self.request_iterators().await?;
         let now = Instant::now();

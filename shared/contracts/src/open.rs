@@ -40,7 +40,7 @@ pub struct OpenMetadata {
     /// What connects this event with others. For events of a site: its onboarding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The operator that owns the entity. Events of releases before there were operators have none; they belong to the
+    /// The operator that owns the entity. Events of releases without operators do not have it; they belong to the
     /// default operator.
     #[serde(default)]
     pub operator_id: OperatorId,
