@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
+use contracts::{SensorId, SiteId, Timestamp};
 use ledger::{ErrorInfo, FailureSummary};
 use serde::Serialize;
 use series::{RefusalRow, SeriesRow, packing::unpack};
@@ -243,7 +243,7 @@ impl SensorActivity {
             starts.push(row.start().ok_or_else(|| bad("its key has no time"))?.millis());
             let samples = unpack(&row.samples).map_err(|error| bad(&error.to_string()))?;
             accepted.bundles += usize::from(row.end > begin);
-            instants.extend(samples.iter().map(|Sample(at, _)| at.millis()));
+            instants.extend(samples.iter().map(|sample| sample.at.millis()));
         }
         instants.sort_unstable();
         instants.dedup();

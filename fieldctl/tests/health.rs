@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{
     OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
@@ -57,14 +58,10 @@ fn respond(request: &ReceivedRequest) -> FakeResponse {
 
 /// Returns the rows of a 15-minute bundle of those sensors, which ends and arrives at `end`.
 fn bundle(sensors: &[usize], end: Timestamp) -> Vec<(SensorId, SeriesRow)> {
-    let samples = (0..15).map(|n| Sample(end.plus_millis((n - 15) * MINUTE), 1.5)).collect();
-    let series =
-        |index: &usize| Series { sensor_id: sensor(*index), samples: Vec::clone(&samples) };
-    let bundle = Bundle {
-        bundle_id: format!("b-{}", end.millis()).parse().expect("an id"),
-        site_id: site(),
-        series: sensors.iter().map(series).collect(),
-    };
+    let samples = (0..15).map(|n| Sample::new(end.plus_millis((n - 15) * MINUTE), 1.5)).collect();
+    let series = |index: &usize| Series::new(sensor(*index), Vec::clone(&samples));
+    let bundle_id = format!("b-{}", end.millis()).parse().expect("an id");
+    let bundle = Bundle::new(bundle_id, site(), sensors.iter().map(series).collect());
     rows(&bundle, end).map(|(sensor, _, row)| (sensor, row)).collect()
 }
 

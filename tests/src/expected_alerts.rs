@@ -4,7 +4,7 @@
 use contracts::{
     Metric, SensorId, Timestamp,
     events::{Limit, ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::Sample,
+    sample::{Quality, Sample},
 };
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,8 @@ impl SensorLimits {
     pub fn alerts(&self, samples: &[Sample]) -> Vec<Alert> {
         let mut breached = None;
         let mut alerts = Vec::new();
-        for Sample(at, value) in samples.iter().copied() {
+        for sample in samples {
+            let (at, Some(value)) = (sample.at, sample.counted(Quality::Usable)) else { continue };
             let became = match (breached, self.breached_limit(value)) {
                 (Some((current, _)), Some((limit, _))) if current == limit => continue,
                 (_, Some((limit, threshold))) => {
@@ -137,7 +138,7 @@ mod tests {
         let (metric, unit) = (Metric::AirTemperature, "Cel".to_owned());
         let samples: Vec<_> = (0..)
             .zip(values)
-            .map(|(at, value)| Sample(Timestamp::from_millis(at), *value))
+            .map(|(at, value)| Sample::new(Timestamp::from_millis(at), *value))
             .collect();
         let limits = SensorLimits { sensor_id, metric, unit, min, max };
         let alerts = limits.alerts(&samples).into_iter();

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::{primitives::Blob, types::PutRecordsRequestEntry};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Metric, SensorId, SiteId, Timestamp, names, readings::Sample};
+use contracts::{Metric, SensorId, SiteId, Timestamp, names, sample::Sample};
 use flate2::{Compression, write::GzEncoder};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};

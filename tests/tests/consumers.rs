@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use contracts::{
     Metric, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use serde_json::{Value, json};
 use tests::{
@@ -120,9 +121,8 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let sensor_id = sensors.first().context("the site has no sensor")?.sensor_id;
     stack.wait_for_sensors([sensor_id]).await?;
     let start: Timestamp = "2016-01-01T00:00:00Z".parse()?;
-    let series = Series { sensor_id, samples: vec![Sample(start, 1.0)] };
-    let bundle =
-        Bundle { bundle_id: "waiting".parse()?, site_id: ids.site_id, series: vec![series] };
+    let series = Series::new(sensor_id, vec![Sample::new(start, 1.0)]);
+    let bundle = Bundle::new("waiting".parse()?, ids.site_id, vec![series]);
     stack
         .with_mapping_disabled(STORE_READINGS.0, async || {
             send(&stack, &[&bundle]).await?;

@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use contracts::{
     Metric, OnboardingId, SensorId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use serde_json::{Value, json};
 use tests::{
@@ -315,10 +316,10 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
     // Each logger sends readings of a sensor that is not registered.
     for (_, ids) in &sites {
         let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(ids.site_id), 7);
-        let samples = vec![Sample(Timestamp::now().plus_millis(-MINUTE), 1.0)];
-        let series = vec![Series { sensor_id, samples }];
+        let samples = vec![Sample::new(Timestamp::now().plus_millis(-MINUTE), 1.0)];
+        let series = vec![Series::new(sensor_id, samples)];
         let bundle_id = Uuid::new_v4().to_string().parse()?;
-        send(&stack, &[&Bundle { bundle_id, site_id: ids.site_id, series }]).await?;
+        send(&stack, &[&Bundle::new(bundle_id, ids.site_id, series)]).await?;
     }
     let groups_of =
         |name: &str| stack.fieldctl(&["--json", "failures", "groups", "--site", name])?.documents();
@@ -372,9 +373,9 @@ async fn a_station_that_never_reported_sends_readings_with_a_wrong_clock() -> Re
     let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
     stack.wait_for_sensors([sensor]).await?;
     let bundle = |id: &str, ahead: i64| -> Result<Bundle> {
-        let sample = Sample(Timestamp::now().plus_millis(ahead), 1.0);
-        let series = vec![Series { sensor_id: sensor, samples: vec![sample] }];
-        Ok(Bundle { bundle_id: id.parse()?, site_id: ids.site_id, series })
+        let sample = Sample::new(Timestamp::now().plus_millis(ahead), 1.0);
+        let series = vec![Series::new(sensor, vec![sample])];
+        Ok(Bundle::new(id.parse()?, ids.site_id, series))
     };
     let health = || -> Result<(i32, Value)> {
         let output = stack.fieldctl(&["--json", "sites", "health", &name])?;

@@ -44,8 +44,9 @@ use contracts::{
     Event, Metric, OperatorId, SensorId, SiteId, Timestamp,
     events::ReadingBreachedThreshold,
     names,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
     saga::STEPS,
+    sample::Sample,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -107,9 +108,9 @@ async fn sensor(stack: &Stack, ids: Ids) -> Result<SensorId> {
 fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bundle> {
     let start: Timestamp = format!("2016-01-01T{id}:00Z").parse()?;
     let at = |minute: i64| start.plus_millis(minute * 60_000);
-    let samples = (0..).map(at).zip(values).map(|(at, value)| Sample(at, *value)).collect();
-    let series = vec![Series { sensor_id, samples }];
-    Ok(Bundle { bundle_id: id.replace(':', "-").parse()?, site_id: ids.site_id, series })
+    let samples = (0..).map(at).zip(values).map(|(at, value)| Sample::new(at, *value)).collect();
+    let series = vec![Series::new(sensor_id, samples)];
+    Ok(Bundle::new(id.replace(':', "-").parse()?, ids.site_id, series))
 }
 
 /// Waits until the sensor has as many samples as these bundles. Checks that they are equal, and that each bundle has

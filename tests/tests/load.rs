@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use contracts::{
     Metric, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use tests::{
     Stack,
@@ -52,18 +53,14 @@ impl Site {
         let series = (0_u32..).zip(&self.sensors).map(|(sensor, &sensor_id)| {
             let sample = |minute| {
                 let value = f64::from(number % 30) + f64::from(sensor) / 8.0;
-                Sample(
+                Sample::new(
                     start.plus_millis(i64::from(minute) * MINUTE),
                     value + f64::from(minute) / 64.0,
                 )
             };
-            Series { sensor_id, samples: (0..minutes).map(sample).collect() }
+            Series::new(sensor_id, (0..minutes).map(sample).collect())
         });
-        Ok(Bundle {
-            bundle_id: format!("b{number:03}").parse()?,
-            site_id: self.id,
-            series: series.collect(),
-        })
+        Ok(Bundle::new(format!("b{number:03}").parse()?, self.id, series.collect()))
     }
 
     /// Puts the bundles on the stream without a pause, compressed by gzip.

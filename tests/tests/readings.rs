@@ -8,7 +8,8 @@ use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     names,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use serde_json::{Value, json};
 use tests::{
@@ -64,8 +65,8 @@ impl Site {
     /// Returns a bundle of the first sensor with one value a minute from the start.
     fn bundle(&self, id: &str, start: &str, values: &[f64]) -> Result<Bundle> {
         let samples = minutes(start.parse()?, values);
-        let series = vec![Series { sensor_id: self.sensors[0], samples }];
-        Ok(Bundle { bundle_id: id.parse()?, site_id: self.ids.site_id, series })
+        let series = vec![Series::new(self.sensors[0], samples)];
+        Ok(Bundle::new(id.parse()?, self.ids.site_id, series))
     }
 
     /// Waits until the first sensor has at least `count` samples, and returns all of them.
@@ -84,7 +85,7 @@ impl Site {
 
 fn minutes(start: Timestamp, values: &[f64]) -> Vec<Sample> {
     let at = |minute| start.plus_millis(minute * MINUTE);
-    (0..).map(at).zip(values).map(|(at, value)| Sample(at, *value)).collect()
+    (0..).map(at).zip(values).map(|(at, value)| Sample::new(at, *value)).collect()
 }
 
 /// Returns all samples of the first series of these bundles.
@@ -116,7 +117,7 @@ async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     let samples = site.samples(&stack, values.len() + 2).await?;
 
     let bits = |samples: &[Sample]| -> Vec<_> {
-        samples.iter().map(|Sample(at, value)| (*at, value.to_bits())).collect()
+        samples.iter().map(|sample| (sample.at, sample.value.map(f64::to_bits))).collect()
     };
     assert_eq!(bits(&samples), bits(&samples_of(&[&first, &second])));
     let after = stack.series_rows(site.sensors[0]).await?;
@@ -307,9 +308,9 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
     let mut foreign = other("foreign")?;
     foreign.series[0].sensor_id = neighbour.sensors[0];
     let mut ahead = other("ahead")?;
-    ahead.series[0].samples[0].0 = Timestamp::now().plus_millis(60 * MINUTE);
+    ahead.series[0].samples[0].at = Timestamp::now().plus_millis(60 * MINUTE);
     let mut changed = plain.clone();
-    changed.series[0].samples[1].1 = 2.5;
+    changed.series[0].samples[1].value = Some(2.5);
     let mut truncated = gzip(&serde_json::to_vec(&other("truncated")?)?)?;
     truncated.truncate(truncated.len() / 2);
     let json = |bundle: &Bundle| serde_json::to_vec(bundle);

@@ -13,7 +13,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use contracts::{
     Metric, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use futures_util::future::try_join_all;
 use testkit::template::root;
@@ -102,17 +103,14 @@ impl Sender {
     }
 
     fn sample(&self, number: u32) -> Sample {
-        Sample(self.first_at.plus_millis(i64::from(number) * 1_000), f64::from(number % 40))
+        Sample::new(self.first_at.plus_millis(i64::from(number) * 1_000), f64::from(number % 40))
     }
 
     async fn run(&self, stack: &Stack) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let number = self.sent.load(Ordering::Relaxed);
-            let bundle = Bundle {
-                bundle_id: format!("d{number:05}").parse()?,
-                site_id: self.site,
-                series: vec![Series { sensor_id: self.sensor, samples: vec![self.sample(number)] }],
-            };
+            let series = vec![Series::new(self.sensor, vec![self.sample(number)])];
+            let bundle = Bundle::new(format!("d{number:05}").parse()?, self.site, series);
             let record = gzip(&serde_json::to_vec(&bundle)?)?;
             stack.put_records(&self.site.to_string(), vec![record]).await?;
             self.sent.store(number + 1, Ordering::Relaxed);

@@ -3,7 +3,10 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use contracts::{Timestamp, readings::Sample};
+use contracts::{
+    Timestamp,
+    sample::{Quality, Sample},
+};
 
 /// The width of the plot. With the labels on both sides it takes less than 100 columns.
 const COLUMNS: usize = 72;
@@ -88,9 +91,14 @@ impl Plot<'_> {
         }
     }
 
+    /// Returns the usable values with their times.
+    fn values(&self) -> impl Iterator<Item = (Timestamp, f64)> {
+        self.samples.iter().filter_map(|sample| Some((sample.at, sample.counted(Quality::Usable)?)))
+    }
+
     /// Returns the range of the values: from the smallest to the largest sample or limit.
     fn range(&self) -> RangeInclusive<f64> {
-        let shown = self.samples.iter().map(|sample| sample.1);
+        let shown = self.values().map(|(_, value)| value);
         let shown = shown.chain(self.limits.iter().map(|(_, limit)| *limit));
         let (min, max) = shown
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), v| (min.min(v), max.max(v)));
@@ -110,8 +118,8 @@ impl fmt::Display for Plot<'_> {
             canvas.0[down(*limit)].iter_mut().step_by(LIMIT_DOTS).for_each(|dot| *dot = true);
         }
         let mut before = None;
-        for Sample(at, value) in self.samples {
-            let (x, y) = (self.across(*at, DOTS_ACROSS), down(*value));
+        for (at, value) in self.values() {
+            let (x, y) = (self.across(at, DOTS_ACROSS), down(value));
             // The vertical line from the previous sample leaves no gaps, however steep the change is.
             let from = before.unwrap_or(y);
             for line in &mut canvas.0[y.min(from)..=y.max(from)] {
@@ -159,7 +167,7 @@ mod tests {
     fn a_ramp_rises_from_midnight_to_midnight() {
         let minute = |minute: i64| Timestamp::from_millis(minute * 60_000);
         #[expect(clippy::cast_precision_loss, reason = "minutes of a day")]
-        let samples: Vec<_> = (0..1440).map(|at| Sample(minute(at), at as f64)).collect();
+        let samples: Vec<_> = (0..1440).map(|at| Sample::new(minute(at), at as f64)).collect();
         let plot = Plot {
             title: "ramp (min)".to_owned(),
             from: minute(0),
@@ -184,7 +192,7 @@ mod tests {
     #[test]
     fn constant_readings_are_a_line_in_the_middle() {
         let (from, to) = (Timestamp::from_millis(0), Timestamp::from_millis(3 * DAY_MILLIS));
-        let samples = [Sample(from, 5.0)];
+        let samples = [Sample::new(from, 5.0)];
         let plot = Plot {
             title: String::new(),
             from,

@@ -1,7 +1,7 @@
 //! The command `fieldctl readings`.
 
 use clap::{Subcommand, ValueEnum};
-use contracts::{SensorId, Timestamp, readings::Sample};
+use contracts::{SensorId, Timestamp, sample::Sample};
 use plot::Plot;
 use serde_json::{Value, json};
 

@@ -6,11 +6,7 @@
 
 use std::collections::HashMap;
 
-use contracts::{
-    Sensor, SensorId, Timestamp,
-    events::Limit,
-    readings::{Bundle, Sample},
-};
+use contracts::{Sensor, SensorId, Timestamp, events::Limit, readings::Bundle, sample::Quality};
 
 use crate::{Rule, State};
 
@@ -39,8 +35,10 @@ pub enum Change {
 pub struct Transition {
     /// The index of the sensor's rule, from 0.
     pub rule: usize,
-    /// The sample that caused the change.
-    pub sample: Sample,
+    /// The time of the sample that caused the change.
+    pub at: Timestamp,
+    /// The value of that sample.
+    pub value: f64,
     /// The change.
     pub change: Change,
 }
@@ -68,14 +66,15 @@ pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgem
         let last_judged = rule.changed_at.max(watermarks.get(&sensor_id).copied());
         // Times are stored in milliseconds.
         let last_judged = last_judged.map(Timestamp::millis);
-        let late = series.samples.partition_point(|Sample(at, _)| Some(at.millis()) <= last_judged);
+        let late = series.samples.partition_point(|sample| Some(sample.at.millis()) <= last_judged);
         judgement.late += late;
         judgement.judged += series.samples.len() - late;
         let mut state = rule.state;
-        for &sample in &series.samples[late..] {
-            if let Some(change) = change(&rule.sensor, state, sample.1) {
-                state = change.state(sample);
-                judgement.transitions.push(Transition { rule: index, sample, change });
+        for sample in &series.samples[late..] {
+            let (at, Some(value)) = (sample.at, sample.counted(Quality::Usable)) else { continue };
+            if let Some(change) = change(&rule.sensor, state, value) {
+                state = change.state(at);
+                judgement.transitions.push(Transition { rule: index, at, value, change });
             }
         }
     }
@@ -86,19 +85,19 @@ pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgem
 #[must_use]
 pub fn apply(rules: &[Rule], transitions: &[Transition]) -> Vec<Rule> {
     let mut rules = rules.to_vec();
-    for Transition { rule, sample, change } in transitions {
+    for Transition { rule, at, change, .. } in transitions {
         let rule = &mut rules[*rule];
-        rule.state = change.state(*sample);
-        rule.changed_at = Some(sample.0);
+        rule.state = change.state(*at);
+        rule.changed_at = Some(*at);
     }
     rules
 }
 
 impl Change {
-    /// Returns the state after the sample.
-    fn state(self, sample: Sample) -> State {
+    /// Returns the state after the sample of this time.
+    fn state(self, at: Timestamp) -> State {
         match self {
-            Self::Breached { limit, .. } => State::Breached { limit, breached_at: sample.0 },
+            Self::Breached { limit, .. } => State::Breached { limit, breached_at: at },
             Self::BackToNormal { .. } => State::Normal,
         }
     }
@@ -138,7 +137,7 @@ fn is_back(sensor: &Sensor, value: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Metric, readings::Series};
+    use contracts::{Metric, readings::Series, sample::Sample};
     use proptest::{prelude::*, test_runner::RngSeed};
     use testkit::sample::{noon, saga};
 
@@ -157,15 +156,12 @@ mod tests {
 
     /// Returns a bundle with one value per second from noon on, for each of the first sensors.
     fn bundle<V: AsRef<[f64]>>(series: &[V]) -> Bundle {
-        let series = series.iter().enumerate().map(|(index, values)| Series {
-            sensor_id: SensorId::from_onboarding(saga("a").onboarding_id, index),
-            samples: (0..).map(noon).zip(values.as_ref()).map(|(at, v)| Sample(at, *v)).collect(),
+        let series = series.iter().enumerate().map(|(index, values)| {
+            let values = (0..).map(noon).zip(values.as_ref());
+            let samples = values.map(|(at, value)| Sample::new(at, *value)).collect();
+            Series::new(SensorId::from_onboarding(saga("a").onboarding_id, index), samples)
         });
-        Bundle {
-            bundle_id: "b-1".parse().expect("an id"),
-            site_id: saga("a").site_id,
-            series: series.collect(),
-        }
+        Bundle::new("b-1".parse().expect("an id"), saga("a").site_id, series.collect())
     }
 
     /// Returns a part of each series.
@@ -186,7 +182,7 @@ mod tests {
     fn changes(rule: Rule, values: &[f64]) -> Vec<(i64, &'static str)> {
         let transitions =
             judge_without_watermarks(&[rule], &bundle(&[values])).transitions.into_iter();
-        let changes = transitions.map(|Transition { sample: Sample(at, _), change, .. }| {
+        let changes = transitions.map(|Transition { at, change, .. }| {
             let name = match change {
                 Change::Breached { limit: Limit::Min, .. } => "low",
                 Change::Breached { limit: Limit::Max, .. } => "high",
@@ -241,8 +237,8 @@ mod tests {
         let breach = Change::Breached { limit: Limit::Max, threshold: 30.0 };
         let back = Change::BackToNormal { breached_at };
         let transitions = vec![
-            Transition { rule: 0, sample: Sample(breached_at, 31.0), change: breach },
-            Transition { rule: 0, sample: Sample(back_at, 20.0), change: back },
+            Transition { rule: 0, at: breached_at, value: 31.0, change: breach },
+            Transition { rule: 0, at: back_at, value: 20.0, change: back },
         ];
         let half = apply(&rules, &transitions[..1]);
         assert_eq!(half[0].state, State::Breached { limit: Limit::Max, breached_at });
@@ -260,7 +256,7 @@ mod tests {
         let watermarks = [watermark(1), watermark(4)];
         let judged = judge(&rules, &above_limit, &watermarks[0]);
         assert_eq!((judged.judged, judged.late), (3, 2));
-        assert_eq!(judged.transitions[0].sample.0, noon(2));
+        assert_eq!(judged.transitions[0].at, noon(2));
         assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
         // The later of both times counts. Fractions of milliseconds do not count.
         rules[0].changed_at = Some(noon(3));
@@ -268,7 +264,7 @@ mod tests {
         assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
         let mut sub_millisecond = above_limit.clone();
         sub_millisecond.series[0].samples =
-            vec![Sample("2026-01-01T12:00:03.0004Z".parse().expect("a time"), 31.0)];
+            vec![Sample::new("2026-01-01T12:00:03.0004Z".parse().expect("a time"), 31.0)];
         assert_eq!(
             judge_without_watermarks(&rules, &sub_millisecond),
             Judgement { late: 1, ..Judgement::default() }
@@ -375,9 +371,8 @@ mod tests {
         #[test]
         fn every_transition_is_correct_and_changes_the_state(rules in rules(), bundle in readings()) {
             let mut states: Vec<_> = rules.iter().map(|rule| rule.state).collect();
-            for Transition { rule, sample, change } in judge_without_watermarks(&rules, &bundle).transitions {
+            for Transition { rule, at, value, change } in judge_without_watermarks(&rules, &bundle).transitions {
                 let Sensor { min, max, .. } = rules[rule].sensor;
-                let Sample(_, value) = sample;
                 match change {
                     Change::Breached { limit: Limit::Min, threshold } => {
                         prop_assert_eq!(min, Some(threshold));
@@ -397,8 +392,8 @@ mod tests {
                         prop_assert!(max.is_none_or(|max| value < max));
                     }
                 }
-                prop_assert_ne!(states[rule], change.state(sample));
-                states[rule] = change.state(sample);
+                prop_assert_ne!(states[rule], change.state(at));
+                states[rule] = change.state(at);
             }
         }
 

@@ -35,8 +35,8 @@ impl WatermarkCache {
         for series in &bundle.series {
             let watched = rules.iter().any(|rule| rule.sensor.sensor_id == series.sensor_id);
             let Some(last) = series.samples.last().filter(|_| watched) else { continue };
-            let watermark = watermarks.entry(series.sensor_id).or_insert(last.0);
-            *watermark = last.0.max(*watermark);
+            let watermark = watermarks.entry(series.sensor_id).or_insert(last.at);
+            *watermark = last.at.max(*watermark);
         }
     }
 }

@@ -23,7 +23,8 @@ use alerting::{
 use contracts::{
     AlertingId, Entity, Metric, SagaContext, Sensor, SensorId, Timestamp,
     events::Limit,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use lambda::Deadline;
@@ -81,7 +82,7 @@ struct ExpectedAlerts {
 }
 
 impl ExpectedAlerts {
-    fn add_reading(&mut self, sensor: &Sensor, Sample(at, value): Sample) {
+    fn add_reading(&mut self, sensor: &Sensor, at: Timestamp, value: f64) {
         let low = sensor.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
         let high = sensor.max.filter(|max| value > *max).map(|max| (Limit::Max, max));
         let change = match (self.breached, low.or(high)) {
@@ -216,14 +217,14 @@ impl Workload {
             for n in 0..count {
                 let alternating = if n % 2 == 0 { 200.0 } else { 0.0 };
                 let value = if count > 6 { alternating } else { *rng.pick(&VALUES) };
-                samples.push(Sample(at, value));
+                samples.push(Sample::new(at, value));
                 at = at.plus_millis(1 + i64::try_from(rng.below(400)).expect("a time"));
             }
-            series.push(Series { sensor_id: sensor.sensor_id, samples });
+            series.push(Series::new(sensor.sensor_id, samples));
         }
         // The id makes the bundle unique even if another bundle has the same minute.
         let bundle_id = format!("b-{n}").parse().expect("a bundle id");
-        Bundle { bundle_id, site_id: saga.site_id, series }
+        Bundle::new(bundle_id, saga.site_id, series)
     }
 
     fn put(&mut self, site: usize, bundle: Option<Bundle>, at: Duration) {
@@ -636,13 +637,14 @@ fn assert_possible(checker: &Checker, sensor: &Sensor, alerts: &[Alert]) {
     for alert in alerts {
         assert!(previous < Some(alert.at), "{alert:?} is not after {previous:?}");
         previous = Some(alert.at);
-        expected.add_reading(sensor, Sample(alert.at, alert.value));
+        expected.add_reading(sensor, alert.at, alert.value);
         assert_eq!(expected.alerts.last(), Some(alert));
         let series = checker.workload.puts.iter().filter_map(|put| put.bundle.as_ref());
         let mut series = series.flat_map(|bundle| &bundle.series);
         let sent = series.any(|series| {
             let samples = &series.samples;
-            series.sensor_id == sensor.sensor_id && samples.contains(&Sample(alert.at, alert.value))
+            series.sensor_id == sensor.sensor_id
+                && samples.contains(&Sample::new(alert.at, alert.value))
         });
         assert!(sent, "no record has the reading of {alert:?}");
     }

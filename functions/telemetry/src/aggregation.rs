@@ -1,6 +1,9 @@
 //! The content of a page: samples, or buckets of samples with their count, minimum, maximum and mean.
 
-use contracts::{Timestamp, readings::Sample};
+use contracts::{
+    Timestamp,
+    sample::{Quality, Sample},
+};
 use serde::Serialize;
 
 use crate::query::{Order, Span};
@@ -114,7 +117,7 @@ impl Output {
         match self {
             Self::Samples { samples, .. } => samples.push(sample),
             Self::Buckets { span, buckets, open, .. } => {
-                let index = sample.0.millis().div_euclid(span.millis());
+                let index = sample.at.millis().div_euclid(span.millis());
                 if let Some(closed) = open.take_if(|open| open.index != index) {
                     buckets.push(closed.bucket(*span));
                     if self.is_full() {
@@ -122,7 +125,10 @@ impl Output {
                     }
                     return self.push(sample);
                 }
-                open.get_or_insert_with(|| OpenBucket::new(index)).add(sample.1);
+                let open = open.get_or_insert_with(|| OpenBucket::new(index));
+                if let Some(value) = sample.counted(Quality::Usable) {
+                    open.add(value);
+                }
             }
         }
         true
@@ -143,7 +149,7 @@ impl Output {
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
             Self::Samples { samples, .. } => match samples.last() {
-                Some(last) if self.is_full() => order.ordinal(last.0.millis()) + 1,
+                Some(last) if self.is_full() => order.ordinal(last.at.millis()) + 1,
                 _ => frontier,
             },
             Self::Buckets { span, buckets, open, .. } => match (open, buckets.last()) {

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use contracts::{Timestamp, readings::Sample};
+use contracts::{Timestamp, sample::Sample};
 use series::{AFTER_ALL_TIMES, SeriesRow, packing::unpack};
 
 use crate::{
@@ -52,7 +52,7 @@ impl Position {
 /// A sample that a later row may still replace.
 #[derive(Debug)]
 struct Candidate {
-    value: f64,
+    sample: Sample,
     stored_at: i64,
     row: Arc<str>,
 }
@@ -138,8 +138,7 @@ impl RangeMerge {
             && let Some(next) = self.pending.first_entry()
             && *next.key() < self.frontier
         {
-            let at = Timestamp::from_millis(self.order.ordinal(*next.key()));
-            if self.output.push(Sample(at, next.get().value)) {
+            if self.output.push(next.get().sample) {
                 next.remove();
             }
         }
@@ -170,12 +169,12 @@ impl RangeMerge {
         self.open.push((Arc::clone(&key), last));
         let samples = unpack(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
-        for Sample(at, value) in samples {
-            let ordinal = self.order.ordinal(at.millis());
+        for sample in samples {
+            let ordinal = self.order.ordinal(sample.at.millis());
             if !(self.start.ordinal..=self.last).contains(&ordinal) {
                 continue;
             }
-            let sample = Candidate { value, stored_at: row.stored_at, row: Arc::clone(&key) };
+            let sample = Candidate { sample, stored_at: row.stored_at, row: Arc::clone(&key) };
             match self.pending.entry(ordinal) {
                 Entry::Vacant(entry) => drop(entry.insert(sample)),
                 Entry::Occupied(mut entry) => {
@@ -218,6 +217,7 @@ impl RangeMerge {
 
 #[cfg(test)]
 mod tests {
+    use contracts::sample::Qualifiers;
     use proptest::{
         collection::{btree_map, vec},
         prelude::*,
@@ -238,15 +238,15 @@ mod tests {
     fn row(start: i64, bundle: usize, stored_at: i64, samples: &BTreeMap<i64, f64>) -> SeriesRow {
         let samples: Vec<_> = samples
             .iter()
-            .map(|(after, value)| Sample(Timestamp::from_millis(start + after), *value))
+            .map(|(after, value)| Sample::new(Timestamp::from_millis(start + after), *value))
             .collect();
-        let at = |sample: Option<&Sample>| sample.map_or(0, |sample| sample.0.millis());
+        let at = |sample: Option<&Sample>| sample.map_or(0, |sample| sample.at.millis());
         let bundle = format!("b-{bundle}").parse().expect("an id");
         SeriesRow {
             row: SeriesRow::sort_key(Timestamp::from_millis(at(samples.first())), &bundle),
             end: at(samples.last()),
             stored_at,
-            samples: ByteBuf::from(pack(&samples)),
+            samples: ByteBuf::from(pack(&samples, &Qualifiers::default())),
             hash: ByteBuf::new(),
         }
     }
@@ -292,28 +292,25 @@ mod tests {
 
     /// Returns the expected content of all pages.
     fn model(rows: &[SeriesRow], query: &Query) -> Content {
-        let mut all: BTreeMap<i64, (i64, &str, f64)> = BTreeMap::new();
+        let mut all: BTreeMap<i64, (i64, &str, Sample)> = BTreeMap::new();
         for row in rows {
-            for Sample(at, value) in unpack(&row.samples).expect("samples") {
-                let new = (row.stored_at, row.row.as_str(), value);
-                let old = all.entry(at.millis()).or_insert(new);
+            for sample in unpack(&row.samples).expect("samples") {
+                let new = (row.stored_at, row.row.as_str(), sample);
+                let old = all.entry(sample.at.millis()).or_insert(new);
                 if (new.0, new.1) > (old.0, old.1) {
                     *old = new;
                 }
             }
         }
         let (from, to) = query.range();
-        let mut samples: Vec<_> = all
-            .range(from..to)
-            .map(|(at, (_, _, value))| Sample(Timestamp::from_millis(*at), *value))
-            .collect();
+        let mut samples: Vec<_> = all.range(from..to).map(|(_, (_, _, sample))| *sample).collect();
         if query.order == Order::Desc {
             samples.reverse();
         }
         let Some(span) = query.aggregate else { return Content::Samples(samples) };
-        let index = |sample: &Sample| sample.0.millis().div_euclid(span.millis());
+        let index = |sample: &Sample| sample.at.millis().div_euclid(span.millis());
         let buckets = samples.chunk_by(|a, b| index(a) == index(b)).map(|samples| {
-            let values = || samples.iter().map(|sample| sample.1);
+            let values = || samples.iter().filter_map(|sample| sample.value);
             #[expect(clippy::cast_precision_loss, reason = "a few samples")]
             let mean = values().sum::<f64>() / samples.len() as f64;
             Bucket {
@@ -330,7 +327,7 @@ mod tests {
     /// Returns the ordinals of the row's first and last sample.
     fn extent(row: &SeriesRow, order: Order) -> (i64, i64) {
         let samples = unpack(&row.samples).expect("samples");
-        let ordinals = || samples.iter().map(|sample| order.ordinal(sample.0.millis()));
+        let ordinals = || samples.iter().map(|sample| order.ordinal(sample.at.millis()));
         (ordinals().min().expect("a sample"), ordinals().max().expect("a sample"))
     }
 

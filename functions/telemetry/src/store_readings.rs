@@ -9,11 +9,7 @@ use std::{borrow::Cow, cell::Cell, io::Read};
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{
-    SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample},
-    stream::Record,
-};
+use contracts::{SensorId, SiteId, Timestamp, readings::Bundle, sample::Sample, stream::Record};
 use fault::{InvalidInput, InvocationError, ReplayResponse};
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
@@ -21,8 +17,10 @@ use lambda::Deadline;
 use quarantine::{Quarantine, Reason};
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
-use series::{SeriesRow, packing::pack};
-use sha2::{Digest, Sha256};
+use series::{
+    SeriesRow,
+    packing::{hash, pack},
+};
 use store::{Commit, Table, Transaction};
 use stream::{GZIP, SentBundle};
 
@@ -228,14 +226,17 @@ fn compressed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
 /// Returns the rows of a bundle, each with its sensor and its number of samples.
 pub fn rows(bundle: &Bundle, now: Timestamp) -> impl Iterator<Item = (SensorId, usize, SeriesRow)> {
     bundle.series.iter().flat_map(move |series| {
+        let mut first = 0;
         split(&series.samples).filter_map(move |samples| {
-            let (Sample(start, _), Sample(end, _)) = (samples.first()?, samples.last()?);
+            let (start, end) = (samples.first()?.at, samples.last()?.at);
+            let qualifiers = series.qualifiers.part(first..first + samples.len());
+            first += samples.len();
             let row = SeriesRow {
-                row: SeriesRow::sort_key(*start, &bundle.bundle_id),
+                row: SeriesRow::sort_key(start, &bundle.bundle_id),
                 end: end.millis(),
                 stored_at: now.millis(),
-                samples: ByteBuf::from(pack(samples)),
-                hash: hash(samples),
+                samples: ByteBuf::from(pack(samples, &qualifiers)),
+                hash: ByteBuf::from(hash(samples, &qualifiers)),
             };
             Some((series.sensor_id, samples.len(), row))
         })
@@ -246,21 +247,11 @@ pub fn rows(bundle: &Bundle, now: Timestamp) -> impl Iterator<Item = (SensorId, 
 fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     let mut rest = samples;
     std::iter::from_fn(move || {
-        let Sample(start, _) = rest.first()?;
-        let end = start.plus_millis(SeriesRow::MAX_SPAN_MILLIS);
-        let within = rest.iter().take(SeriesRow::MAX_SAMPLES).take_while(|at| at.0 < end).count();
+        let end = rest.first()?.at.plus_millis(SeriesRow::MAX_SPAN_MILLIS);
+        let within =
+            rest.iter().take(SeriesRow::MAX_SAMPLES).take_while(|sample| sample.at < end).count();
         let (row, remaining) = rest.split_at(within);
         rest = remaining;
         Some(row)
     })
-}
-
-/// Returns the first half of the SHA-256 of the times and values. It does not depend on how they are packed.
-fn hash(samples: &[Sample]) -> ByteBuf {
-    let mut hash = Sha256::new();
-    for Sample(at, value) in samples {
-        hash.update(at.millis().to_le_bytes());
-        hash.update(value.to_le_bytes());
-    }
-    ByteBuf::from(hash.finalize()[..16].to_vec())
 }

@@ -23,6 +23,7 @@ mod rate;
 pub mod readings;
 pub mod replay;
 pub mod saga;
+pub mod sample;
 mod site;
 mod source;
 pub mod stream;

@@ -5,12 +5,19 @@
 use std::{collections::HashSet, fmt, str::FromStr};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor, ser::SerializeStruct};
 
 use crate::{
     SensorId, SiteId, Timestamp,
-    input::{self, FieldError, FieldRule, Fields, JsonValue, List, Parsed, Problems, Reason},
-    number,
+    input::{
+        self, FieldError, FieldRule, Fields, JsonValue, List, OneOf, Parsed, Problems, Purpose,
+        Reason, Text, WholeNumber,
+    },
+    sample::{
+        self, Flag, MAX_QUALIFIERS, MAX_SERIES_QUALIFIERS, NO_VALUE_TEXTS, QualifiedSample,
+        Qualifier, Qualifiers, Sample, SampleList,
+    },
+    text,
 };
 
 /// The name of [`Bundle`]'s schema.
@@ -24,6 +31,12 @@ pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. The
 /// minimum also excludes years before 0: their texts do not sort in the order of time.
 const MIN_SAMPLE_MILLIS: i64 = 0;
+/// The revision of a bundle that does not say one.
+pub const FIRST_REVISION: u32 = 1;
+/// The maximum revision.
+pub const MAX_REVISION: u32 = 1_000_000;
+/// The maximum length of the reason of a revision, in characters.
+pub const MAX_REASON: usize = 500;
 const MAX_BUNDLE_ID: usize = 64;
 
 /// The data logger's id of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
@@ -91,35 +104,139 @@ impl JsonSchema for BundleId {
     }
 }
 
+/// The origin of a bundle.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[schemars(inline)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The samples come from a data logger that measures now.
+    #[default]
+    Live,
+    /// The samples are imported from elsewhere. They may be of any age and raise no alerts.
+    Import,
+}
+
+impl Origin {
+    const ALL: [Self; 2] = [Self::Live, Self::Import];
+
+    /// Returns the name that bundles use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Import => "import",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A bundle of readings: the samples that a data logger sends in one request, usually of some minutes. A bundle that is
 /// sent several times is stored once.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundle {
-    /// The data logger's id of the bundle, unique at its site. It is the idempotency key.
+    /// The data logger's id of the bundle, unique at its site. With the revision, it is the idempotency key.
     pub bundle_id: BundleId,
     /// The id of the site. It is also the partition key of the record in the stream.
     pub site_id: SiteId,
+    /// The revision. Samples of a greater revision take precedence over those of a smaller one, whatever their bundle.
+    #[serde(default = "first_revision", skip_serializing_if = "is_first_revision")]
+    #[schemars(range(min = 1, max = MAX_REVISION))]
+    pub revision: u32,
+    /// Why the readings were revised. Required if the revision is greater than 1, otherwise not allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reason_schema")]
+    pub reason: Option<String>,
+    /// The origin.
+    #[serde(default, skip_serializing_if = "Origin::is_default")]
+    pub origin: Origin,
     /// The samples by sensor: 1 to 100 entries, each with a different sensor.
     #[schemars(length(min = 1, max = MAX_SERIES))]
     pub series: Vec<Series>,
 }
 
 /// The samples of one sensor.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Series {
     /// The id of the sensor.
     pub sensor_id: SensorId,
-    /// The samples, at least one. Each must be later than the one before.
-    #[schemars(length(min = 1, max = MAX_SAMPLES))]
+    /// The range that this revision replaces: samples of smaller revisions in it vanish. Only allowed if the revision is
+    /// greater than 1.
+    pub replaces: Option<TimeRange>,
+    /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
+    /// range.
+    #[schemars(length(min = 0, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
+    /// The qualifiers of the samples. In JSON they are a part of each sample.
+    #[schemars(skip)]
+    pub qualifiers: Qualifiers,
 }
 
-/// A sample: `[time, value]`. The time is when the sample was taken. It is truncated to milliseconds, and must be in
-/// 1970 or later and at most 15 minutes in the future. The value is in the unit of the sensor.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Sample(pub Timestamp, #[schemars(schema_with = "number::finite")] pub f64);
+/// A range of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimeRange {
+    /// The start, inclusive.
+    pub from: Timestamp,
+    /// The end, exclusive.
+    pub to: Timestamp,
+}
+
+impl TimeRange {
+    /// Returns whether this time is in the range.
+    #[must_use]
+    pub fn contains(&self, time: Timestamp) -> bool {
+        (self.from..self.to).contains(&time)
+    }
+}
+
+const fn first_revision() -> u32 {
+    FIRST_REVISION
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_first_revision(revision: &u32) -> bool {
+    *revision == FIRST_REVISION
+}
+
+fn reason_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": ["string", "null"],
+        "pattern": text::name_pattern(),
+        "maxLength": MAX_REASON,
+    })
+}
+
+impl Serialize for Series {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { sensor_id, replaces, samples, qualifiers } = self;
+        let members = if replaces.is_some() { 3 } else { 2 };
+        let mut series = serializer.serialize_struct("Series", members)?;
+        series.serialize_field("sensorId", sensor_id)?;
+        if let Some(replaces) = replaces {
+            series.serialize_field("replaces", replaces)?;
+        }
+        series.serialize_field("samples", &SampleList(samples, qualifiers))?;
+        series.end()
+    }
+}
 
 impl<'de> Deserialize<'de> for Bundle {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -128,12 +245,23 @@ impl<'de> Deserialize<'de> for Bundle {
         struct Members {
             bundle_id: BundleId,
             site_id: SiteId,
+            revision: Option<u32>,
+            reason: Option<String>,
+            origin: Option<Origin>,
             series: Vec<Series>,
         }
 
-        let Members { bundle_id, site_id, series } =
+        let Members { bundle_id, site_id, revision, reason, origin, series } =
             Members::deserialize(ObjectOnly(deserializer))?;
-        Ok(Self { bundle_id, site_id, series })
+        let revision = revision.unwrap_or(FIRST_REVISION);
+        Ok(Self {
+            bundle_id,
+            site_id,
+            revision,
+            reason,
+            origin: origin.unwrap_or_default(),
+            series,
+        })
     }
 }
 
@@ -143,11 +271,22 @@ impl<'de> Deserialize<'de> for Series {
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         struct Members {
             sensor_id: SensorId,
-            samples: Vec<Sample>,
+            replaces: Option<TimeRange>,
+            #[serde(deserialize_with = "sample::deserialize_list")]
+            samples: (Vec<Sample>, Qualifiers),
         }
 
-        let Members { sensor_id, samples } = Members::deserialize(ObjectOnly(deserializer))?;
-        Ok(Self { sensor_id, samples })
+        let Members { sensor_id, replaces, samples: (samples, qualifiers) } =
+            Members::deserialize(ObjectOnly(deserializer))?;
+        Ok(Self { sensor_id, replaces, samples, qualifiers })
+    }
+}
+
+impl Series {
+    /// Creates a series without qualifiers that replaces nothing.
+    #[must_use]
+    pub fn new(sensor_id: SensorId, samples: Vec<Sample>) -> Self {
+        Self { sensor_id, replaces: None, samples, qualifiers: Qualifiers::default() }
     }
 }
 
@@ -169,6 +308,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
 }
 
 impl Bundle {
+    /// Creates a live bundle of the first revision.
+    #[must_use]
+    pub fn new(bundle_id: BundleId, site_id: SiteId, series: Vec<Series>) -> Self {
+        let (revision, origin) = (FIRST_REVISION, Origin::Live);
+        Self { bundle_id, site_id, revision, reason: None, origin, series }
+    }
+
     /// Reads a bundle from JSON text. The error lists all problems.
     pub fn read(json: &str, now: Timestamp) -> Result<Self, Vec<FieldError>> {
         // Most bundles are valid, and serde reads those several times as fast as the rules do.
@@ -183,6 +329,7 @@ impl Bundle {
     /// Checks everything that the types do not guarantee.
     pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
         let mut problems = Problems::default();
+        check_revision(self.revision, self.reason.as_deref(), &mut problems);
         let count = self.series.len();
         if count == 0 || count > MAX_SERIES {
             let message = format!("has {count} entries; give 1 to {MAX_SERIES}");
@@ -190,14 +337,13 @@ impl Bundle {
         }
         check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
         for (index, series) in self.series.iter().enumerate() {
-            let at = || format!("series[{index}].samples");
+            let at = |name: &str| format!("series[{index}].{name}");
+            check_replaces(series.replaces, self.revision, || at("replaces"), &mut problems);
             let count = series.samples.len();
-            if count == 0 || count > MAX_SAMPLES {
-                let message = format!("has {count} entries; give 1 to {MAX_SAMPLES}");
-                problems.add_as(Reason::WrongCount, at(), message);
-            }
+            check_count(count, series.replaces, || at("samples"), &mut problems);
             let samples = series.samples.iter().map(|sample| Some(*sample));
-            check_samples(samples, newest(now), at, &mut problems);
+            check_samples(samples, newest(now), || at("samples"), &mut problems);
+            check_qualifiers(&series.qualifiers, || at("samples"), &mut problems);
         }
         problems.or(Some(()))
     }
@@ -212,6 +358,57 @@ impl Bundle {
 /// Returns the latest accepted time of a sample, in milliseconds since the Unix epoch.
 fn newest(now: Timestamp) -> i64 {
     now.millis().saturating_add(MAX_AHEAD_MILLIS)
+}
+
+/// Checks that a revision has a reason, and that only a revision has one.
+fn check_revision(revision: u32, reason: Option<&str>, problems: &mut Problems) {
+    let give = "give 1 to 500 characters that say why the readings were revised";
+    match reason {
+        None if revision > FIRST_REVISION => {
+            let message = format!("is missing, but the revision is {revision}; {give}");
+            problems.add_as(Reason::MissingField, "reason", message);
+        }
+        Some(_) if revision == FIRST_REVISION => {
+            problems.add("reason", "is only for revisions above 1; leave it out");
+        }
+        Some(reason) => {
+            // The rule has the messages.
+            REASON.read(&JsonValue::Text(reason.to_owned()), "reason", problems);
+        }
+        None => {}
+    }
+    if !(FIRST_REVISION..=MAX_REVISION).contains(&revision) {
+        problems.add("revision", format!("is {revision}; give {}", REVISION.expected()));
+    }
+}
+
+/// Checks that only a revision replaces a range, and that the range is not empty.
+fn check_replaces(
+    replaces: Option<TimeRange>,
+    revision: u32,
+    at: impl Fn() -> String,
+    problems: &mut Problems,
+) {
+    let Some(TimeRange { from, to }) = replaces else { return };
+    if revision == FIRST_REVISION {
+        problems.add(at(), "is only for revisions above 1; give the revision, or leave it out");
+    }
+    if from >= to {
+        problems.add(at(), format!("is from {from} to {to}; give a `from` before `to`"));
+    }
+}
+
+/// Checks the number of samples. Only a series that replaces a range may have none.
+fn check_count(
+    count: usize,
+    replaces: Option<TimeRange>,
+    at: impl Fn() -> String,
+    problems: &mut Problems,
+) {
+    if count > MAX_SAMPLES || count == 0 && replaces.is_none() {
+        let message = format!("has {count} entries; give 1 to {MAX_SAMPLES}");
+        problems.add_as(Reason::WrongCount, at(), message);
+    }
 }
 
 /// Checks that each sensor occurs once. A sensor is `None` if it could not be read.
@@ -237,10 +434,11 @@ fn check_samples(
 ) {
     let mut previous = MIN_SAMPLE_MILLIS - 1;
     for (index, sample) in samples.enumerate() {
-        let Some(Sample(time, value)) = sample else { continue };
+        let Some(Sample { at: time, value, .. }) = sample else { continue };
         let millis = time.millis();
         let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > previous;
-        if in_time && value.is_finite() {
+        let is_finite = value.is_none_or(f64::is_finite);
+        if in_time && is_finite {
             previous = millis;
             continue;
         }
@@ -258,11 +456,33 @@ fn check_samples(
         } else {
             previous = millis;
         }
-        if !value.is_finite() {
-            problems.add(at, "is not a finite number; leave it out");
+        if !is_finite {
+            problems.add(at, "is not a finite number; give null");
         }
     }
 }
+
+/// Checks the numbers of qualifiers.
+fn check_qualifiers(qualifiers: &Qualifiers, at: impl Fn() -> String, problems: &mut Problems) {
+    let mut different = HashSet::new();
+    for (index, qualifiers) in qualifiers.iter() {
+        different.extend(qualifiers);
+        if qualifiers.len() > MAX_QUALIFIERS {
+            let message =
+                format!("has {} entries; give at most {MAX_QUALIFIERS}", qualifiers.len());
+            problems.add_as(Reason::WrongCount, format!("{}[{index}][3]", at()), message);
+        }
+    }
+    if different.len() > MAX_SERIES_QUALIFIERS {
+        let count = different.len();
+        let message =
+            format!("has {count} different qualifiers; give at most {MAX_SERIES_QUALIFIERS}");
+        problems.add_as(Reason::WrongCount, at(), message);
+    }
+}
+
+const REVISION: WholeNumber = WholeNumber { min: FIRST_REVISION, max: MAX_REVISION };
+const REASON: Text = Text { purpose: Purpose::Name, max: MAX_REASON };
 
 /// The rule of a bundle, with the latest accepted time of a sample.
 struct BundleRule {
@@ -270,10 +490,11 @@ struct BundleRule {
 }
 
 impl BundleRule {
-    const FIELDS: &[&str] = &["bundleId", "siteId", "series"];
+    const FIELDS: &[&str] = &["bundleId", "siteId", "revision", "reason", "origin", "series"];
     const BUNDLE_ID: Parsed<BundleId> =
         Parsed::new("a string of 1 to 64 letters, digits and any of . _ : + -");
     const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites returned");
+    const ORIGIN: OneOf<Origin> = OneOf { all: &Origin::ALL, name: Origin::name };
 }
 
 impl FieldRule for BundleRule {
@@ -287,34 +508,35 @@ impl FieldRule for BundleRule {
         let fields = Fields::parse(value, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
-        let item = SeriesRule { newest: self.newest };
+        let revision = fields.optional("revision", &REVISION, problems).unwrap_or(FIRST_REVISION);
+        let reason = fields.optional("reason", &REASON, problems);
+        check_revision(revision, reason.as_deref(), problems);
+        let origin = fields.optional("origin", &Self::ORIGIN, problems).unwrap_or_default();
+        let item = SeriesRule { newest: self.newest, revision };
         let series = List { max: MAX_SERIES, what: "series", item };
         let series = fields.required("series", &series, problems)?;
         let sensors = series.iter().map(|series| series.as_ref().and_then(|(sensor, _)| *sensor));
         check_sensors(sensors, problems);
-        let series = series.into_iter().map(|series| {
-            let (sensor_id, samples) = series?;
-            Some(Series { sensor_id: sensor_id?, samples: samples? })
-        });
-        Some(Bundle {
-            bundle_id: bundle_id?,
-            site_id: site_id?,
-            series: series.collect::<Option<_>>()?,
-        })
+        let series = series.into_iter().map(|series| series?.1);
+        let (bundle_id, site_id) = (bundle_id?, site_id?);
+        let series = series.collect::<Option<_>>()?;
+        Some(Bundle { bundle_id, site_id, revision, reason, origin, series })
     }
 }
 
 struct SeriesRule {
     newest: i64,
+    revision: u32,
 }
 
 impl SeriesRule {
-    const FIELDS: &[&str] = &["sensorId", "samples"];
+    const FIELDS: &[&str] = &["sensorId", "replaces", "samples"];
     const SENSOR_ID: Parsed<SensorId> = Parsed::new("a UUID that GET /sites/{siteId} lists");
 }
 
 impl FieldRule for SeriesRule {
-    type Value = (Option<SensorId>, Option<Vec<Sample>>);
+    /// The sensor, if it could be read, and the series, if it could be read.
+    type Value = (Option<SensorId>, Option<Series>);
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
@@ -323,17 +545,63 @@ impl FieldRule for SeriesRule {
     fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
         let fields = Fields::parse(value, at, Self::FIELDS, problems)?;
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
-        let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
-        let samples = fields.required("samples", &samples, problems);
-        if let Some(samples) = &samples {
-            check_samples(
-                samples.iter().copied(),
-                self.newest,
-                || fields.path("samples"),
-                problems,
-            );
+        let replaces = fields.optional("replaces", &RangeRule, problems);
+        check_replaces(replaces, self.revision, || fields.path("replaces"), problems);
+        let samples = fields.required("samples", &SamplesRule, problems);
+        let Some(read) = samples else { return Some((sensor_id, None)) };
+        let at = || fields.path("samples");
+        check_count(read.len(), replaces, at, problems);
+        let samples = read.iter().map(|entry| entry.as_ref().map(|entry| entry.sample));
+        check_samples(samples, self.newest, at, problems);
+        let (mut samples, mut qualifiers) = (Vec::with_capacity(read.len()), Qualifiers::default());
+        let complete = read.len();
+        for entry in read.into_iter().flatten() {
+            qualifiers.push(samples.len(), entry.qualifiers);
+            samples.push(entry.sample);
         }
-        Some((sensor_id, samples.and_then(|samples| samples.into_iter().collect())))
+        check_qualifiers(&qualifiers, at, problems);
+        let series = sensor_id.filter(|_| samples.len() == complete);
+        let series = series.map(|sensor_id| Series { sensor_id, replaces, samples, qualifiers });
+        Some((sensor_id, series))
+    }
+}
+
+/// The rule of a range of time.
+struct RangeRule;
+
+impl FieldRule for RangeRule {
+    type Value = TimeRange;
+
+    fn expected(&self) -> String {
+        "an object with the fields from, to".to_owned()
+    }
+
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<TimeRange> {
+        let fields = Fields::parse(value, at, &["from", "to"], problems)?;
+        let from = fields.required("from", &SampleRule::TIME, problems);
+        let to = fields.required("to", &SampleRule::TIME, problems);
+        Some(TimeRange { from: from?, to: to? })
+    }
+}
+
+/// The rule of the samples of a series. Their number is checked with the range that they replace.
+struct SamplesRule;
+
+impl FieldRule for SamplesRule {
+    type Value = Vec<Option<QualifiedSample>>;
+
+    fn expected(&self) -> String {
+        format!("an array of 1 to {MAX_SAMPLES} samples")
+    }
+
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+        let JsonValue::List(items) = value else {
+            problems.add(at, value.is_not(&self.expected()));
+            return None;
+        };
+        let items = items.iter().take(MAX_SAMPLES + 1).enumerate();
+        let read = |(index, item)| SampleRule.read(item, &format!("{at}[{index}]"), problems);
+        Some(items.map(read).collect())
     }
 }
 
@@ -341,31 +609,94 @@ struct SampleRule;
 
 impl SampleRule {
     const TIME: Parsed<Timestamp> = Parsed::new("an RFC 3339 time such as 2026-01-01T00:00:00Z");
+    const QUALIFIER: Parsed<Qualifier> =
+        Parsed::new("1 to 40 printable ASCII characters without quotes and backslashes");
+
+    /// Reads the value. Returns `None` if it can't be read, and `Some(None)` if it is missing.
+    fn value(value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Option<f64>> {
+        match value {
+            JsonValue::Number(value) => Some(Some(*value)),
+            JsonValue::Null => Some(None),
+            JsonValue::Text(text) if NO_VALUE_TEXTS.contains(&text.as_str()) => Some(None),
+            _ => {
+                problems.add(at, value.is_not("a number, or null if there is no value"));
+                None
+            }
+        }
+    }
+
+    /// Reads the flag. Returns `None` if it can't be read, and `Some(None)` if it is absent.
+    fn flag(flag: Option<&JsonValue>, at: &str, problems: &mut Problems) -> Option<Option<Flag>> {
+        let flag = match flag {
+            None => return Some(None),
+            Some(JsonValue::Number(number)) => {
+                Flag::ALL.into_iter().find(|flag| f64::from(u8::from(*flag)) == *number)
+            }
+            Some(_) => None,
+        };
+        if flag.is_none() {
+            problems.add(at, sample::InvalidFlag.to_string());
+        }
+        flag.map(Some)
+    }
+
+    fn qualifiers(
+        qualifiers: Option<&JsonValue>,
+        at: &str,
+        problems: &mut Problems,
+    ) -> Option<Vec<Qualifier>> {
+        let qualifiers = match qualifiers {
+            None => return Some(Vec::new()),
+            Some(JsonValue::List(qualifiers)) => qualifiers,
+            Some(value) => {
+                problems.add(at, value.is_not("an array of qualifiers"));
+                return None;
+            }
+        };
+        let mut read = |(index, item): (usize, &JsonValue)| {
+            Self::QUALIFIER.read(item, &format!("{at}[{index}]"), problems)
+        };
+        let read: Vec<_> = qualifiers.iter().enumerate().map(&mut read).collect();
+        read.into_iter().collect()
+    }
 }
 
 impl FieldRule for SampleRule {
-    type Value = Sample;
+    type Value = QualifiedSample;
 
     fn expected(&self) -> String {
-        "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6]".to_owned()
+        "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6], optionally with a flag and \
+         an array of qualifiers after the value"
+            .to_owned()
     }
 
-    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Sample> {
-        let JsonValue::List(pair) = value else {
+    fn read(
+        &self,
+        value: &JsonValue,
+        at: &str,
+        problems: &mut Problems,
+    ) -> Option<QualifiedSample> {
+        let JsonValue::List(entries) = value else {
             problems.add(at, value.is_not(&self.expected()));
             return None;
         };
-        let [time, value] = pair.as_slice() else {
-            problems.add(at, format!("has {} entries; give {}", pair.len(), self.expected()));
+        let [time, value, optional @ ..] = entries.as_slice() else {
+            problems.add(at, format!("has {} entries; give {}", entries.len(), self.expected()));
             return None;
         };
-        let time = Self::TIME.read(time, &format!("{at}[0]"), problems);
-        let JsonValue::Number(value) = *value else {
-            let message = value.is_not("a number, or leave the sample out");
-            problems.add(format!("{at}[1]"), message);
+        if optional.len() > 2 {
+            problems.add(at, format!("has {} entries; give {}", entries.len(), self.expected()));
             return None;
-        };
-        Some(Sample(time?, value))
+        }
+        let entry = |index: usize| format!("{at}[{index}]");
+        let time = Self::TIME.read(time, &entry(0), problems);
+        let value = Self::value(value, &entry(1), problems);
+        let flag = Self::flag(optional.first(), &entry(2), problems);
+        let qualifiers = Self::qualifiers(optional.get(1), &entry(3), problems);
+        let (value, flag) = (value?, flag?);
+        let sample = Sample::sent(time?, value, flag);
+        let sample = sample.map_err(|error| problems.add(entry(2), error.to_string())).ok()?;
+        Some(QualifiedSample { sample, qualifiers: qualifiers? })
     }
 }
 
@@ -387,17 +718,11 @@ mod tests {
     }
 
     fn bundle(series: Vec<(usize, &[&str])>) -> Bundle {
-        Bundle {
-            bundle_id: "b-1".parse().expect("an id"),
-            site_id: site(),
-            series: series
-                .into_iter()
-                .map(|(index, times)| Series {
-                    sensor_id: sensor(index),
-                    samples: times.iter().map(|time| Sample(at(time), 1.0)).collect(),
-                })
-                .collect(),
-        }
+        let series = series.into_iter().map(|(index, times)| {
+            let samples = times.iter().map(|time| Sample::new(at(time), 1.0)).collect();
+            Series::new(sensor(index), samples)
+        });
+        Bundle::new("b-1".parse().expect("an id"), site(), series.collect())
     }
 
     #[test]
@@ -431,7 +756,7 @@ mod tests {
             assert!(refused.starts_with(expected), "{refused}");
         }
         let mut infinite = bundle(vec![(0, &["2026-01-01T11:00:00Z"])]);
-        infinite.series[0].samples[0].1 = f64::INFINITY;
+        infinite.series[0].samples[0].value = Some(f64::INFINITY);
         assert!(infinite.check(now).is_err());
     }
 
@@ -442,26 +767,6 @@ mod tests {
         }
         for bad in ["", "a b", "a/b", "ä", "a#b", &"x".repeat(65)] {
             assert!(bad.parse::<BundleId>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_sample_is_a_pair() {
-        let sample: Sample =
-            serde_json::from_str(r#"["2026-01-01T12:00:00+01:00", -1.8]"#).expect("a sample");
-        assert_eq!(sample, Sample(at("2026-01-01T11:00:00Z"), -1.8));
-        assert_eq!(
-            serde_json::to_string(&sample).expect("JSON"),
-            r#"["2026-01-01T11:00:00.000Z",-1.8]"#
-        );
-        for bad in [
-            r#"["2026-01-01T12:00:00Z"]"#,
-            r#"["2026-01-01T12:00:00Z", null]"#,
-            r#"["2026-01-01T12:00:00Z", 1, 2]"#,
-            r#"["2026-01-01T12:00:00Z", 1e999]"#,
-            r#"["12:00", 1]"#,
-        ] {
-            assert!(serde_json::from_str::<Sample>(bad).is_err(), "{bad}");
         }
     }
 }

@@ -11,7 +11,8 @@ use contracts::{
         KITS_DELIVERED, KitsDelivered, SITE_REGISTRATION_REQUESTED, SensorRequest,
         SiteRegistration, SiteRegistrationRequested,
     },
-    readings::{BUNDLE_SCHEMA, Bundle, Sample, Series},
+    readings::{BUNDLE_SCHEMA, Bundle, Series},
+    sample::Sample,
 };
 use serde_json::{Value, json};
 use testkit::golden;
@@ -160,15 +161,11 @@ fn every_inbound_event_matches_its_golden_file() {
 #[test]
 fn a_bundle_matches_its_golden_file() {
     let times = ["2026-01-01T11:58:00Z", "2026-01-01T11:59:00Z"];
-    let sample = |(time, value): (&str, f64)| Sample(time.parse().expect("a time"), value);
-    let bundle = json!(Bundle {
-        bundle_id: "SLV-2026-01-01T12:00".parse().expect("a bundle id"),
-        site_id: site(),
-        series: vec![Series {
-            sensor_id: SensorId::from_onboarding(onboarding(), 0),
-            samples: times.into_iter().zip([-7.6, -7.5]).map(sample).collect(),
-        }],
-    });
+    let sample = |(time, value): (&str, f64)| Sample::new(time.parse().expect("a time"), value);
+    let samples = times.into_iter().zip([-7.6, -7.5]).map(sample).collect();
+    let series = vec![Series::new(SensorId::from_onboarding(onboarding(), 0), samples)];
+    let bundle_id = "SLV-2026-01-01T12:00".parse().expect("a bundle id");
+    let bundle = json!(Bundle::new(bundle_id, site(), series));
     golden::check(HERE, BUNDLE_SCHEMA, &bundle);
     assert!(is_valid(BUNDLE_SCHEMA, &bundle));
     assert!(!is_valid(BUNDLE_SCHEMA, &without(&bundle, "bundleId")));

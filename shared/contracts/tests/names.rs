@@ -3,7 +3,8 @@
 
 use contracts::{
     EntityType, OnboardingId, OperatorId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
-    readings::{Bundle, BundleId, MAX_AHEAD_MILLIS, MAX_SERIES, Sample, Series},
+    readings::{Bundle, BundleId, MAX_AHEAD_MILLIS, MAX_SERIES, Series},
+    sample::Sample,
 };
 
 #[test]
@@ -53,17 +54,10 @@ const NOON: i64 = 1_795_262_400_000;
 fn bundle(series: usize, millis: &[i64]) -> Bundle {
     let site_id = SiteId::registered(OperatorId::DEFAULT, "test", "series");
     let samples: Vec<_> =
-        millis.iter().map(|at| Sample(Timestamp::from_millis(*at), 1.0)).collect();
-    Bundle {
-        bundle_id: "b".parse().expect("an id"),
-        site_id,
-        series: (0..series)
-            .map(|index| Series {
-                sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site_id), index),
-                samples: samples.clone(),
-            })
-            .collect(),
-    }
+        millis.iter().map(|at| Sample::new(Timestamp::from_millis(*at), 1.0)).collect();
+    let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site_id), index);
+    let series = (0..series).map(|index| Series::new(sensor(index), samples.clone())).collect();
+    Bundle::new("b".parse().expect("an id"), site_id, series)
 }
 
 /// Returns the invalid field.

@@ -7,13 +7,29 @@
 //! - the first time, in milliseconds since the epoch;
 //! - for the other times the differences of differences. A 0 is followed by the number of further zeros, so the times
 //!   of a logger with a fixed interval take a dozen bytes, however many there are;
+//! - in version 2 only: the flags and the qualifiers;
 //! - the values as integers with that number of decimal digits, each as the difference from the one before. If one of
-//!   the values could not be restored bit for bit, all are stored as eight bytes, little endian.
+//!   the values could not be restored bit for bit, all are stored as eight bytes, little endian. Missing values are
+//!   left out.
+//!
+//! Version 1 has no flags and no qualifiers: all samples have a value and the default flag. It is used whenever that is
+//! so. The flags of version 2 are runs: a flag and a length. The qualifiers are a dictionary, then runs of samples with
+//! the same qualifiers: the number of samples before the run that have none, the length, and the list of entries in the
+//! dictionary.
 
-use contracts::{Timestamp, readings::Sample};
+use std::collections::{BTreeMap, BTreeSet};
+
+use contracts::{
+    Timestamp,
+    sample::{Flag, MAX_QUALIFIERS, MAX_SERIES_QUALIFIERS, Qualifier, Qualifiers, Sample},
+};
 use integer_encoding::VarInt;
+use sha2::{Digest, Sha256};
 
-const VERSION: u8 = 1;
+/// The version for samples that all have a value, the default flag and no qualifiers.
+const PLAIN: u8 = 1;
+/// The version for all other samples.
+const FLAGGED: u8 = 2;
 const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 /// Takes the place of the number of digits if the values are stored unchanged.
 const UNSCALED: u8 = u8::MAX;
@@ -25,15 +41,27 @@ const MAX_SAMPLES: usize = 1 << 17;
 #[error("packed samples can't be read: {0}")]
 pub struct UnpackError(&'static str);
 
-/// Encodes the samples.
+const TRUNCATED: UnpackError = UnpackError("truncated");
+const TOO_MANY: UnpackError = UnpackError("too many samples");
+
+fn is_plain(samples: &[Sample], qualifiers: &Qualifiers) -> bool {
+    qualifiers.is_empty() && samples.iter().all(|sample| sample.flag == Flag::default())
+}
+
+/// Encodes the samples with their qualifiers.
 #[must_use]
-pub fn pack(samples: &[Sample]) -> Vec<u8> {
+pub fn pack(samples: &[Sample], qualifiers: &Qualifiers) -> Vec<u8> {
     let mut packed = Vec::with_capacity(24 + 4 * samples.len());
+    let is_plain = is_plain(samples, qualifiers);
     let scaled = scaled(samples);
-    packed.push(VERSION);
+    packed.push(if is_plain { PLAIN } else { FLAGGED });
     packed.push(scaled.as_ref().map_or(UNSCALED, |(digits, _)| *digits));
     put(&mut packed, samples.len());
     put_times(&mut packed, samples);
+    if !is_plain {
+        put_flags(&mut packed, samples);
+        put_qualifiers(&mut packed, qualifiers);
+    }
     match scaled {
         Some((_, numbers)) => {
             let mut before = 0_i64;
@@ -42,34 +70,99 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
                 before = number;
             }
         }
-        None => packed.extend(samples.iter().flat_map(|sample| sample.1.to_le_bytes())),
+        None => packed.extend(values(samples).flat_map(f64::to_le_bytes)),
     }
     packed
 }
 
-/// Decodes samples. The values are restored bit for bit.
+/// Returns the first half of the SHA-256 of the samples. It does not depend on how they are packed.
+///
+/// For samples without flags and qualifiers it is the hash of their times and values, as in all releases.
+#[must_use]
+pub fn hash(samples: &[Sample], qualifiers: &Qualifiers) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for sample in samples {
+        hash.update(sample.at.millis().to_le_bytes());
+        // A value is never NaN.
+        hash.update(sample.value.unwrap_or(f64::NAN).to_le_bytes());
+    }
+    if !is_plain(samples, qualifiers) {
+        for sample in samples {
+            hash.update([u8::from(sample.flag)]);
+        }
+        for (index, qualifiers) in qualifiers.iter() {
+            hash.update((index as u64).to_le_bytes());
+            for qualifier in qualifiers {
+                // A qualifier has no control character, so each of them is terminated.
+                hash.update(qualifier.as_str());
+                hash.update([0]);
+            }
+        }
+    }
+    hash.finalize()[..16].to_vec()
+}
+
+/// Decodes samples without their qualifiers. The values are restored bit for bit.
 pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, UnpackError> {
-    let [VERSION, digits, rest @ ..] = packed else {
+    unpack_qualified(packed).map(|(samples, _)| samples)
+}
+
+/// Decodes samples with their qualifiers. The values are restored bit for bit.
+pub fn unpack_qualified(packed: &[u8]) -> Result<(Vec<Sample>, Qualifiers), UnpackError> {
+    let [version @ (PLAIN | FLAGGED), digits, rest @ ..] = packed else {
         return Err(UnpackError("unknown encoding"));
     };
     let mut rest = rest;
     let times = take_times(&mut rest)?;
-    if *digits == UNSCALED {
-        let (values, []) = rest.as_chunks::<8>() else { return Err(UnpackError("truncated")) };
-        if values.len() != times.len() {
-            return Err(UnpackError("different numbers of times and values"));
-        }
-        let sample = |(at, value): (_, &[u8; 8])| Sample(at, f64::from_le_bytes(*value));
-        return Ok(times.into_iter().zip(values).map(sample).collect());
-    }
-    let power = POWERS.get(usize::from(*digits)).ok_or(UnpackError("too many digits"))?;
-    let mut number = 0_i64;
+    let (flags, qualifiers) = match *version {
+        PLAIN => (vec![Flag::default(); times.len()], Qualifiers::default()),
+        _ => (take_flags(&mut rest, times.len())?, take_qualifiers(&mut rest, times.len())?),
+    };
+    let mut values = Values::new(*digits, rest)?;
     let mut samples = Vec::with_capacity(times.len());
-    for at in times {
-        number = number.wrapping_add(take(&mut rest)?);
-        samples.push(Sample(at, value(number, *power)));
+    for (at, flag) in times.into_iter().zip(flags) {
+        samples.push(match flag {
+            Flag::Missing => Sample::missing(at),
+            flag => Sample { at, value: Some(values.next()?), flag },
+        });
     }
-    if rest.is_empty() { Ok(samples) } else { Err(UnpackError("bytes after the last sample")) }
+    values.end()?;
+    Ok((samples, qualifiers))
+}
+
+/// Decodes values one by one.
+enum Values<'a> {
+    Scaled { power: f64, number: i64, rest: &'a [u8] },
+    Unscaled(&'a [u8]),
+}
+
+impl<'a> Values<'a> {
+    fn new(digits: u8, rest: &'a [u8]) -> Result<Self, UnpackError> {
+        if digits == UNSCALED {
+            return Ok(Self::Unscaled(rest));
+        }
+        let power = POWERS.get(usize::from(digits)).ok_or(UnpackError("too many digits"))?;
+        Ok(Self::Scaled { power: *power, number: 0, rest })
+    }
+
+    fn next(&mut self) -> Result<f64, UnpackError> {
+        match self {
+            Self::Scaled { power, number, rest } => {
+                *number = number.wrapping_add(take(rest)?);
+                Ok(value(*number, *power))
+            }
+            Self::Unscaled(rest) => {
+                let (value, others) = rest.split_first_chunk().ok_or(TRUNCATED)?;
+                *rest = others;
+                Ok(f64::from_le_bytes(*value))
+            }
+        }
+    }
+
+    fn end(self) -> Result<(), UnpackError> {
+        let (Self::Scaled { rest, .. } | Self::Unscaled(rest)) = self;
+        if rest.is_empty() { Ok(()) } else { Err(UnpackError("bytes after the last sample")) }
+    }
 }
 
 fn put(packed: &mut Vec<u8>, number: impl VarInt) {
@@ -79,17 +172,17 @@ fn put(packed: &mut Vec<u8>, number: impl VarInt) {
 }
 
 fn take<T: VarInt>(bytes: &mut &[u8]) -> Result<T, UnpackError> {
-    let (number, length) = T::decode_var(bytes).ok_or(UnpackError("truncated"))?;
+    let (number, length) = T::decode_var(bytes).ok_or(TRUNCATED)?;
     *bytes = bytes.get(length..).unwrap_or_default();
     Ok(number)
 }
 
 fn put_times(packed: &mut Vec<u8>, samples: &[Sample]) {
-    let [Sample(first, _), rest @ ..] = samples else { return };
-    let mut before = first.millis();
+    let [first, rest @ ..] = samples else { return };
+    let mut before = first.at.millis();
     put(packed, before);
     let (mut step, mut repeats) = (0_i64, 0_u64);
-    for Sample(at, _) in rest {
+    for Sample { at, .. } in rest {
         let next = at.millis() - before;
         if next == step {
             repeats += 1;
@@ -113,7 +206,7 @@ fn put_repeats(packed: &mut Vec<u8>, repeats: &mut u64) {
 fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, UnpackError> {
     let count: usize = take(bytes)?;
     if count > MAX_SAMPLES {
-        return Err(UnpackError("too many samples"));
+        return Err(TOO_MANY);
     }
     let mut times = Vec::with_capacity(count);
     if count == 0 {
@@ -138,10 +231,101 @@ fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, UnpackError> {
     Ok(times)
 }
 
+fn put_flags(packed: &mut Vec<u8>, samples: &[Sample]) {
+    for run in samples.chunk_by(|a, b| a.flag == b.flag) {
+        packed.push(u8::from(run[0].flag));
+        put(packed, run.len());
+    }
+}
+
+fn take_flags(bytes: &mut &[u8], count: usize) -> Result<Vec<Flag>, UnpackError> {
+    let mut flags = Vec::with_capacity(count);
+    while flags.len() < count {
+        let (flag, rest) = bytes.split_first().ok_or(TRUNCATED)?;
+        *bytes = rest;
+        let flag = Flag::try_from(*flag).map_err(|_| UnpackError("unknown flag"))?;
+        let length: usize = take(bytes)?;
+        if length > count - flags.len() {
+            return Err(TOO_MANY);
+        }
+        flags.resize(flags.len() + length, flag);
+    }
+    Ok(flags)
+}
+
+fn put_qualifiers(packed: &mut Vec<u8>, qualifiers: &Qualifiers) {
+    let texts: BTreeSet<_> = qualifiers.iter().flat_map(|(_, qualifiers)| qualifiers).collect();
+    let dictionary: BTreeMap<_, _> = texts.into_iter().zip(0_usize..).collect();
+    put(packed, dictionary.len());
+    for text in dictionary.keys() {
+        put(packed, text.as_str().len());
+        packed.extend(text.as_str().as_bytes());
+    }
+    let entries: Vec<_> = qualifiers.iter().collect();
+    let is_run =
+        |a: &(usize, &[Qualifier]), b: &(usize, &[Qualifier])| a.0 + 1 == b.0 && a.1 == b.1;
+    let runs: Vec<_> = entries.chunk_by(is_run).collect();
+    put(packed, runs.len());
+    let mut end = 0;
+    for run in runs {
+        let (start, qualifiers) = run[0];
+        put(packed, start - end);
+        put(packed, run.len());
+        put(packed, qualifiers.len());
+        for qualifier in qualifiers {
+            put(packed, dictionary[qualifier]);
+        }
+        end = start + run.len();
+    }
+}
+
+fn take_qualifiers(bytes: &mut &[u8], count: usize) -> Result<Qualifiers, UnpackError> {
+    const TOO_MANY_QUALIFIERS: UnpackError = UnpackError("too many qualifiers");
+    let size: usize = take(bytes)?;
+    if size > MAX_SERIES_QUALIFIERS {
+        return Err(TOO_MANY_QUALIFIERS);
+    }
+    let mut dictionary = Vec::with_capacity(size);
+    for _ in 0..size {
+        let length: usize = take(bytes)?;
+        let (text, rest) = bytes.split_at_checked(length).ok_or(TRUNCATED)?;
+        *bytes = rest;
+        let text = str::from_utf8(text).ok().and_then(|text| text.parse::<Qualifier>().ok());
+        dictionary.push(text.ok_or(UnpackError("invalid qualifier"))?);
+    }
+    let (runs, mut end): (usize, usize) = (take(bytes)?, 0);
+    let mut all = Qualifiers::default();
+    for _ in 0..runs {
+        let (gap, length): (usize, usize) = (take(bytes)?, take(bytes)?);
+        let start = end.saturating_add(gap);
+        end = start.saturating_add(length);
+        if end > count {
+            return Err(TOO_MANY);
+        }
+        let entries: usize = take(bytes)?;
+        if entries > MAX_QUALIFIERS {
+            return Err(TOO_MANY_QUALIFIERS);
+        }
+        let mut qualifiers = Vec::with_capacity(entries);
+        for _ in 0..entries {
+            let entry = dictionary.get(take::<usize>(bytes)?);
+            qualifiers.push(entry.ok_or(UnpackError("unknown qualifier"))?.clone());
+        }
+        for index in start..end {
+            all.push(index, qualifiers.clone());
+        }
+    }
+    Ok(all)
+}
+
+fn values(samples: &[Sample]) -> impl Iterator<Item = f64> {
+    samples.iter().filter_map(|sample| sample.value)
+}
+
 /// Returns the smallest number of decimal digits that restores all values bit for bit, with the integers.
 fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
     (0_u8..).zip(POWERS).find_map(|(digits, power)| {
-        let numbers: Option<_> = samples.iter().map(|sample| number(sample.1, power)).collect();
+        let numbers: Option<_> = values(samples).map(|value| number(value, power)).collect();
         Some((digits, numbers?))
     })
 }
@@ -195,14 +379,17 @@ mod tests {
             let mut at = start;
             let sample = |(value, step)| {
                 at += step;
-                Sample(Timestamp::from_millis(at), value)
+                Sample::new(Timestamp::from_millis(at), value)
             };
             values.into_iter().zip(steps.into_iter().cycle()).map(sample).collect()
         })
     }
 
-    fn bits(samples: &[Sample]) -> Vec<(i64, u64)> {
-        samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
+    fn bits(samples: &[Sample]) -> Vec<(i64, Option<u64>)> {
+        samples
+            .iter()
+            .map(|Sample { at, value, .. }| (at.millis(), value.map(f64::to_bits)))
+            .collect()
     }
 
     fn fixed(cases: u32) -> ProptestConfig {
@@ -219,7 +406,7 @@ mod tests {
 
         #[test]
         fn samples_are_restored_bit_for_bit(samples in samples()) {
-            let back = unpack(&pack(&samples)).expect("packed samples");
+            let back = unpack(&pack(&samples, &Qualifiers::default())).expect("packed samples");
             prop_assert_eq!(bits(&back), bits(&samples));
         }
 
@@ -229,7 +416,7 @@ mod tests {
             damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in any::<prop::sample::Index>(),
         ) {
-            let mut packed = pack(&samples);
+            let mut packed = pack(&samples, &Qualifiers::default());
             for (at, byte) in damage {
                 let at = at.index(packed.len());
                 packed[at] = byte;
@@ -259,17 +446,17 @@ mod tests {
 
     #[test]
     fn an_empty_series_is_restored() {
-        assert_eq!(unpack(&pack(&[])), Ok(Vec::new()));
-        assert!(unpack(&[]).is_err());
+        assert_eq!(unpack(&pack(&[], &Qualifiers::default())), Ok(Vec::new()));
+        assert!(unpack(&[], &Qualifiers::default()).is_err());
     }
 
     #[test]
     fn a_day_of_a_logger_takes_one_byte_per_sample() {
         let sample = |n: u32| {
             let at = 1_767_268_800_000 + i64::from(n) * 60_000;
-            Sample(Timestamp::from_millis(at), f64::from(n * n % 7) / 10.0)
+            Sample::new(Timestamp::from_millis(at), f64::from(n * n % 7) / 10.0)
         };
-        let packed = pack(&(0..1440).map(sample).collect::<Vec<_>>());
+        let packed = pack(&(0..1440).map(sample).collect::<Vec<_>>(), &Qualifiers::default());
         assert!(packed.len() < 1440 + 20, "{} bytes", packed.len());
     }
 
@@ -278,10 +465,10 @@ mod tests {
         // Values with 17 digits at irregular times are the worst case.
         let sample = |n: u32| {
             let at = 1_767_268_800_000 + i64::from(n) * 8_640 + i64::from(n * n % 997);
-            Sample(Timestamp::from_millis(at), f64::from(n).sin() * 1e10)
+            Sample::new(Timestamp::from_millis(at), f64::from(n).sin() * 1e10)
         };
         let samples: Vec<_> = (0..10_000).map(sample).collect();
-        let packed = pack(&samples);
+        let packed = pack(&samples, &Qualifiers::default());
         assert_eq!(bits(&unpack(&packed).expect("packed samples")), bits(&samples));
         assert!(packed.len() < 350_000, "{} bytes", packed.len());
     }

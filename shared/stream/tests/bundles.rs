@@ -5,7 +5,8 @@ use std::{cell::RefCell, io::Write, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
     stream::{Data, Record},
 };
 use fault::InvalidInput;
@@ -69,23 +70,17 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
         let mut at = start;
         let sample = |(step, value)| {
             at += step;
-            Sample(Timestamp::from_millis(at), value)
+            Sample::new(Timestamp::from_millis(at), value)
         };
         steps.into_iter().map(sample).collect()
     })
 }
 
 fn bundles() -> impl Strategy<Value = Bundle> {
-    ("[A-Za-z0-9._:+-]{1,64}", vec(samples(), 1..5)).prop_map(|(id, all)| Bundle {
-        bundle_id: id.parse().expect("a bundle id"),
-        site_id: site(),
-        series: (0..)
-            .zip(all)
-            .map(|(n, samples)| Series {
-                sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), n),
-                samples,
-            })
-            .collect(),
+    ("[A-Za-z0-9._:+-]{1,64}", vec(samples(), 1..5)).prop_map(|(id, all)| {
+        let sensor = |n| SensorId::from_onboarding(OnboardingId::from_site(site()), n);
+        let series = (0..).zip(all).map(|(n, samples)| Series::new(sensor(n), samples));
+        Bundle::new(id.parse().expect("a bundle id"), site(), series.collect())
     })
 }
 
@@ -93,7 +88,9 @@ fn bundles() -> impl Strategy<Value = Bundle> {
 fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
     let bits_of = |series: &Series| {
         let sensor = series.sensor_id;
-        let bits = series.samples.iter().map(move |at| (sensor, at.0.millis(), at.1.to_bits()));
+        let bits = series.samples.iter().map(move |sample| {
+            (sensor, sample.at.millis(), sample.value.expect("a value").to_bits())
+        });
         bits.collect::<Vec<_>>()
     };
     bundle.series.iter().flat_map(bits_of).collect()
@@ -223,14 +220,9 @@ fn an_unsupported_encoding_is_named_with_the_correct_one() {
 }
 
 fn small() -> Bundle {
-    Bundle {
-        bundle_id: "b-1".parse().expect("an id"),
-        site_id: site(),
-        series: vec![Series {
-            sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), 0),
-            samples: vec![Sample(now(), -1.8)],
-        }],
-    }
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0);
+    let series = vec![Series::new(sensor, vec![Sample::new(now(), -1.8)])];
+    Bundle::new("b-1".parse().expect("an id"), site(), series)
 }
 
 /// Returns the bundle's JSON, padded with spaces to this length.

@@ -12,7 +12,8 @@ use alerting::{
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
     ContextWithSensors, EntityType, Metric, SagaContext, Sensor, SensorId,
-    events::SensorsProvisioned, readings::Bundle,
+    events::SensorsProvisioned,
+    readings::{Bundle, Series},
 };
 use cost::{
     counted::{Alert, Bundles, Readings, Records},
@@ -169,7 +170,7 @@ impl Station {
         let mut bundle = bundles[0].clone();
         bundle.series.truncate(1);
         bundle.series[0].samples.truncate(1);
-        bundle.series[0].samples[0].1 = 2e6;
+        bundle.series[0].samples[0].value = Some(2e6);
         let mut stream = Stream::new(Rng::from_seed(1));
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
@@ -272,11 +273,10 @@ fn single(bundles: &[Bundle]) -> Vec<Bundle> {
         samples.collect::<Vec<_>>()
     });
     readings
-        .map(|(index, sensor_id, sample)| Bundle {
+        .map(|(index, sensor_id, sample)| {
             // As long as the bundle ids of real loggers.
-            bundle_id: format!("{}/{index:02}", sample.0).replace('/', "-").parse().expect("an id"),
-            site_id: hour.site_id,
-            series: vec![contracts::readings::Series { sensor_id, samples: vec![sample] }],
+            let bundle_id = format!("{}-{index:02}", sample.at).parse().expect("an id");
+            Bundle::new(bundle_id, hour.site_id, vec![Series::new(sensor_id, vec![sample])])
         })
         .collect()
 }

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{
     Metric, SensorId, SiteId, Timestamp, names,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
@@ -437,17 +438,11 @@ fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
     let bundle = |hour: i64| {
         let start = midnight.plus_millis(hour * 60 * 60 * 1000);
         let minute = |minute: u32| {
-            Sample(start.plus_millis(i64::from(minute) * 60 * 1000), f64::from(minute))
+            Sample::new(start.plus_millis(i64::from(minute) * 60 * 1000), f64::from(minute))
         };
-        let series = |sensor: &SensorId| Series {
-            sensor_id: *sensor,
-            samples: (0..60).map(minute).collect(),
-        };
-        Ok(Bundle {
-            bundle_id: format!("hour-{hour}").parse()?,
-            site_id: site,
-            series: sensors.iter().map(series).collect(),
-        })
+        let series = |sensor: &SensorId| Series::new(*sensor, (0..60).map(minute).collect());
+        let series = sensors.iter().map(series).collect();
+        Ok(Bundle::new(format!("hour-{hour}").parse()?, site, series))
     };
     (0..24).map(bundle).collect()
 }

@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result};
 use contracts::{
     Metric, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use serde::Serialize;
 
@@ -151,7 +152,7 @@ impl Day {
                         text.parse().ok().filter(|value: &f64| value.is_finite());
                     let value = value
                         .ok_or_else(|| format!("field {}: {text:?} is not a number", index + 1))?;
-                    column.samples.push(Sample(at, value));
+                    column.samples.push(Sample::new(at, value));
                     continue;
                 }
                 "1" => &mut column.left_out.impossible,
@@ -193,11 +194,11 @@ impl Day {
         let width = i64::from(minutes.max(1)) * 60_000;
         let mut bundles = BTreeMap::<i64, Vec<Series>>::new();
         for Column { metric, samples, .. } in &self.columns {
-            let window = |Sample(at, _): &Sample| at.millis().div_euclid(width);
+            let window = |sample: &Sample| sample.at.millis().div_euclid(width);
             for part in samples.chunk_by(|a, b| window(a) == window(b)) {
                 let sensor = sensors.get(metric);
                 let sensor_id = *sensor.with_context(|| format!("no sensor for {metric}"))?;
-                let series = Series { sensor_id, samples: part.to_vec() };
+                let series = Series::new(sensor_id, part.to_vec());
                 bundles.entry(window(&part[0])).or_default().push(series);
             }
         }
@@ -205,7 +206,7 @@ impl Day {
             let start = Timestamp::from_millis(window * width);
             // E.g. `2016-01-01T00:15`. If a day is sent again, its bundles have the same ids.
             let bundle_id = start.to_string()[..16].parse()?;
-            Ok(Bundle { bundle_id, site_id: site, series })
+            Ok(Bundle::new(bundle_id, site, series))
         };
         bundles.into_iter().map(bundle).collect()
     }
@@ -253,11 +254,11 @@ mod tests {
             (Metric::WindFromDirection, 304.7),
             (Metric::AirPressure, 773.5),
         ] {
-            let first = Sample("2016-01-01T00:00:00Z".parse()?, value);
+            let first = Sample::new("2016-01-01T00:00:00Z".parse()?, value);
             assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
         }
         let last = column(&day, Metric::WindSpeed).samples.last().context("no samples")?;
-        assert_eq!(last.0, "2016-01-01T23:59:00Z".parse()?);
+        assert_eq!(last.at, "2016-01-01T23:59:00Z".parse()?);
         Ok(())
     }
 
@@ -311,7 +312,7 @@ mod tests {
         assert!(bundles.iter().all(|bundle| bundle.series.len() == 11 && bundle.samples() == 165));
         assert!(bundles.iter().all(|bundle| bundle.check(Timestamp::now()).is_ok()));
         assert_eq!(bundles[1].bundle_id.as_str(), "2016-01-01T00:15");
-        assert_eq!(bundles[1].series[0].samples[0].0, "2016-01-01T00:15:00Z".parse()?);
+        assert_eq!(bundles[1].series[0].samples[0].at, "2016-01-01T00:15:00Z".parse()?);
         let no_sensors = BTreeMap::new();
         let error = day.bundles(site(), &no_sensors, 15).expect_err("no sensor").to_string();
         assert!(error.starts_with("no sensor for surface_downwelling_shortwave"), "{error}");

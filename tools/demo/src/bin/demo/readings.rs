@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -236,8 +237,8 @@ impl SendingPlan {
         let pressure = |sensor: &&SiteSensor| sensor.metric == Metric::AirPressure;
         let sensor_id = self.sensors.iter().find(pressure).context("no barometer")?.sensor_id;
         let bundle = |id: &str, sensor_id, at| {
-            let series = vec![Series { sensor_id, samples: vec![Sample(at, 775.0)] }];
-            anyhow::Ok(Bundle { bundle_id: id.parse()?, site_id: self.site, series })
+            let series = vec![Series::new(sensor_id, vec![Sample::new(at, 775.0)])];
+            anyhow::Ok(Bundle::new(id.parse()?, self.site, series))
         };
         let noon = "2016-01-01T12:00:00Z".parse()?;
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
@@ -251,7 +252,8 @@ impl SendingPlan {
         truncated.truncate(truncated.len() / 2);
         let mut changed = self.bundles[CONFLICTING].clone();
         changed.series.retain(|series| series.sensor_id == sensor_id);
-        changed.series[0].samples[0].1 += 0.1;
+        let first = &mut changed.series[0].samples[0];
+        first.value = first.value.map(|value| value + 0.1);
 
         let json = |bundle: Bundle| serde_json::to_vec(&bundle);
         let ahead = json(bundle("broken-clock", sensor_id, ahead)?)?;
@@ -297,7 +299,7 @@ impl SendingPlan {
     /// Returns whether this bundle can be queried. The bundles of a site are stored in order.
     async fn queryable(&self, stack: &Stack, bundle: &Bundle) -> Result<bool> {
         let series = bundle.series.last().context("a bundle without a series")?;
-        let Sample(start, _) = series.samples.first().context("a series without a sample")?;
+        let start = series.samples.first().context("a series without a sample")?.at;
         let response = stack.readings(series.sensor_id, &format!("from={start}&limit=1")).await?;
         Ok(response.body["samples"][0][0] == json!(start))
     }
@@ -331,7 +333,7 @@ impl SendingPlan {
 /// Returns whether the bundle contains the sample of the alert.
 fn contains_sample(bundle: &Bundle, alert: &Alert) -> bool {
     let mut series = bundle.series.iter().filter(|series| series.sensor_id == alert.sensor_id);
-    series.any(|series| series.samples.iter().any(|sample| sample.0 == alert.at))
+    series.any(|series| series.samples.iter().any(|sample| sample.at == alert.at))
 }
 
 /// Returns the site's alerts among the captured events, by sensor and time.
@@ -447,15 +449,14 @@ async fn check_samples(
         let column = plan.day.columns.iter().find(|column| column.metric == *metric);
         let good = column.map(|column| &column.samples[..]).unwrap_or_default();
         let samples = stack.samples(*sensor_id, "").await?;
-        let same = |(a, b): (&Sample, &Sample)| a.0 == b.0 && a.1.to_bits() == b.1.to_bits();
-        if samples.len() != good.len() || !samples.iter().zip(good).all(same) {
+        if samples != *good {
             violations
                 .push(format!("{metric}: the {} samples differ from the file", samples.len()));
         }
 
         let buckets = stack.buckets(*sensor_id, "aggregate=day").await?;
-        let min = good.iter().map(|sample| sample.1).reduce(f64::min);
-        let max = good.iter().map(|sample| sample.1).reduce(f64::max);
+        let min = good.iter().filter_map(|sample| sample.value).reduce(f64::min);
+        let max = good.iter().filter_map(|sample| sample.value).reduce(f64::max);
         let actual = buckets.first().map(|day| (day.count, day.min, day.max));
         let expected = min.zip(max).map(|(min, max)| (good.len(), min, max));
         if actual != expected || buckets.len() > 1 {

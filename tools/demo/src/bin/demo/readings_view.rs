@@ -53,7 +53,7 @@ fn plot(report: &ReadingsReport, sensor: &SensorDay) -> String {
             }
         }
     }
-    let last = sensor.samples.last().map(|sample| sample.0);
+    let last = sensor.samples.last().map(|sample| sample.at);
     breaches.extend(since.zip(last));
     let last_millis = last.map_or(0, Timestamp::millis);
     let midnight = Timestamp::from_millis(last_millis - last_millis.rem_euclid(DAY_MILLIS));
