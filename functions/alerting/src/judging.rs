@@ -138,7 +138,7 @@ fn is_back(sensor: &Sensor, value: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Metric, readings::Series};
+    use contracts::{Metric, readings::Series, sensor::SensorMetadata};
     use proptest::{prelude::*, test_runner::RngSeed};
     use testkit::sample::{noon, saga};
 
@@ -152,6 +152,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min,
             max,
+            metadata: SensorMetadata::default(),
         })
     }
 
