@@ -7,7 +7,11 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use contracts::{Entity, OnboardingId, OperatorId, SiteId, Timestamp, names};
+use contracts::{
+    Entity, Event, OnboardingId, OperatorId, SiteId, Timestamp,
+    events::{SiteChanged, SiteCreated},
+    names,
+};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
 use store::{EventRow, SHARDS, type_bucket};
@@ -119,18 +123,22 @@ impl Stack {
         Ok(rows)
     }
 
-    /// Returns the name of a site from its first event, `SiteCreated`.
+    /// Returns the name of a site from its newest event that has one: the last `SiteChanged`, or `SiteCreated`.
     pub async fn name_of_site(&self, site: SiteId) -> Result<Option<String>, CliError> {
-        let response = self
+        let query = self
             .dynamodb
-            .get_item()
+            .query()
             .table_name(self.named(names::EVENTS))
-            .key("entity", text(Entity::from(site).to_string()))
-            .key("sequence", AttributeValue::N("1".to_owned()))
-            .send()
-            .await
-            .map_err(aws("the event log can't be read"))?;
-        let Some(event) = response.item.map(row).transpose()? else { return Ok(None) };
+            .key_condition_expression("entity = :entity")
+            .filter_expression("#type IN (:created, :changed)")
+            .expression_attribute_names("#type", "type")
+            .expression_attribute_values(":entity", text(Entity::from(site).to_string()))
+            .expression_attribute_values(":created", text(SiteCreated::TYPE))
+            .expression_attribute_values(":changed", text(SiteChanged::TYPE))
+            .scan_index_forward(false);
+        let newest = query.into_paginator().items().send().next().await;
+        let newest = newest.transpose().map_err(aws("the event log can't be read"))?;
+        let Some(event) = newest.map(row).transpose()? else { return Ok(None) };
         let name = event.envelope().map(|mut envelope| envelope.data["name"].take());
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }

@@ -17,6 +17,10 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
             text("plan")
         ),
         "SiteActivated" => "in service".to_owned(),
+        "SiteChanged" => {
+            let changed = listed(&data["changed"], display_value);
+            format!("{}: {changed} changed", text("name"))
+        }
         "SiteRejected" => {
             let failure = &data["failure"];
             let part = |name: &str| display_value(&failure[name]);

@@ -7,7 +7,7 @@ use aws_credential_types::Credentials;
 use contracts::names;
 use reqwest::{
     Method,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, IF_MATCH},
 };
 use serde_json::{Value, json};
 use signing::Signer;
@@ -92,6 +92,12 @@ impl Call {
         Self::new(Method::DELETE, path)
     }
 
+    /// Creates a `PATCH` call with this body.
+    #[must_use]
+    pub fn patch(path: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
+        Self::new(Method::PATCH, path).text(body)
+    }
+
     /// Creates a `POST /sites` call with a registration.
     #[must_use]
     pub fn post_site(key: &str, registration: &Value) -> Self {
@@ -112,6 +118,17 @@ impl Call {
     pub fn key(mut self, key: &str) -> Self {
         let value = HeaderValue::from_str(key).expect("the key is a valid header value");
         self.headers.push((HeaderName::from_static("idempotency-key"), value));
+        self
+    }
+
+    /// Adds an `If-Match`.
+    ///
+    /// # Panics
+    /// If the tag is not a valid header value.
+    #[must_use]
+    pub fn if_match(mut self, tag: &str) -> Self {
+        let value = HeaderValue::from_str(tag).expect("the tag is a valid header value");
+        self.headers.push((IF_MATCH, value));
         self
     }
 

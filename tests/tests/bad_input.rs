@@ -181,6 +181,12 @@ async fn the_response_to_a_bad_query_or_path_names_the_field() -> Result<()> {
     ] {
         assert_problem(path, &stack.call(Call::get(path)).await?, status, field);
     }
+    let body = json!({ "name": null, "contact": { "email": "desk" } }).to_string();
+    let response = stack.call(Call::patch(&unknown, body.as_str())).await?;
+    assert_problem("PATCH with a wrong body", &response, 400, "name");
+    assert!(!response.body.to_string().contains("desk"), "{response}");
+    let response = stack.call(Call::patch(&unknown, "{}")).await?;
+    assert_problem("PATCH of an unknown site", &response, 404, "");
     let response = stack.call(Call::delete(&unknown)).await?;
     assert_problem("DELETE of an unknown site", &response, 404, "");
     let response = stack.call(Call::delete("/sites/alamosa")).await?;

@@ -266,6 +266,50 @@ async fn a_key_belongs_to_one_body() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_live_site_is_changed() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "changed", GOOD_CARD).await?;
+    let path = format!("/sites/{}", ids.site_id);
+    let body = json!({
+        "name": "Renamed", "contact": { "email": "desk@example.org" }, "location": { "elevationM": 1 },
+    });
+    let early = stack.call(Call::patch(&path, body.to_string())).await?;
+    assert_eq!(early.status, 409, "the site is still being onboarded: {early}");
+    stack.wait_until_active(ids.site_id).await?;
+
+    let before = stack.call(Call::get(&path)).await?;
+    let changed =
+        stack.call(Call::patch(&path, body.to_string()).if_match(before.header("etag"))).await?;
+    assert_eq!(changed.status, 200, "{changed}");
+    let after = stack.call(Call::get(&path)).await?;
+    assert_eq!(after.body, changed.body);
+    for (field, value) in [
+        ("/name", json!("Renamed")),
+        ("/contact", json!({ "email": "desk@example.org" })),
+        ("/location/elevationM", json!(1.0)),
+        ("/location/latitude", before.body["location"]["latitude"].clone()),
+    ] {
+        assert_eq!(after.body.pointer(field), Some(&value), "{after}");
+    }
+    let late = stack
+        .call(Call::patch(&path, r#"{"name": "Again"}"#).if_match(before.header("etag")))
+        .await?;
+    assert_eq!(late.status, 412, "{late}");
+    // A repeated change is none.
+    let repeated = stack.call(Call::patch(&path, body.to_string())).await?;
+    assert_eq!((repeated.status, &repeated.body), (200, &after.body), "{repeated}");
+    let events = log::published_saga_events(&stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&events),
+        events_undone(0, &["SiteCreated", "SiteActivated", "SiteChanged"])
+    );
+    assert_eq!(log::gaps(&events), [""; 0]);
+    let text = format!("{events:?}");
+    assert!(!text.contains("desk@example.org"), "the contact is in an event: {text}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_live_site_is_decommissioned() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "decommissioned", GOOD_CARD).await?;

@@ -10,6 +10,7 @@ from transform import transformed
 
 # Another allowed value than the default, for each parameter of a service.
 OTHER = {
+    "AlertMaxAgeMinutes": "30",
     "Architecture": "x86_64",
     "CanaryMinimumCalls": "7",
     "BillingConcurrency": "9",

@@ -7,7 +7,8 @@ use std::{
 
 use clap::{Args, Subcommand};
 use contracts::{
-    EntityType, OnboardingId, OperatorId, SiteId, Timestamp,
+    EntityType, Event, OnboardingId, OperatorId, SiteId, Timestamp,
+    events::SiteChanged,
     open::{OpenEntity, foreign_correlation_key},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -365,7 +366,7 @@ impl ShownEvent {
     }
 }
 
-/// The names of sites, each looked up once. `None` for a site whose first event is not in the log.
+/// The names of sites, each looked up once, and again after a change. `None` for a site whose first event is not in the log.
 type NameCache = BTreeMap<SiteId, Option<String>>;
 
 /// Looks up the names that are not known yet.
@@ -396,6 +397,9 @@ async fn print(
 ) -> Result<(), CliError> {
     if screen.json {
         return events.iter().try_for_each(|event| screen.entry(&event.entry()));
+    }
+    for event in events.iter().filter(|event| event.kind == SiteChanged::TYPE) {
+        names.retain(|site, _| event.site() != Some(*site));
     }
     look_up_names(stack, names, events.iter().filter_map(ShownEvent::site)).await?;
     let rows: Vec<_> = events.iter().map(|event| row(screen, names, event)).collect();

@@ -137,7 +137,7 @@ fn is_back(sensor: &Sensor, value: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Metric, readings::Series, sample::Sample};
+    use contracts::{Metric, readings::Series, sample::Sample, sensor::SensorMetadata};
     use proptest::{prelude::*, test_runner::RngSeed};
     use testkit::sample::{noon, saga};
 
@@ -151,6 +151,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min,
             max,
+            metadata: SensorMetadata::default(),
         })
     }
 

@@ -30,7 +30,7 @@ pub struct Reply {
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    Close { row: Box<SiteRow>, from: Status },
+    Close { row: Box<SiteRow>, from: Status, sequence: u64 },
     AlreadyClosed(Status),
 }
 
@@ -42,7 +42,7 @@ fn decide_closing(
     now: Timestamp,
 ) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
-    let from = row.status();
+    let (from, sequence) = (row.status(), row.sequence);
     match from {
         Status::Rejected | Status::Decommissioned => Ok(Decision::AlreadyClosed(from)),
         Status::Onboarding | Status::Active | Status::Decommissioning => {
@@ -50,11 +50,13 @@ fn decide_closing(
             Ok(Decision::Close {
                 row: Box::new(SiteRow {
                     closed_at: Some(now),
+                    contact: None,
                     failure,
-                    sequence: row.sequence + 1,
+                    sequence: sequence + 1,
                     ..row.with_status(to)
                 }),
                 from,
+                sequence,
             })
         }
     }
@@ -85,12 +87,17 @@ impl Step for CloseSite {
         let site_id = saga.site_id;
         let key = SiteRow::key(site_id);
         let existing = self.sites.get(&key).await?;
-        let (row, from) = match decide_closing(site_id, existing, command.failure, now)? {
-            Decision::Close { row, from } => (row, from),
+        let (row, from, sequence) = match decide_closing(site_id, existing, command.failure, now)? {
+            Decision::Close { row, from, sequence } => (row, from, sequence),
             Decision::AlreadyClosed(status) => return Ok(Reply { status }),
         };
-        let transaction =
-            Transaction::on(&self.sites).put_if_status(&self.sites, &key, &row, from.name());
+        let transaction = Transaction::on(&self.sites).put_if_unchanged(
+            &self.sites,
+            &key,
+            &row,
+            from.name(),
+            sequence,
+        );
         let transaction = match row.failure.clone() {
             Some(failure) => transaction.event(
                 &self.outbox,

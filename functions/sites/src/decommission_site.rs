@@ -9,7 +9,7 @@ use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
 use crate::{
-    SiteRow, SitesError, Status,
+    MAX_ATTEMPTS, SiteRow, SitesError, Status,
     get_site::{site_id, site_not_found},
 };
 
@@ -66,11 +66,11 @@ impl DecommissionSite {
                 ));
             }
         };
+        let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
         self.record(caller, site, now).await.map_err(|error| Problem::from_fault(&error))?;
         if status == Status::Decommissioning {
-            self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
+            self.decommission(site, row).await.map_err(|error| Problem::from_fault(&error))?;
         }
-        let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
         let target = format!("/sites/{site}");
         Ok(Response::new(202, &reply)?.at(http::relative_location(request, &target, &target)))
     }
@@ -100,24 +100,41 @@ impl DecommissionSite {
     ///
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
-    async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
+    async fn decommission(&self, site: SiteId, row: SiteRow) -> Result<(), SitesError> {
         let saga = SagaContext::for_site(row.owned.operator_id, site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
-        let decommissioning = row.clone().with_status(Status::Decommissioning);
-        let commit = Transaction::on(&self.sites)
-            .put_if_status(
-                &self.sites,
-                &SiteRow::key(site),
-                &decommissioning,
-                Status::Active.name(),
-            )
-            .commit()
-            .await?;
-        if let Commit::Refused(_) = commit {
-            tracing::info!(%site, "a teardown or another request has already changed the status");
+        self.set_decommissioning(site, row).await
+    }
+
+    /// Sets the status to DECOMMISSIONING if it is ACTIVE. If the site is changed at the same time, the row is read again,
+    /// so that the change is kept.
+    async fn set_decommissioning(&self, site: SiteId, mut row: SiteRow) -> Result<(), SitesError> {
+        let key = SiteRow::key(site);
+        for _ in 0..MAX_ATTEMPTS {
+            if row.status() != Status::Active {
+                tracing::info!(%site, "a teardown or another request has already changed the status");
+                return Ok(());
+            }
+            let decommissioning = row.clone().with_status(Status::Decommissioning);
+            let commit = Transaction::on(&self.sites)
+                .put_if_unchanged(
+                    &self.sites,
+                    &key,
+                    &decommissioning,
+                    Status::Active.name(),
+                    row.sequence,
+                )
+                .commit()
+                .await?;
+            match commit {
+                Commit::Done => return Ok(()),
+                Commit::Refused(refused) => {
+                    row = refused.row(&key)?.ok_or(SitesError::Busy(site))?;
+                }
+            }
         }
-        Ok(())
+        Err(SitesError::Busy(site))
     }
 }

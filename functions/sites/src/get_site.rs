@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Location, Metric, OnboardingFailure, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
+    Contact, Location, Metric, OnboardingFailure, OnboardingId, OperatorId, SensorId, SiteId,
+    Timestamp,
     names::operator_status,
     saga::{ACTIVATE_SITE, STEPS},
 };
@@ -29,12 +30,15 @@ pub struct GetSite {
 #[expect(clippy::struct_field_names, reason = "names of the wire format")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Site {
+pub(crate) struct Site {
     site_id: SiteId,
     operator_id: OperatorId,
     name: String,
     operator: String,
     location: Location,
+    /// Only for callers that may change it, because it is personal data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contact: Option<Contact>,
     status: Status,
     sensors: Vec<SiteSensor>,
     onboarding: Onboarding,
@@ -65,9 +69,41 @@ struct OnboardingStep {
     at: Timestamp,
 }
 
+/// The rows of a site.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StoredSite {
+    /// The site itself.
+    pub row: SiteRow,
+    /// The steps of its onboarding.
+    pub steps: Vec<StepRow>,
+}
+
+impl StoredSite {
+    /// Reads the rows of the operator's site. Returns `None` if there is no such site, or if it belongs to another
+    /// operator.
+    pub async fn read(
+        sites: &Table,
+        operator: OperatorId,
+        site: SiteId,
+    ) -> Result<Option<Self>, StoreError> {
+        let query = sites.query("siteId = :site").text("site", site).consistent();
+        let mut row: Option<SiteRow> = None;
+        let mut steps = Vec::new();
+        for item in query.page(None).await?.items {
+            match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
+                Some("SITE") => row = Some(parse(item)?),
+                _ => steps.push(parse(item)?),
+            }
+        }
+        let row = row.filter(|row| row.owned.operator_id == operator);
+        Ok(row.map(|row| Self { row, steps }))
+    }
+}
+
 impl Site {
-    fn new(site_id: SiteId, row: SiteRow, step_rows: Vec<StepRow>) -> Self {
-        let mut steps: Vec<_> = step_rows
+    /// Returns the site as this caller sees it.
+    pub fn new(site_id: SiteId, StoredSite { row, steps }: StoredSite, caller: &Caller) -> Self {
+        let mut steps: Vec<_> = steps
             .into_iter()
             .map(|step| OnboardingStep { name: step.name, status: step.status, at: step.at })
             .collect();
@@ -99,6 +135,7 @@ impl Site {
             name: row.name,
             operator: row.operator,
             location: row.location,
+            contact: row.contact.filter(|_| caller.scope.may_write()),
             status: row.owned.status,
             sensors: sensors.collect(),
             onboarding: Onboarding {
@@ -200,28 +237,15 @@ impl GetSite {
         if request.path_parameters.contains_key("siteId") {
             http::reject_query(request)?;
             let site = site_id(request)?;
-            let body = self.site(site).await.map_err(|error| Problem::from_fault(&error))?;
-            let body = body.filter(|body| body.operator_id == caller.operator);
-            let body = body.ok_or_else(|| site_not_found(site))?;
-            return Response::new(200, &body);
+            let stored = StoredSite::read(&self.sites, caller.operator, site).await;
+            let stored = stored.map_err(|error| Problem::from_fault(&error))?;
+            let stored = stored.ok_or_else(|| site_not_found(site))?;
+            return Response::new(200, &Site::new(site, stored, caller));
         }
         let query = query(caller.operator, request)?;
         let page = self.list(caller.operator, query).await;
         let page = page.map_err(|error| Problem::from_fault(&error))?;
         Response::new(200, &page)
-    }
-
-    async fn site(&self, site: SiteId) -> Result<Option<Site>, StoreError> {
-        let query = self.sites.query("siteId = :site").text("site", site).consistent();
-        let mut row = None;
-        let mut steps = Vec::new();
-        for item in query.page(None).await?.items {
-            match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
-                Some("SITE") => row = Some(parse(item)?),
-                _ => steps.push(parse(item)?),
-            }
-        }
-        Ok(row.map(|row| Site::new(site, row, steps)))
     }
 
     /// Reads a page of the operator's sites, one status after the other, unless the query is for one status. Each status

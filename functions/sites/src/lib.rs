@@ -10,6 +10,10 @@
 //! activation was committed. It becomes DECOMMISSIONED if `decommission-site` has started the teardown but not yet set
 //! DECOMMISSIONING. REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation
 //! finds them and changes nothing.
+//!
+//! The name, the contact and the location of an ACTIVE site can be changed ([`update_site`]). Each write of a row `SITE` that
+//! exists is conditional on its status and its sequence, because it replaces the whole row. Only DECOMMISSIONING is set
+//! without an event, so the sequence stays. A closed site has no contact: it is personal data, and nobody could remove it any more.
 
 pub mod activate_site;
 pub mod close_site;
@@ -19,10 +23,11 @@ pub mod get_site;
 pub mod import_site;
 pub mod project_site;
 pub mod registration;
+pub mod update_site;
 
 use contracts::{
-    IdMismatch, Location, OnboardingFailure, OnboardingId, OperatorId, Plan, Sensor, SiteId,
-    Timestamp,
+    Contact, IdMismatch, Location, OnboardingFailure, OnboardingId, OperatorId, Plan, Sensor,
+    SiteId, Timestamp,
     input::{FieldError, join_errors},
     names::operator_status,
 };
@@ -30,6 +35,9 @@ use fault::{ErrorKind, Fault};
 use machines::MachineError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
+
+/// The maximum number of attempts to write a site's row that other requests change at the same time.
+const MAX_ATTEMPTS: usize = 10;
 
 /// The status of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +125,9 @@ pub struct SiteRow {
     pub operator: String,
     /// The position of the site.
     pub location: Location,
+    /// Whom to contact about the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<Contact>,
     /// The sensors of the site.
     pub sensors: Vec<Sensor>,
     /// The subscription plan.

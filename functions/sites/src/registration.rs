@@ -87,6 +87,7 @@ fn row(saga: SagaContext, registration: &SiteRegistration, now: Timestamp) -> Si
         name: registration.name.trim().to_owned(),
         operator: registration.operator.trim().to_owned(),
         location: registration.location,
+        contact: None,
         sensors: sensors.map(|(index, request)| sensor(onboarding_id, index, request)).collect(),
         plan: registration.plan,
         onboarding_id,
@@ -106,6 +107,7 @@ fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) ->
         unit: request.unit.clone(),
         min: request.min,
         max: request.max,
+        metadata: (&request.metadata).into(),
     }
 }
 
@@ -121,7 +123,7 @@ fn request_hash(registration: &SiteRegistration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Location, Metric, PaymentMethodId, Plan};
+    use contracts::{Location, Metric, PaymentMethodId, Plan, sensor::RegisteredMetadata};
 
     use super::*;
 
@@ -135,6 +137,7 @@ mod tests {
                 unit: "Cel".to_owned(),
                 min: Some(-50.0),
                 max: Some(50.0),
+                metadata: RegisteredMetadata::default(),
             }],
             plan: Plan::Standard,
             payment_method: PaymentMethodId("pm_card_visa".to_owned()),

@@ -14,12 +14,18 @@ use uuid::Uuid;
 pub enum Action {
     /// An operator was registered. The target is its id.
     CreateOperator,
+    /// The name, the plan or the status of an operator was changed. The target is its id.
+    UpdateOperator,
     /// An API key was created. The target is its id.
     CreateKey,
     /// An API key was created, and replaces another one. The target is the id of the new key.
     ReplaceKey,
     /// An API key was revoked. The target is its id.
     RevokeKey,
+    /// The name, the contact or the location of a site was changed. The target is its id.
+    UpdateSite,
+    /// The metadata of a sensor were changed. The target is its id.
+    UpdateSensor,
     /// The decommissioning of a site was requested. The target is its id.
     DecommissionSite,
     /// A failed message was sent again. The target is the id of the failure.
@@ -30,6 +36,10 @@ pub enum Action {
     RecoverSaga,
     /// The rebuild of a consumer's rows from the event log was started or continued. The target is the function.
     RebuildConsumer,
+    /// A source of appended events was released. The target is the source. The next operator that uses it owns it.
+    ReleaseSource,
+    /// A source of appended events was given to another operator. The target is the source.
+    TransferSource,
 }
 
 /// An entry of the trail. Its key is the operator and the attribute `at`: `<time>/<random UUID>`.

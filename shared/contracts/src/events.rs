@@ -16,11 +16,17 @@ use crate::{
     inbound::{MAX_NAME, MAX_QUANTITY, MAX_SENSORS},
     input::WholeNumber,
     number,
+    readings::BundleId,
     site::{MAX_ERROR, MAX_MESSAGE, MAX_PROVIDER_ID, MAX_UNIT},
 };
 
 pub use published::{PublishedForm, published_forms};
 pub use schema::schema_of;
+
+/// The maximum number of changed fields in an event.
+const MAX_CHANGED: usize = 50;
+/// The maximum length of a field's name, in characters.
+const MAX_FIELD: usize = 80;
 
 /// A visitor of all event types; see [`visit`].
 pub trait Visitor {
@@ -153,6 +159,41 @@ pub enum Limit {
     Max,
 }
 
+/// What a revision changed. Consumers must accept names that they do not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RevisionKind {
+    /// Samples were sent again with other values, flags or times.
+    Value,
+    /// Samples were withdrawn, and none take their place.
+    Retraction,
+    /// The flags of samples changed, not the samples.
+    Flag,
+    /// The sensor's calibration changed.
+    Calibration,
+    /// A person annotated the range.
+    Annotation,
+    /// The range was approved, or its approval was withdrawn.
+    Approval,
+    /// A kind of a later release.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl JsonSchema for RevisionKind {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RevisionKind".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^[a-z][A-Za-z]{0,39}$" })
+    }
+}
+
 events! {
     of a site {
         /// A site was registered, and its onboarding starts.
@@ -177,6 +218,17 @@ events! {
         }
         /// The onboarding succeeded, and the site accepts readings.
         SiteActivated of Site v 1 {}
+        /// The name, the contact or the location of an active site was changed. The contact is personal data, so it is not in the event.
+        SiteChanged of Site v 1 {
+            /// The names of the fields that were changed: `name`, `contact`, `location`.
+            #[schemars(length(min = 1, max = MAX_CHANGED), inner(length(min = 1, max = MAX_FIELD)))]
+            changed: Vec<String>,
+            /// The site's name after the change.
+            #[schemars(length(min = 1, max = MAX_NAME))]
+            name: String,
+            /// The site's location after the change.
+            location: Location,
+        }
         /// The onboarding failed, and all completed steps were undone.
         SiteRejected of Site v 1 {
             /// The failed step and its error.
@@ -207,6 +259,11 @@ events! {
             /// All sensors of the site.
             #[schemars(length(max = MAX_SENSORS))]
             sensors: Vec<Sensor>,
+        }
+        /// The metadata of a sensor of the site were changed.
+        SensorChanged of Sensors v 1 {
+            /// The sensor after the change.
+            sensor: Sensor,
         }
         /// The sensors of the site were retired permanently.
         SensorsDeprovisioned of Sensors v 1 {
@@ -283,6 +340,28 @@ events! {
             at: Timestamp,
             /// When the first reading beyond the limit was taken.
             breached_at: Timestamp,
+        }
+        /// Stored readings of a sensor changed, or are to be read differently. What was computed from the range before is no longer right.
+        ReadingsRevised of Readings v 1 {
+            /// The id of the sensor. It is also the id of the entity.
+            sensor_id: SensorId,
+            /// What changed: `value`, `retraction`, `flag`, `calibration`, `annotation` or `approval`. A later release can add names.
+            kind: RevisionKind,
+            /// The start of the range, inclusive.
+            from: Timestamp,
+            /// The end of the range, exclusive.
+            to: Timestamp,
+            /// The bundle that has the revision. Present for `value` and `retraction`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            bundle_id: Option<BundleId>,
+            /// The number of the revision. Present for `value` and `retraction`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(range(min = 1))]
+            revision: Option<u32>,
+            /// Why the readings were revised.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(length(max = 500))]
+            reason: Option<String>,
         }
     }
 

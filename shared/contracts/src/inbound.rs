@@ -16,7 +16,9 @@ use crate::{
         FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Problems, Purpose,
         Reason, Text, quoted,
     },
-    number, site, text,
+    number,
+    sensor::RegisteredMetadata,
+    site, text,
 };
 
 /// `detail-type` of [`KitsDelivered`].
@@ -91,8 +93,8 @@ pub struct SiteRegistration {
 
 /// A sensor of a new site.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("anyOf" = units_by_metric()))]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields, extend("anyOf" = units_by_metric()))]
 pub struct SensorRequest {
     /// The metric that the sensor measures.
     pub metric: Metric,
@@ -107,6 +109,9 @@ pub struct SensorRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
+    /// How its samples are taken and corrected.
+    #[serde(flatten)]
+    pub metadata: RegisteredMetadata,
 }
 
 /// Returns the cases of the schema's `anyOf`. Metrics with the same units share a case, so each metric is in one case.
@@ -204,7 +209,25 @@ impl Input for Location {
 }
 
 impl Input for SensorRequest {
-    const FIELDS: &'static [&'static str] = &["metric", "unit", "min", "max"];
+    const FIELDS: &'static [&'static str] = &[
+        "metric",
+        "unit",
+        "min",
+        "max",
+        "label",
+        "kind",
+        "stamp",
+        "reportEverySeconds",
+        "heightM",
+        "datum",
+        "resolution",
+        "detectionLimit",
+        "counter",
+        "externalIds",
+        "intervalSeconds",
+        "noDataValues",
+        "calibration",
+    ];
 
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let metric = fields.required("metric", &METRIC, problems);
@@ -218,7 +241,8 @@ impl Input for SensorRequest {
             let message = format!("is {min}; it must be below max, which is {max}");
             problems.add(fields.path("min"), message);
         }
-        Some(Self { metric: metric?, unit: unit?, min, max })
+        let metadata = RegisteredMetadata::read(fields, problems);
+        Some(Self { metric: metric?, unit: unit?, min, max, metadata })
     }
 }
 

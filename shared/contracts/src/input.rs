@@ -291,6 +291,48 @@ pub trait FieldRule {
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value>;
 }
 
+/// What a JSON merge patch (RFC 7396) does to an optional field.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change<T> {
+    /// The patch does not have the field. The value stays.
+    #[default]
+    Keep,
+    /// The field is `null`. The value is removed.
+    Remove,
+    /// The field has a new value.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// Returns whether the value stays.
+    #[must_use]
+    pub fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
+    /// Returns the change with another value.
+    #[must_use]
+    pub fn map<U>(self, value: impl FnOnce(T) -> U) -> Change<U> {
+        match self {
+            Self::Keep => Change::Keep,
+            Self::Remove => Change::Remove,
+            Self::Set(new) => Change::Set(value(new)),
+        }
+    }
+}
+
+impl<T: Clone> Change<T> {
+    /// Returns the value after the change.
+    #[must_use]
+    pub fn applied_to(&self, value: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => value,
+            Self::Remove => None,
+            Self::Set(new) => Some(new.clone()),
+        }
+    }
+}
+
 /// A type that is read from an object.
 pub trait Input: Sized {
     /// The names of the fields.
@@ -386,6 +428,12 @@ impl<'a> Fields<'a> {
         self.members.iter().map(|(name, tree)| (name.as_str(), tree))
     }
 
+    /// Returns the path of the object.
+    #[must_use]
+    pub fn at(&self) -> &'a str {
+        self.at
+    }
+
     /// Returns the path of a field.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
@@ -422,6 +470,32 @@ impl<'a> Fields<'a> {
         match self.get(name) {
             None | Some(JsonValue::Null) => None,
             Some(tree) => rule.read(tree, &self.path(name), problems),
+        }
+    }
+
+    /// Reads a field of a JSON merge patch that replaces a required value. It may be missing, but not `null`.
+    pub fn replacement<R: FieldRule>(
+        &self,
+        name: &str,
+        rule: &R,
+        problems: &mut Problems,
+    ) -> Option<R::Value> {
+        self.get(name).and_then(|tree| rule.read(tree, &self.path(name), problems))
+    }
+
+    /// Reads a field of a JSON merge patch that changes an optional value.
+    pub fn change<R: FieldRule>(
+        &self,
+        name: &str,
+        rule: &R,
+        problems: &mut Problems,
+    ) -> Change<R::Value> {
+        match self.get(name) {
+            None => Change::Keep,
+            Some(JsonValue::Null) => Change::Remove,
+            Some(tree) => {
+                rule.read(tree, &self.path(name), problems).map_or(Change::Keep, Change::Set)
+            }
         }
     }
 }

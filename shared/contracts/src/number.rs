@@ -40,9 +40,13 @@ pub(crate) fn storable(_: &mut SchemaGenerator) -> Schema {
 
 /// Returns the JSON Schema of a number that DynamoDB can store, or `null`.
 pub(crate) fn any_or_null(_: &mut SchemaGenerator) -> Schema {
-    let mut schema = schema(-MAX_MAGNITUDE, MAX_MAGNITUDE);
-    schema.insert("type".to_owned(), serde_json::json!(["number", "null"]));
-    schema
+    or_null(schema(-MAX_MAGNITUDE, MAX_MAGNITUDE))
+}
+
+/// Returns the JSON Schema of a number that may also be `null`.
+pub(crate) fn or_null(mut number: Schema) -> Schema {
+    number.insert("type".to_owned(), serde_json::json!(["number", "null"]));
+    number
 }
 
 /// Formats the number for messages. Very large and very small numbers get an exponent.

@@ -317,7 +317,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::Metric;
+    use crate::{Metric, sensor::SensorMetadata};
 
     fn saga() -> SagaContext {
         SagaContext::for_site(
@@ -436,6 +436,7 @@ mod tests {
             unit: "m".to_owned(),
             min: None,
             max: None,
+            metadata: SensorMetadata::default(),
         };
         let read = |sensors: [Sensor; 2]| {
             let mut input = json!(saga());

@@ -5,7 +5,9 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Metric, SensorId, inbound::MAX_PAYMENT_METHOD, input::Number, number};
+use crate::{
+    Metric, SensorId, inbound::MAX_PAYMENT_METHOD, input::Number, number, sensor::SensorMetadata,
+};
 
 /// The maximum length of an error name, in characters: that of Step Functions.
 pub(crate) const MAX_ERROR: usize = 256;
@@ -41,19 +43,49 @@ impl Location {
         Number { min: -500.0, max: 9000.0, what: "metres above sea level" };
 }
 
-fn latitude(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn latitude(_: &mut SchemaGenerator) -> Schema {
     number::schema(Location::LATITUDE.min, Location::LATITUDE.max)
 }
 
-fn longitude(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn longitude(_: &mut SchemaGenerator) -> Schema {
     number::schema(Location::LONGITUDE.min, Location::LONGITUDE.max)
 }
 
-fn elevation_m(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn elevation_m(_: &mut SchemaGenerator) -> Schema {
     number::schema(Location::ELEVATION_M.min, Location::ELEVATION_M.max)
 }
 
-/// A sensor of a site. Its id and unit never change.
+/// Whom to contact about a site. It is personal data: it is in no event and no log, and `Debug` hides it.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contact {
+    /// The name of the person or the office.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// The telephone number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<String>,
+}
+
+impl Contact {
+    /// Returns whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Prints a placeholder, because a contact must not be logged.
+impl fmt::Debug for Contact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Contact(***)")
+    }
+}
+
+/// A sensor of a site. Its id, metric and unit never change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sensor {
@@ -72,6 +104,9 @@ pub struct Sensor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
+    /// How its samples are taken and corrected. Sensors of earlier releases have none.
+    #[serde(flatten)]
+    pub metadata: SensorMetadata,
 }
 
 /// The plan that the operator subscribes to.

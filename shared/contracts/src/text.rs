@@ -62,6 +62,23 @@ pub fn has_blank_ends(text: &str) -> bool {
     ends.into_iter().flatten().any(|character| is_in(BLANK, character))
 }
 
+/// Returns whether the text has the form of an e-mail address: one `@` between other characters, and no invisible ones.
+#[must_use]
+pub fn is_email(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && !part.chars().any(|it| it == '@' || is_in(REFUSED, it) || is_in(BLANK, it))
+    };
+    text.split_once('@').is_some_and(|(name, domain)| is_part(name) && is_part(domain))
+}
+
+/// Returns the regular expression of an e-mail address.
+#[must_use]
+pub(crate) fn email_pattern() -> String {
+    let part = none_of(&[REFUSED, BLANK, &['@'..='@']]);
+    format!("^{part}+@{part}+$")
+}
+
 /// Returns the regular expression of a name: no refused character, and at least one visible character.
 #[must_use]
 pub(crate) fn name_pattern() -> String {

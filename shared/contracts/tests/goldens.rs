@@ -13,6 +13,7 @@ use contracts::{
     },
     readings::{BUNDLE_SCHEMA, Bundle, Series},
     sample::Sample,
+    sensor::{RegisteredMetadata, SENSOR_CHANGE},
 };
 use serde_json::{Value, json};
 use testkit::golden;
@@ -67,7 +68,7 @@ fn check_schema<E: Event>(name: &str, wire: &Value) {
     refuses("/metadata", "occurredAt", Some("2026-01-01T12:00:00+01:00".into()));
     let first_field = wire["data"].as_object().expect("an object").keys().next().expect("a field");
     refuses("/data", first_field, None);
-    if EntityType::OF_SITE.contains(&E::ENTITY) {
+    if E::ENTITY.belongs_to_site() {
         refuses("/data", "siteId", None);
         refuses("/metadata", "correlationId", None);
     } else {
@@ -148,6 +149,7 @@ fn every_inbound_event_matches_its_golden_file() {
                 unit: "W/m2".to_owned(),
                 min: None,
                 max: Some(700.0),
+                metadata: RegisteredMetadata::default(),
             }],
             plan: Plan::Community,
             payment_method: PaymentMethodId("pm_card_visa".to_owned()),

@@ -44,7 +44,7 @@ fn every_missing_wrong_and_unknown_field_is_named_at_once() {
             "sensors[1].unit: is missing; give m/s (UCUM), for wind_speed",
             "sensors[2].unit: is \"degF\"; give Cel or K (UCUM), for air_temperature",
             "sensors[2].min: is 5; it must be below max, which is 1",
-            "sensors[3]: is an array; give an object with the fields metric, unit, min, max",
+            "sensors[3]: is an array; give an object with the fields metric, unit, min, max, label, kind, stamp, reportEverySeconds, heightM, datum, resolution, detectionLimit, counter, externalIds, intervalSeconds, noDataValues, calibration",
             "plan: is \"gold\"; give one of community, standard, professional",
             "paymentMethod: is missing; give a string of 1 to 255 letters, digits, _ and -",
         ]

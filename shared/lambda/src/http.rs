@@ -7,7 +7,7 @@ use aws_lambda_events::{
     encodings::Body,
     http::{
         HeaderMap, HeaderName, HeaderValue, Method,
-        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY},
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, VARY},
     },
 };
 pub use contracts::input::FieldError;
@@ -385,9 +385,7 @@ impl Caching {
                 Some(Body::Text(text)) => text.as_bytes(),
                 _ => &[],
             };
-            let hash = &Sha256::digest(text)[..16];
-            let tag = hash.iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
-            let tag = format!("\"{tag}\"");
+            let tag = entity_tag(text);
             if self.if_none_match.as_ref().is_some_and(|known| matches(known, &tag)) {
                 response.status_code = 304;
                 response.headers.remove(CONTENT_TYPE);
@@ -406,6 +404,34 @@ impl Caching {
         }
         response
     }
+}
+
+/// Returns the entity tag of a response with this body.
+fn entity_tag(body: &[u8]) -> String {
+    let hash = &Sha256::digest(body)[..16];
+    let tag = hash.iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
+    format!("\"{tag}\"")
+}
+
+/// Refuses a change (412) if `If-Match` does not have the tag of the resource as it is now. A request without the header is
+/// not refused. `current` is the response to the caller's `GET` of the resource.
+pub fn require_match(request: &Request, current: &Response) -> Result<(), Problem> {
+    let mut known = request.headers.get_all(IF_MATCH).iter().peekable();
+    if known.peek().is_none() {
+        return Ok(());
+    }
+    let tag = entity_tag(current.body.as_bytes());
+    // RFC 9110 asks for a strong comparison: a weak tag never matches.
+    let is_current = |known: &HeaderValue| {
+        let mut known = known.to_str().unwrap_or_default().split(',').map(str::trim);
+        known.any(|known| known == "*" || known == tag)
+    };
+    if known.any(is_current) {
+        return Ok(());
+    }
+    let detail = "The resource was changed since you read it. Read it again, and send the change with the new ETag in \
+                  If-Match.";
+    Err(Problem::new(412, "precondition-failed", "The resource was changed", detail))
 }
 
 /// Returns whether `If-None-Match` contains the tag. The comparison is weak, as RFC 9110 asks for.

@@ -108,6 +108,24 @@ impl Transaction {
         self.put(table, key, row, "#sequence = :sequence", [("sequence", sequence)])
     }
 
+    /// Replaces a row if its attributes `status` and `sequence` still have these values, which the caller has read. Use it
+    /// for a row that some writes change without increasing `sequence`: those writes must change `status`.
+    #[must_use]
+    pub fn put_if_unchanged<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        status: &str,
+        sequence: u64,
+    ) -> Self {
+        let values = [
+            ("status", AttributeValue::S(status.to_owned())),
+            ("sequence", AttributeValue::N(sequence.to_string())),
+        ];
+        self.put(table, key, row, "#status = :status AND #sequence = :sequence", values)
+    }
+
     /// Puts a row, unless the existing one has the same or a higher `sequence`. A projection from events therefore
     /// does not depend on the order of the events.
     #[must_use]

@@ -4,6 +4,7 @@ use contracts::{
     Entity, EntityType, Metric, OperatorId, Plan, SagaContext, Scope, Sensor, SensorId, SiteId,
     Timestamp,
     names::{Consumer, Source},
+    sensor::SensorMetadata,
 };
 use lambda::http::Caller;
 use serde_json::{Value, json};
@@ -63,6 +64,7 @@ pub fn sensors(saga: SagaContext, metrics: &[Metric]) -> Vec<Sensor> {
                 unit: metric.units()[0].to_owned(),
                 min,
                 max,
+                metadata: SensorMetadata::default(),
             }
         })
         .collect()

@@ -19,6 +19,7 @@ use contracts::{
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
     saga::TeardownInput,
+    sensor::RegisteredMetadata,
 };
 use cost::{
     counted::{Effect, Onboardings},
@@ -49,6 +50,7 @@ fn registration() -> SiteRegistration {
         unit: metric.units()[0].to_owned(),
         min,
         max,
+        metadata: RegisteredMetadata::default(),
     };
     SiteRegistration {
         name: "Alamosa, Colorado".to_owned(),
@@ -120,6 +122,7 @@ impl Onboarding {
             unit: request.unit,
             min: request.min,
             max: request.max,
+            metadata: (&request.metadata).into(),
         });
         let sensors = sensors.collect();
         let (effects, rows) = (Vec::new(), Vec::new());

@@ -68,7 +68,7 @@ const COMPLETE_TASK: &[&str] =
 
 const LIMITED: &str =
     "the functions behind the API take tokens from the buckets of the rate limits";
-const AUDITED: &str = "the deletion of a site is an entry of the audit trail";
+const AUDITED: &str = "each change and each deletion of a site is an entry of the audit trail";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";

@@ -9,7 +9,7 @@ use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
 use sites::{
     create_site::CreateSite, import_site::ImportSite, project_site::ProjectSite,
-    registration::Registrar,
+    registration::Registrar, update_site::UpdateSite,
 };
 use testkit::{
     Dynamo,
@@ -41,6 +41,10 @@ pub fn saga_for_key(key: &str) -> SagaContext {
 /// Returns the saga of the operator's site that `POST /sites` registers under this idempotency key.
 pub fn saga_of(operator: OperatorId, key: &str) -> SagaContext {
     SagaContext::for_site(operator, SiteId::registered(operator, "", key), None)
+}
+
+pub fn update_site(dynamo: &Dynamo) -> UpdateSite {
+    UpdateSite { sites: dynamo.table(SITES), outbox: dynamo.outbox(), trail: trail(dynamo) }
 }
 
 /// Returns a valid body of `POST /sites`.
@@ -80,6 +84,13 @@ pub fn on_site(function: &str, site: &str) -> Request {
     event["path"] = format!("/sites/{site}").into();
     event["pathParameters"] = json!({ "siteId": site });
     read(&event)
+}
+
+/// Returns `PATCH` of one site.
+pub fn patch_site(site: &str, body: &str) -> Request {
+    let mut request = on_site("update-site", site);
+    request.body = Some(body.to_owned());
+    request
 }
 
 /// Returns `GET /sites` with a query.

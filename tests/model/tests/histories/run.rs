@@ -7,6 +7,7 @@ use std::{
 
 use contracts::{
     Entity, EntityType, EventId, Metric, Sensor, SensorId, Timestamp, events::Shortage, saga,
+    sensor::SensorMetadata,
 };
 use serde_json::{Value, json};
 use sites::{StepRow, StepStatus};
@@ -124,7 +125,8 @@ fn sensors(index: usize, counts: [usize; 2]) -> Vec<Sensor> {
         .map(|(index, metric): (usize, Metric)| {
             let (min, max) = limits.get(index).copied().unwrap_or_default();
             let sensor_id = SensorId::from_onboarding(saga.onboarding_id, index);
-            Sensor { sensor_id, metric, unit: metric.units()[0].to_owned(), min, max }
+            let unit = metric.units()[0].to_owned();
+            Sensor { sensor_id, metric, unit, min, max, metadata: SensorMetadata::default() }
         })
         .collect()
 }
