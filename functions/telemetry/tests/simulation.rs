@@ -27,7 +27,7 @@ use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
-use telemetry::{SensorRow, register::Register, store_readings::StoreReadings};
+use telemetry::{SensorRow, hold::Hold, register::Register, store_readings::StoreReadings};
 use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::READINGS,
@@ -53,8 +53,16 @@ type Rows = BTreeMap<RowKey, SampleBits>;
 enum ExpectedOutcome {
     /// These rows are stored. If a row with one of the keys has different samples, the record is also quarantined.
     Stored(Rows),
-    /// The record is quarantined under this error.
-    Quarantined(&'static str),
+    /// The record is quarantined under this error, and these rows of its other series are stored.
+    Quarantined(&'static str, Rows),
+}
+
+impl ExpectedOutcome {
+    /// Returns the rows that are stored.
+    fn rows(&self) -> &Rows {
+        let (Self::Stored(rows) | Self::Quarantined(_, rows)) = self;
+        rows
+    }
 }
 
 /// The kinds of invalid records in the simulation.
@@ -199,12 +207,14 @@ impl BundleGenerator {
         Bundle { bundle_id, site_id: id, series }
     }
 
-    /// Returns the partition key and the data of a record that can never be stored.
-    fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>) {
+    /// Returns the partition key and the data of a record that can never be stored completely, and the rows that are
+    /// stored.
+    fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>, Rows) {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
         let other_site = self.sites[(site + 1) % self.sites.len()].sensors[0];
         let at = bundle.series[0].samples[0].0;
+        let mut good = Rows::new();
         let data = match poison {
             Poison::NotJson => b"{\"bundleId\": 1".to_vec(),
             Poison::NotGzip => vec![0x1f, 0x8b, 1, 2, 3],
@@ -233,12 +243,13 @@ impl BundleGenerator {
                     Poison::Retired => self.sites[site].retired,
                     _ => other_site,
                 };
+                good = rows(&bundle);
                 let series = self.series(sensor, at);
                 bundle.series.push(series);
                 plain(&bundle)
             }
         };
-        (key, data)
+        (key, data, good)
     }
 }
 
@@ -276,8 +287,8 @@ impl Workload {
                 (0..20, _) => {
                     let poison = *rng.pick(&POISON_KINDS);
                     *workload.poisons.entry(poison).or_default() += 1;
-                    let (key, data) = generator.poison(poison, site);
-                    (key, data, ExpectedOutcome::Quarantined(poison.error()))
+                    let (key, data, good) = generator.poison(poison, site);
+                    (key, data, ExpectedOutcome::Quarantined(poison.error(), good))
                 }
                 // A repeated bundle.
                 (20..35, Some(bundle)) => {
@@ -357,8 +368,9 @@ impl Checker {
     fn is_done(&self, state: &CheckState, put: usize) -> bool {
         let quarantined = state.quarantined.get(&put);
         match &self.workload.puts[put].expected {
-            ExpectedOutcome::Quarantined(error) => {
+            ExpectedOutcome::Quarantined(error, rows) => {
                 quarantined.is_some_and(|errors| errors.contains(*error))
+                    && rows.iter().all(|(key, bits)| state.stored.get(key) == Some(bits))
             }
             ExpectedOutcome::Stored(rows) => {
                 let conflict =
@@ -390,10 +402,7 @@ impl Checker {
                         continue;
                     }
                     // Finds the record with this row. If a bundle was sent twice, this is the first record.
-                    let has_row = |put: &Put| match &put.expected {
-                        ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
-                        ExpectedOutcome::Quarantined(_) => false,
-                    };
+                    let has_row = |put: &Put| put.expected.rows().get(&key) == Some(&bits);
                     match self.workload.puts.iter().position(has_row) {
                         Some(put) => self.check_order(state, put),
                         None => state.violations.push(format!("no record has the row {key:?}")),
@@ -526,6 +535,7 @@ impl Function for Consumer {
         StoreReadings {
             register: Register::new(readings.clone(), self.register_age),
             readings,
+            hold: Hold { queues: cloud.queues(), url: "http://cloud/hold".to_owned() },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: "http://cloud/quarantine".to_owned(),
@@ -734,10 +744,8 @@ fn assert_rows_match_records(checker: &Checker) {
     assert_eq!(series.len(), state.stored.len());
     for row in series {
         let (key, bits) = row_of(row);
-        let sent = checker.workload.puts.iter().any(|put| match &put.expected {
-            ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
-            ExpectedOutcome::Quarantined(_) => false,
-        });
+        let puts = &checker.workload.puts;
+        let sent = puts.iter().any(|put| put.expected.rows().get(&key) == Some(&bits));
         assert!(sent, "no record has the row {key:?} {bits:?}");
         let row: SeriesRow = cloud::read(row);
         assert_eq!(Some(row.end), bits.last().map(|(at, _)| *at), "{key:?}");
@@ -762,7 +770,7 @@ fn assert_quarantine_matches_poison(checker: &Checker) -> BTreeMap<String, u32> 
         assert!(message["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{message}");
         let error = message["error"].as_str().expect("an error");
         match &put.expected {
-            ExpectedOutcome::Quarantined(expected) => assert_eq!(error, *expected, "{message}"),
+            ExpectedOutcome::Quarantined(expected, _) => assert_eq!(error, *expected, "{message}"),
             ExpectedOutcome::Stored(rows) => {
                 let other = rows.iter().any(|(key, bits)| state.stored.get(key) != Some(bits));
                 assert!(
