@@ -9,6 +9,7 @@ use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
     AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
+    readings::Sample,
     stream::Record,
 };
 use fault::{Fault, InvocationError, ReplayResponse};
@@ -154,7 +155,7 @@ impl DetectBreaches {
         let mut transaction = Transaction::on(&self.alerting);
         transaction = transaction.put_if_sequence(&self.alerting, &key, &after, row.sequence);
         for (sequence, transition) in (row.sequence + 1..).zip(transitions) {
-            let Transition { rule, at, value, change } = *transition;
+            let Transition { rule, sample: Sample(at, value), change } = *transition;
             let Sensor { sensor_id, metric, unit, .. } = rules[rule].sensor.clone();
             let site_id = saga.site_id;
             transaction = match change {

@@ -10,12 +10,14 @@
 pub mod accept_readings;
 mod aggregation;
 pub mod get_readings;
+pub mod hold;
 pub mod paging;
 pub mod project_sensors;
 mod query;
 mod range_merge;
 pub mod refusals;
 pub mod register;
+mod set_aside;
 pub mod store_readings;
 
 use contracts::{IdMismatch, OperatorId, Sensor, SensorId, SiteId, Timestamp};
@@ -57,7 +59,7 @@ pub enum TelemetryError {
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
     /// The sensor was deprovisioned.
-    #[error("sensor {sensor} was retired at {at}; its readings are no longer accepted")]
+    #[error("sensor {sensor} was retired at {at}; only its earlier readings are stored")]
     RetiredSensor {
         /// The sensor.
         sensor: SensorId,

@@ -1,12 +1,13 @@
-//! The sensor register as store-readings uses it, with a cache.
+//! The sensor register as store-readings and accept-readings use it, with a cache.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use contracts::{OperatorId, SensorId, SiteId, Timestamp};
+use lambda::{Aws, ConfigError};
 use serde::{Deserialize, de::IgnoredAny};
 use store::{StoreError, Table};
 use stream::may_send;
@@ -19,20 +20,34 @@ const MAX_CACHED: usize = 100_000;
 
 /// The register of the sensors that may send readings.
 ///
-/// Active sensors are cached. Any other sensor is looked up every time, because it may have been provisioned in the
-/// meantime.
+/// Active and retired sensors are cached. Any other sensor is looked up every time, because it may have been provisioned
+/// in the meantime.
 #[derive(Debug)]
 pub struct Register {
     readings: Table,
     /// The lifetime of a cache entry. A retired sensor may still send for this time.
     age_limit: Duration,
-    active: Mutex<HashMap<SensorId, ActiveSensor>>,
+    cache: Mutex<HashMap<SensorId, Registered>>,
 }
 
-/// The attributes of a [`crate::SensorRow`] that are checked.
+/// What the register says about a sensor for a site and a sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The sensor may send.
+    Active,
+    /// The sensor was retired at this time. Only its earlier samples are accepted.
+    RetiredAt(Timestamp),
+    /// The sensor was not provisioned yet, or it belongs to another operator than the sender.
+    Unknown,
+    /// The sensor belongs to this other site.
+    OfSite(SiteId),
+}
+
+/// The attributes of a [`SensorRow`] that are checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RegisterRow {
+    sensor_id: SensorId,
     site_id: SiteId,
     #[serde(default)]
     operator_id: OperatorId,
@@ -40,112 +55,100 @@ struct RegisterRow {
     retired_at: Option<Timestamp>,
 }
 
+/// An active or retired sensor.
 #[derive(Clone, Copy, Debug)]
-struct ActiveSensor {
+struct Registered {
     site: SiteId,
     operator: OperatorId,
+    retired_at: Option<Timestamp>,
     read_at: Instant,
+}
+
+impl Registered {
+    /// A sender learns nothing about the sensors of another operator: they are like sensors that don't exist.
+    fn standing(&self, site: SiteId, sender: Option<OperatorId>) -> Standing {
+        if !may_send(sender, self.operator) {
+            Standing::Unknown
+        } else if self.site != site {
+            Standing::OfSite(self.site)
+        } else {
+            self.retired_at.map_or(Standing::Active, Standing::RetiredAt)
+        }
+    }
 }
 
 impl Register {
     /// Creates the register. It reads the readings table.
     #[must_use]
     pub fn new(readings: Table, age_limit: Duration) -> Self {
-        Self { readings, age_limit, active: Mutex::default() }
+        Self { readings, age_limit, cache: Mutex::default() }
     }
 
-    /// Checks that all sensors are active sensors of the site, and that the sender may send for them. Returns the first
-    /// sensor for which this is not the case, with the reason.
-    ///
-    /// A sender learns nothing about the sensors of another operator: they are refused like sensors that don't exist.
-    pub async fn check_sensors(
+    /// Creates the register with the table in `READINGS_TABLE` and the lifetime in `REGISTER_AGE_SECONDS`.
+    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
+        let name = "REGISTER_AGE_SECONDS";
+        let text = lambda::env(name)?;
+        let seconds = text
+            .parse()
+            .map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })?;
+        Ok(Self::new(aws.table("READINGS_TABLE")?, Duration::from_secs(seconds)))
+    }
+
+    fn cache(&self) -> MutexGuard<'_, HashMap<SensorId, Registered>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the standing of each sensor of a site, in the order of the sensors.
+    pub async fn standings(
         &self,
         site: SiteId,
         sender: Option<OperatorId>,
-        sensors: impl Iterator<Item = SensorId>,
-    ) -> Result<(), TelemetryError> {
-        let now = Instant::now();
-        let uncached: Vec<_> = {
-            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = |active: &ActiveSensor| active.read_at.elapsed() < self.age_limit;
-            let is_cached = |sensor: &SensorId| {
-                active.get(sensor).is_some_and(|cached| {
-                    fresh(cached) && cached.site == site && may_send(sender, cached.operator)
-                })
-            };
-            sensors.filter(|sensor| !is_cached(sensor)).collect()
+        sensors: impl Iterator<Item = SensorId> + Clone,
+    ) -> Result<Vec<Standing>, TelemetryError> {
+        let cached = self.cached(sensors.clone());
+        let uncached = sensors.clone().zip(&cached).filter(|(_, cached)| cached.is_none());
+        let uncached: Vec<_> = uncached.map(|(sensor, _)| sensor).collect();
+        let read = if uncached.is_empty() { HashMap::new() } else { self.read(&uncached).await? };
+        let standing = |(sensor, cached): (SensorId, Option<Registered>)| {
+            let registered = cached.or_else(|| read.get(&sensor).copied());
+            registered.map_or(Standing::Unknown, |it| it.standing(site, sender))
         };
-        if uncached.is_empty() {
-            return Ok(());
-        }
-        let mut rows = self.read(&uncached).await?;
-        let mut refused = Ok(());
-        for sensor in uncached {
-            let row = rows.remove(&sensor);
-            self.remember(sensor, row.as_ref(), now);
-            refused = refused.and(check(sensor, row, site, sender));
-        }
-        refused
+        Ok(sensors.zip(cached).map(standing).collect())
     }
 
-    /// Caches an active sensor with the site and the owner that the register has. The sender does not matter.
-    fn remember(&self, sensor: SensorId, row: Option<&RegisterRow>, read_at: Instant) {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        match row {
-            Some(RegisterRow { sensor: Some(_), retired_at: None, site_id, operator_id }) => {
-                if active.len() >= MAX_CACHED {
-                    active.clear();
-                }
-                let cached = ActiveSensor { site: *site_id, operator: *operator_id, read_at };
-                active.insert(sensor, cached);
-            }
-            _ => drop(active.remove(&sensor)),
-        }
+    /// Returns the fresh cache entry of each sensor.
+    fn cached(&self, sensors: impl Iterator<Item = SensorId>) -> Vec<Option<Registered>> {
+        let cache = self.cache();
+        let fresh = |cached: &&Registered| cached.read_at.elapsed() < self.age_limit;
+        sensors.map(|sensor| cache.get(&sensor).filter(fresh).copied()).collect()
     }
 
+    /// Reads sensors, and caches those that are active or retired.
     async fn read(
         &self,
         sensors: &[SensorId],
-    ) -> Result<HashMap<SensorId, RegisterRow>, TelemetryError> {
+    ) -> Result<HashMap<SensorId, Registered>, TelemetryError> {
+        let read_at = Instant::now();
         let keys = sensors.iter().map(|sensor| SensorRow::key(*sensor));
         let items = self.readings.batch_get(keys).consistent().send().await?;
-        items
-            .into_iter()
-            .map(|item| {
-                let corrupt = |reason: String| StoreError::Corrupt {
-                    row: format!("of the register: {item:?}"),
-                    reason,
-                };
-                let id = item.get("sensorId").and_then(|id| id.as_s().ok());
-                let id = id.and_then(|id| id.parse().ok());
-                let id = id.ok_or_else(|| corrupt("it has no sensorId".to_owned()))?;
-                let row = serde_dynamo::from_item(item.clone())
-                    .map_err(|error| corrupt(error.to_string()))?;
-                Ok((id, row))
-            })
-            .collect()
-    }
-}
-
-/// Decides whether a sender may send readings of a sensor for a site.
-fn check(
-    sensor: SensorId,
-    row: Option<RegisterRow>,
-    site: SiteId,
-    sender: Option<OperatorId>,
-) -> Result<(), TelemetryError> {
-    // The owner is compared first, because the other errors contain data of the sensor.
-    let row = row.filter(|row| may_send(sender, row.operator_id));
-    match row {
-        None | Some(RegisterRow { sensor: None, retired_at: None, .. }) => {
-            Err(TelemetryError::UnknownSensor(sensor))
+        let mut read = HashMap::with_capacity(items.len());
+        for item in items {
+            let corrupt = |reason: serde_dynamo::Error| StoreError::Corrupt {
+                row: format!("of the register: {item:?}"),
+                reason: reason.to_string(),
+            };
+            let row: RegisterRow = serde_dynamo::from_item(item.clone()).map_err(corrupt)?;
+            if row.sensor.is_some() || row.retired_at.is_some() {
+                let RegisterRow { site_id: site, operator_id: operator, retired_at, .. } = row;
+                read.insert(row.sensor_id, Registered { site, operator, retired_at, read_at });
+            }
         }
-        Some(RegisterRow { retired_at: Some(at), site_id, .. }) => {
-            Err(TelemetryError::RetiredSensor { sensor, site: site_id, at })
+        let mut cache = self.cache();
+        if cache.len() + read.len() > MAX_CACHED {
+            cache.clear();
         }
-        Some(row) if row.site_id != site => {
-            Err(TelemetryError::SensorOfAnotherSite { sensor, site: row.site_id })
-        }
-        Some(_) => Ok(()),
+        cache.extend(&read);
+        drop(cache);
+        Ok(read)
     }
 }

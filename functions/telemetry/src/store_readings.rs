@@ -1,20 +1,25 @@
 //! Stores the bundles of the readings stream. Each series of a bundle becomes a row and is stored once, however
 //! often the bundle is delivered.
 //!
-//! A bundle that can never be stored is put into the quarantine queue, with its whole payload and the reason, and
-//! the shard continues. A transient error stops the site's lane and no other lane. Lambda then delivers the batch
-//! again from the first failed record. Rows that were stored in the meantime are not written again.
+//! A record with a series that can never be stored is put into the quarantine queue, with its whole payload and the
+//! reasons, and the shard continues. The other series of the bundle are stored. A record with a sensor that the register
+//! may have soon is put on hold ([`crate::hold`]). A transient error stops the site's lane and no other lane. Lambda then
+//! delivers the batch again from the first failed record. Rows that were stored in the meantime are not written again.
 
-use std::{borrow::Cow, cell::Cell, io::Read};
+use std::cell::Cell;
 
-use aws_lambda_events::event::streams::KinesisEventResponse;
-use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{SensorId, SiteId, Timestamp, readings::Bundle, sample::Sample, stream::Record};
-use fault::{InvalidInput, InvocationError, ReplayResponse};
-use flate2::{Compression, read::GzEncoder};
+use aws_lambda_events::event::{sqs::SqsMessage, streams::KinesisEventResponse};
+use contracts::{
+    SensorId, SiteId, Timestamp,
+    quarantine::Quarantined,
+    readings::{Bundle, Series},
+    sample::Sample,
+    stream::Record,
+};
+use fault::{InvocationError, ReplayResponse};
 use futures_util::{StreamExt, stream as futures};
-use lambda::Deadline;
-use quarantine::{Quarantine, Reason};
+use lambda::{Aws, ConfigError, Deadline};
+use quarantine::Quarantine;
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 use series::{
@@ -22,25 +27,28 @@ use series::{
     packing::{hash, pack},
 };
 use store::{Commit, Table, Transaction};
-use stream::{GZIP, SentBundle};
+use stream::SentBundle;
 
-use crate::{TelemetryError, register::Register};
+use crate::{
+    TelemetryError,
+    hold::Hold,
+    register::{Register, Standing},
+    set_aside::{RecordError, set_aside},
+};
 
 /// The number of concurrent puts per bundle. A function processes 8 bundles concurrently, and each put takes a
 /// connection.
 const CONCURRENT_PUTS: usize = 4;
 
-/// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
-/// the JSON around the data.
-const MAX_MESSAGE_BYTES: usize = 1_000_000;
-
-/// The dependencies of the function `store-readings`.
+/// The dependencies of the functions `store-readings` and `store-held-readings`.
 #[derive(Debug)]
 pub struct StoreReadings {
     /// The readings table.
     pub readings: Table,
     /// The register of the sensors that may send readings.
     pub register: Register,
+    /// The queue for records whose sensors may be in the register soon.
+    pub hold: Hold,
     /// The quarantine for records that can never be stored.
     pub quarantine: Quarantine,
 }
@@ -55,6 +63,16 @@ struct Stored {
 }
 
 impl StoreReadings {
+    /// Creates the step from the environment.
+    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
+        Ok(Self {
+            readings: aws.table("READINGS_TABLE")?,
+            register: Register::from_env(aws)?,
+            hold: Hold::from_env(aws)?,
+            quarantine: Quarantine::from_env(aws, "store-readings")?,
+        })
+    }
+
     /// Stores a batch. The response names the first record that Lambda must deliver again.
     pub async fn handle(
         &self,
@@ -63,9 +81,7 @@ impl StoreReadings {
     ) -> Result<KinesisEventResponse, InvocationError> {
         let max_age = Cell::new(0.0);
         let response = stream::consume(payload, deadline, async |record| {
-            if let Err(error) = self.record(record).await {
-                self.quarantine_record(record, error).await?;
-            }
+            self.process(record).await?;
             max_age.set(record.age_millis(Timestamp::now()).max(max_age.get()));
             Ok(())
         });
@@ -75,9 +91,27 @@ impl StoreReadings {
         response
     }
 
+    /// Stores the record in a message of the hold queue. Returns `Err` for a message that must be delivered again.
+    ///
+    /// A message that is delivered again after its record was stored changes nothing.
+    pub async fn handle_held(&self, message: &SqsMessage) -> Result<(), String> {
+        let body = message.body.as_deref().unwrap_or_default();
+        let held: Quarantined<'_, Record<'_>> =
+            fault::decode(body).map_err(|error| error.to_string())?;
+        self.process(&held.record).await
+    }
+
+    /// Stores one record, and sets it aside if that is not possible.
+    async fn process(&self, record: &Record<'_>) -> Result<(), String> {
+        match self.record(record).await {
+            Ok(()) => Ok(()),
+            Err(error) => set_aside(record, &error, &self.hold, &self.quarantine).await,
+        }
+    }
+
     /// Stores one record that an operator replays.
     ///
-    /// A record that can never be stored is not quarantined again; the result has the reason.
+    /// A record that can never be stored is neither put on hold nor quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
@@ -92,40 +126,65 @@ impl StoreReadings {
         }
     }
 
+    /// Stores the series of a record that may be stored. The error has the reasons of all others.
     async fn record(&self, record: &Record<'_>) -> Result<(), RecordError> {
         let now = Timestamp::now();
-        let sent = stream::bundle(record, now)?;
-        let Stored { samples, repeated } = self.store(&sent, now).await?;
+        let mut sent = stream::bundle(record, now)?;
+        let mut refused = self.remove_refused(&mut sent).await?;
+        let (Stored { samples, repeated }, conflicts) = self.store(&sent.bundle, now).await?;
         metrics::counter!("ReadingsStored").increment(samples as u64);
         metrics::counter!("ReadingsRepeated").increment(repeated as u64);
-        Ok(())
+        refused.extend(conflicts);
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(RecordError::Refused(sent.bundle.site_id, refused))
+        }
     }
 
-    /// Stores a bundle. Stores nothing unless all its sensors may send.
-    async fn store(&self, sent: &SentBundle, now: Timestamp) -> Result<Stored, TelemetryError> {
+    /// Removes the series and samples that the register does not allow. Returns the reasons.
+    async fn remove_refused(
+        &self,
+        sent: &mut SentBundle,
+    ) -> Result<Vec<TelemetryError>, TelemetryError> {
         let SentBundle { bundle, sender } = sent;
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
-        self.register.check_sensors(bundle.site_id, *sender, sensors).await?;
+        let standings = self.register.standings(bundle.site_id, *sender, sensors).await?;
+        let (mut standings, mut refused) = (standings.into_iter(), Vec::new());
+        bundle.series.retain_mut(|series| {
+            let standing = standings.next().unwrap_or(Standing::Unknown);
+            let error = remove_samples(series, bundle.site_id, standing);
+            let keep = error.is_none() || !series.samples.is_empty();
+            refused.extend(error);
+            keep
+        });
+        Ok(refused)
+    }
 
+    /// Stores the series of a bundle. Returns the series that conflict with stored rows beside what was stored.
+    async fn store(
+        &self,
+        bundle: &Bundle,
+        now: Timestamp,
+    ) -> Result<(Stored, Vec<TelemetryError>), TelemetryError> {
         let site = bundle.site_id;
         let puts =
             rows(bundle, now).map(|(sensor, samples, row)| self.put(site, sensor, samples, row));
         // All series are tried: a conflict in one series does not affect the others.
-        let results: Vec<_> = futures::iter(puts).buffer_unordered(CONCURRENT_PUTS).collect().await;
-        let mut stored = Stored::default();
-        let mut conflict = Ok(());
+        let results: Vec<_> = futures::iter(puts).buffered(CONCURRENT_PUTS).collect().await;
+        let (mut stored, mut conflicts) = (Stored::default(), Vec::new());
         for result in results {
             match result {
                 Ok(row) => {
                     stored.samples += row.samples;
                     stored.repeated += row.repeated;
                 }
-                Err(error) if error.permanent().is_some() => conflict = Err(error),
+                Err(error) if error.permanent().is_some() => conflicts.push(error),
                 // The record is delivered again, and the conflict is found then.
                 Err(error) => return Err(error),
             }
         }
-        conflict.map(|()| stored)
+        Ok((stored, conflicts))
     }
 
     /// Stores one row. The conditional write makes it idempotent: an existing row is never overwritten.
@@ -148,79 +207,25 @@ impl StoreReadings {
             },
         }
     }
-
-    /// Puts a record that can never be stored into the quarantine.
-    ///
-    /// Data that is too large for a message is compressed with gzip. Compressed data that is still too large is sent in
-    /// parts. A replay can read compressed data, because data on the stream may be compressed, too. Returns `Err` for a
-    /// record that must be delivered again.
-    async fn quarantine_record(
-        &self,
-        record: &Record<'_>,
-        error: RecordError,
-    ) -> Result<(), String> {
-        let message = error.to_string();
-        let Some(name) = error.permanent() else { return Err(message) };
-        let sensor = error.sensor();
-        let reason = Reason {
-            error: name,
-            message: &message,
-            sensor_id: sensor.map(|(sensor, _)| sensor),
-            sensor_site_id: sensor.and_then(|(_, site)| site),
-        };
-        if record.kinesis.data.len() <= MAX_MESSAGE_BYTES {
-            return self.quarantine.put(record, reason).await;
-        }
-        let compressed = compressed(record).map_err(|error| format!("{message}; and {error}"))?;
-        for part in record.split(&compressed, MAX_MESSAGE_BYTES) {
-            self.quarantine.put(&part, reason).await?;
-        }
-        Ok(())
-    }
 }
 
-/// The reason why a record was not stored.
-#[derive(Debug, thiserror::Error)]
-enum RecordError {
-    /// The record does not contain a valid bundle.
-    #[error(transparent)]
-    Invalid(#[from] InvalidInput),
-    /// The bundle was not stored.
-    #[error(transparent)]
-    Telemetry(#[from] TelemetryError),
-}
-
-impl RecordError {
-    /// Returns the stable name of a permanent error.
-    fn permanent(&self) -> Option<&'static str> {
-        match self {
-            Self::Invalid(_) => Some("InvalidInput"),
-            Self::Telemetry(error) => error.permanent(),
-        }
+/// Removes the samples of a series that its sensor may not send for this site. Returns the reason if there are any.
+fn remove_samples(series: &mut Series, site: SiteId, standing: Standing) -> Option<TelemetryError> {
+    let sensor = series.sensor_id;
+    let (allowed, error) = match standing {
+        Standing::Active => return None,
+        Standing::RetiredAt(at) => (
+            series.samples.partition_point(|sample| sample.at < at),
+            TelemetryError::RetiredSensor { sensor, site, at },
+        ),
+        Standing::Unknown => (0, TelemetryError::UnknownSensor(sensor)),
+        Standing::OfSite(site) => (0, TelemetryError::SensorOfAnotherSite { sensor, site }),
+    };
+    if allowed == series.samples.len() {
+        return None;
     }
-
-    /// Returns the sensor that the error is about, and the sensor's site in the register.
-    fn sensor(&self) -> Option<(SensorId, Option<SiteId>)> {
-        match self {
-            Self::Invalid(_) => None,
-            Self::Telemetry(error) => error.sensor(),
-        }
-    }
-}
-
-/// Returns a record's data compressed with gzip, in base64. Returns it unchanged if it is not base64 or is gzip
-/// already.
-fn compressed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
-    match stream::data(record) {
-        Ok(data) if !data.starts_with(&GZIP) => {
-            let mut compressed = Vec::new();
-            GzEncoder::new(&data[..], Compression::default())
-                .read_to_end(&mut compressed)
-                .map_err(|error| format!("its data can't be compressed: {error}"))?;
-            Ok(STANDARD.encode(compressed).into())
-        }
-        _ => Ok(Cow::Borrowed(&*record.kinesis.data)),
-    }
+    series.truncate(allowed);
+    Some(error)
 }
 
 /// Returns the rows of a bundle, each with its sensor and its number of samples.

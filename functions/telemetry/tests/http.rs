@@ -13,8 +13,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     Metric, OperatorId, Scope, SensorId, SiteId, Timestamp,
-    readings::Bundle,
-    sample::{Qualifiers, Sample},
+    readings::{Bundle, Sample},
 };
 use lambda::{
     Deadline,
@@ -580,13 +579,13 @@ async fn create(dynamo: &Dynamo, key: &store::Key, row: &impl serde::Serialize) 
 
 /// Returns the row of a series.
 fn row(bundle: &str, stored_at: i64, samples: &[(Timestamp, f64)]) -> SeriesRow {
-    let samples: Vec<_> = samples.iter().map(|(at, value)| Sample::new(*at, *value)).collect();
-    let (start, end) = (samples[0].at, samples[samples.len() - 1].at);
+    let samples: Vec<_> = samples.iter().map(|(at, value)| Sample(*at, *value)).collect();
+    let (start, end) = (samples[0].0, samples[samples.len() - 1].0);
     SeriesRow {
         row: SeriesRow::sort_key(start, &bundle.parse().expect("an id")),
         end: end.millis(),
         stored_at,
-        samples: ByteBuf::from(pack(&samples, &Qualifiers::default())),
+        samples: ByteBuf::from(pack(&samples)),
         hash: ByteBuf::from([0; 16]),
     }
 }
@@ -863,8 +862,7 @@ async fn all_pages_of_many_rows_contain_every_sample_once() {
     fill(&dynamo, &rows).await;
     let mut expected: BTreeMap<Timestamp, (i64, f64)> = BTreeMap::new();
     for row in &rows {
-        for Sample { at, value, .. } in unpack(&row.samples).expect("samples") {
-            let value = value.expect("a value");
+        for Sample(at, value) in unpack(&row.samples).expect("samples") {
             let last = expected.entry(at).or_insert((row.stored_at, value));
             if row.stored_at > last.0 {
                 *last = (row.stored_at, value);

@@ -19,8 +19,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     Metric, OperatorId, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Series},
-    sample::Sample,
+    readings::{Bundle, Sample, Series},
 };
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -28,7 +27,7 @@ use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
-use telemetry::{SensorRow, register::Register, store_readings::StoreReadings};
+use telemetry::{SensorRow, hold::Hold, register::Register, store_readings::StoreReadings};
 use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::READINGS,
@@ -54,8 +53,16 @@ type Rows = BTreeMap<RowKey, SampleBits>;
 enum ExpectedOutcome {
     /// These rows are stored. If a row with one of the keys has different samples, the record is also quarantined.
     Stored(Rows),
-    /// The record is quarantined under this error.
-    Quarantined(&'static str),
+    /// The record is quarantined under this error, and these rows of its other series are stored.
+    Quarantined(&'static str, Rows),
+}
+
+impl ExpectedOutcome {
+    /// Returns the rows that are stored.
+    fn rows(&self) -> &Rows {
+        let (Self::Stored(rows) | Self::Quarantined(_, rows)) = self;
+        rows
+    }
 }
 
 /// The kinds of invalid records in the simulation.
@@ -132,20 +139,17 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 }
 
 fn bits(samples: &[Sample]) -> SampleBits {
-    samples
-        .iter()
-        .map(|Sample { at, value, .. }| (at.millis(), value.expect("a value").to_bits()))
-        .collect()
+    samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
 }
 
 /// Returns the rows of a bundle. No row spans a day.
 fn rows(bundle: &Bundle) -> Rows {
     let mut rows = Rows::new();
     for series in &bundle.series {
-        let mut start = series.samples[0].at;
+        let mut start = series.samples[0].0;
         for sample in &series.samples {
-            if sample.at.millis() - start.millis() >= 24 * 60 * 60 * 1000 {
-                start = sample.at;
+            if sample.0.millis() - start.millis() >= 24 * 60 * 60 * 1000 {
+                start = sample.0;
             }
             let row = format!("{start}/{}", bundle.bundle_id);
             let row = rows.entry((series.sensor_id.to_string(), row)).or_default();
@@ -179,12 +183,12 @@ impl BundleGenerator {
         let fast = self.rng.percent(25);
         let (min, max) = if fast { (100, 400) } else { (1, 4) };
         for _ in 0..self.rng.in_range(min, max) {
-            samples.push(Sample::new(at, self.value()));
+            samples.push(Sample(at, self.value()));
             let gap = !fast && self.rng.percent(5);
             let max = if gap { 30 * 60 * 60 * 1000 } else { 120_000 };
             at = at.plus_millis(1 + i64::try_from(self.rng.below(max)).expect("a time"));
         }
-        Series::new(sensor, samples)
+        Series { sensor_id: sensor, samples }
     }
 
     fn bundle(&mut self, site: usize) -> Bundle {
@@ -200,15 +204,17 @@ impl BundleGenerator {
         let count = self.rng.in_range(1, sensors.len());
         let series = sensors[..count].iter().map(|&sensor| self.series(sensor, start)).collect();
         let bundle_id = format!("b-{}", self.bundles).parse().expect("a bundle id");
-        Bundle::new(bundle_id, id, series)
+        Bundle { bundle_id, site_id: id, series }
     }
 
-    /// Returns the partition key and the data of a record that can never be stored.
-    fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>) {
+    /// Returns the partition key and the data of a record that can never be stored completely, and the rows that are
+    /// stored.
+    fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>, Rows) {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
         let other_site = self.sites[(site + 1) % self.sites.len()].sensors[0];
         let at = bundle.series[0].samples[0].0;
+        let mut good = Rows::new();
         let data = match poison {
             Poison::NotJson => b"{\"bundleId\": 1".to_vec(),
             Poison::NotGzip => vec![0x1f, 0x8b, 1, 2, 3],
@@ -222,11 +228,11 @@ impl BundleGenerator {
             }
             Poison::TooFarAhead => {
                 let ahead = "2199-01-01T00:00:00Z".parse().expect("a time");
-                bundle.series[0].samples.push(Sample::new(ahead, 1.0));
+                bundle.series[0].samples.push(Sample(ahead, 1.0));
                 plain(&bundle)
             }
             Poison::Unsorted => {
-                bundle.series[0].samples.push(Sample::new(at, 1.0));
+                bundle.series[0].samples.push(Sample(at, 1.0));
                 plain(&bundle)
             }
             Poison::Unknown | Poison::Retired | Poison::OtherSite => {
@@ -237,12 +243,13 @@ impl BundleGenerator {
                     Poison::Retired => self.sites[site].retired,
                     _ => other_site,
                 };
+                good = rows(&bundle);
                 let series = self.series(sensor, at);
                 bundle.series.push(series);
                 plain(&bundle)
             }
         };
-        (key, data)
+        (key, data, good)
     }
 }
 
@@ -280,8 +287,8 @@ impl Workload {
                 (0..20, _) => {
                     let poison = *rng.pick(&POISON_KINDS);
                     *workload.poisons.entry(poison).or_default() += 1;
-                    let (key, data) = generator.poison(poison, site);
-                    (key, data, ExpectedOutcome::Quarantined(poison.error()))
+                    let (key, data, good) = generator.poison(poison, site);
+                    (key, data, ExpectedOutcome::Quarantined(poison.error(), good))
                 }
                 // A repeated bundle.
                 (20..35, Some(bundle)) => {
@@ -292,9 +299,9 @@ impl Workload {
                 (35..43, Some(mut bundle)) => {
                     let new = rng.percent(50);
                     let (series, others) = bundle.series.split_last_mut().expect("a series");
-                    series.samples[0] = Sample::new(series.samples[0].at, generator.value());
+                    series.samples[0].1 = generator.value();
                     for series in others.iter_mut().filter(|_| new) {
-                        series.samples[0].at = series.samples[0].at.plus_millis(-1);
+                        series.samples[0].0 = series.samples[0].0.plus_millis(-1);
                     }
                     (
                         bundle.site_id.to_string(),
@@ -361,8 +368,9 @@ impl Checker {
     fn is_done(&self, state: &CheckState, put: usize) -> bool {
         let quarantined = state.quarantined.get(&put);
         match &self.workload.puts[put].expected {
-            ExpectedOutcome::Quarantined(error) => {
+            ExpectedOutcome::Quarantined(error, rows) => {
                 quarantined.is_some_and(|errors| errors.contains(*error))
+                    && rows.iter().all(|(key, bits)| state.stored.get(key) == Some(bits))
             }
             ExpectedOutcome::Stored(rows) => {
                 let conflict =
@@ -394,10 +402,7 @@ impl Checker {
                         continue;
                     }
                     // Finds the record with this row. If a bundle was sent twice, this is the first record.
-                    let has_row = |put: &Put| match &put.expected {
-                        ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
-                        ExpectedOutcome::Quarantined(_) => false,
-                    };
+                    let has_row = |put: &Put| put.expected.rows().get(&key) == Some(&bits);
                     match self.workload.puts.iter().position(has_row) {
                         Some(put) => self.check_order(state, put),
                         None => state.violations.push(format!("no record has the row {key:?}")),
@@ -530,6 +535,7 @@ impl Function for Consumer {
         StoreReadings {
             register: Register::new(readings.clone(), self.register_age),
             readings,
+            hold: Hold { queues: cloud.queues(), url: "http://cloud/hold".to_owned() },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: "http://cloud/quarantine".to_owned(),
@@ -738,10 +744,8 @@ fn assert_rows_match_records(checker: &Checker) {
     assert_eq!(series.len(), state.stored.len());
     for row in series {
         let (key, bits) = row_of(row);
-        let sent = checker.workload.puts.iter().any(|put| match &put.expected {
-            ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
-            ExpectedOutcome::Quarantined(_) => false,
-        });
+        let puts = &checker.workload.puts;
+        let sent = puts.iter().any(|put| put.expected.rows().get(&key) == Some(&bits));
         assert!(sent, "no record has the row {key:?} {bits:?}");
         let row: SeriesRow = cloud::read(row);
         assert_eq!(Some(row.end), bits.last().map(|(at, _)| *at), "{key:?}");
@@ -766,7 +770,7 @@ fn assert_quarantine_matches_poison(checker: &Checker) -> BTreeMap<String, u32> 
         assert!(message["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{message}");
         let error = message["error"].as_str().expect("an error");
         match &put.expected {
-            ExpectedOutcome::Quarantined(expected) => assert_eq!(error, *expected, "{message}"),
+            ExpectedOutcome::Quarantined(expected, _) => assert_eq!(error, *expected, "{message}"),
             ExpectedOutcome::Stored(rows) => {
                 let other = rows.iter().any(|(key, bits)| state.stored.get(key) != Some(bits));
                 assert!(

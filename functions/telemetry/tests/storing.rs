@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read, rc::Rc, time::Duration};
 
+use aws_lambda_events::event::sqs::SqsMessage;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     EntityType, Metric, OperatorId, SagaContext, SensorId, SiteId, Timestamp,
@@ -16,10 +17,11 @@ use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
 use store::Table;
 use telemetry::{
-    SensorRow, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
+    SensorRow, hold::Hold, project_sensors::ProjectSensors, register::Register,
+    store_readings::StoreReadings,
 };
 use testkit::{
-    cloud::{self, Cloud},
+    cloud::{self, CallFault, Cloud},
     dynamo::READINGS,
     http::Stub,
     mapping::{Record, Stream, event},
@@ -43,6 +45,9 @@ const METRICS: [Metric; 8] = [
 
 const REGISTER_AGE: Duration = Duration::from_mins(1);
 
+const HOLD: &str = "http://cloud/hold";
+const QUARANTINE: &str = "http://cloud/quarantine";
+
 /// The function, a stream, and a cloud in which site `a` has eight sensors.
 struct World {
     cloud: Cloud,
@@ -57,9 +62,10 @@ impl World {
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
             readings,
+            hold: Hold { queues: cloud.queues(), url: HOLD.to_owned() },
             quarantine: Quarantine {
                 queues: cloud.queues(),
-                url: "http://cloud/quarantine".to_owned(),
+                url: QUARANTINE.to_owned(),
                 source: "store-readings",
             },
         };
@@ -319,32 +325,267 @@ fn no_row_holds_more_than_ten_thousand_samples() {
 }
 
 #[test]
-fn a_bundle_with_a_sensor_that_may_not_send_is_not_stored_at_all() {
+fn a_series_whose_sensor_may_not_send_is_quarantined_and_the_other_series_are_stored() {
     cloud::run(async {
         let mut world = World::new().await;
         world.project(&provisioned("b")).await;
         world.project(&provisioned("c")).await;
         world.project(&deprovisioned("c")).await;
-        for (other, error) in [
+        for (number, (other, error)) in [
             (sensor("nobody", 0), "UnknownSensor"),
             (sensor("b", 0), "SensorOfAnotherSite"),
-            (sensor("c", 0), "RetiredSensor"),
-        ] {
-            let series = vec![(sensor("a", 0), samples(2, 60)), (other, samples(2, 60))];
-            world.deliver_bundle(&bundle("b-1", series)).await;
+            (sensor("c", 0), "SensorOfAnotherSite"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let series = vec![(other, samples(2, 60)), (sensor("a", 0), samples(2, 60))];
+            world.deliver_bundle(&bundle(&format!("b-{number}"), series)).await;
             let messages = world.cloud.messages();
+            assert_eq!((messages.len(), world.rows().len()), (number + 1, number + 1));
             let last = messages.last().expect("a message");
             assert_eq!(last["error"], error, "{last}");
             assert_eq!(last["sensorId"], json!(other), "{last}");
-            let expected_site = match error {
-                "UnknownSensor" => Value::Null,
-                "RetiredSensor" => json!(site("c")),
-                _ => json!(site("b")),
+            let expected_site = match number {
+                0 => Value::Null,
+                1 => json!(site("b")),
+                _ => json!(site("c")),
             };
             assert_eq!(last["sensorSiteId"], expected_site, "{last}");
             assert!(last["reason"].as_str().is_some_and(|it| it.contains(&other.to_string())));
         }
+    });
+}
+
+#[test]
+fn a_record_with_several_bad_series_is_quarantined_once_with_all_reasons() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        let mut changed = samples(2, 60);
+        changed[1].1 = -0.5;
+        world.deliver_bundle(&bundle("b-1", vec![(sensor("a", 2), samples(2, 60))])).await;
+        let bad = [sensor("nobody", 0), sensor("b", 0), sensor("a", 2)];
+        let series = vec![
+            (bad[0], samples(2, 60)),
+            (sensor("a", 0), samples(2, 60)),
+            (bad[1], samples(2, 60)),
+            (bad[2], changed),
+        ];
+        let record = world.put_bundle(&bundle("b-1", series));
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
+        assert_eq!(message["error"], "UnknownSensor");
+        let reason = message["reason"].as_str().expect("a reason");
+        let reasons: Vec<_> = reason.split("; sensor ").collect();
+        assert_eq!(reasons.len(), 3, "{reason}");
+        for (reason, sensor) in reasons.iter().zip(bad) {
+            assert!(reason.contains(&sensor.to_string()), "{reason}");
+        }
+        assert_eq!(world.rows().len(), 2);
+
+        // A replay stores nothing twice and names the same reasons.
+        let before = world.rows();
+        let payload = to_raw_value(&event(&[record])["Records"][0]).expect("JSON");
+        let outcome = world.step.replay(&payload).await;
+        let ReplayResponse::Failed { error, message } = outcome else { panic!("{outcome:?}") };
+        assert_eq!((error.as_str(), message.as_str()), ("UnknownSensor", reason));
+        assert_eq!(world.rows(), before);
+    });
+}
+
+#[test]
+fn samples_before_the_retirement_are_stored_and_later_ones_refused() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        // The sensors of site `a` are retired at noon and one minute.
+        world.project(&deprovisioned("a")).await;
+        let straddling = bundle("b-1", vec![(sensor("a", 0), samples(3, 30))]);
+        world.deliver_bundle(&straddling).await;
+        let earlier = bundle("b-2", vec![(sensor("a", 1), samples(2, 30))]);
+        world.deliver_bundle(&earlier).await;
+        let rows = world.rows();
+        let stored: Vec<_> = rows.iter().map(|(_, row)| unpack(&row.samples)).collect();
+        assert_eq!(stored, [Ok(samples(2, 30)), Ok(samples(2, 30))]);
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
+        assert_eq!(message["error"], "RetiredSensor");
+        assert_eq!(message["sensorId"], json!(sensor("a", 0)));
+
+        // The sensor is cached: later bundles read nothing.
+        let before = world.counted();
+        let later = vec![Sample::new(noon(60), 1.0)];
+        world.deliver_bundle(&bundle("b-3", vec![(sensor("a", 0), later)])).await;
+        assert_eq!(world.cost(&before), (calls([("SendMessage", 1)]), 0.0));
+    });
+}
+
+/// Returns a record that arrived this time ago.
+fn arrived(record: &Record, ago: Duration) -> Value {
+    let mut event = record.event();
+    #[expect(clippy::cast_precision_loss, reason = "exact")]
+    let now = Timestamp::now().millis() as f64 / 1000.0;
+    event["kinesis"]["approximateArrivalTimestamp"] = json!(now - ago.as_secs_f64());
+    event
+}
+
+/// Delivers records to store-readings.
+async fn deliver_events(world: &World, records: &[Value]) {
+    let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
+    let deadline = Deadline::after(Duration::from_secs(30));
+    let response = world.step.handle(&payload, deadline).await.expect("a response");
+    assert_eq!(response.batch_item_failures, []);
+}
+
+/// Delivers a message of the hold queue to store-held-readings.
+async fn deliver_held(world: &World, body: &Value) -> Result<(), String> {
+    let mut message = SqsMessage::default();
+    message.body = Some(body.to_string());
+    world.step.handle_held(&message).await
+}
+
+#[test]
+fn readings_that_come_before_the_registers_update_are_stored_after_it() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let early = |number: usize| Bundle {
+            site_id: site("b"),
+            ..bundle(&format!("b-{number}"), vec![(sensor("b", number), samples(2, 60))])
+        };
+        let records: Vec<_> = (0..3)
+            .map(|number| arrived(&world.put_bundle(&early(number)), Duration::from_secs(1)))
+            .collect();
+        let metrics = measured(deliver_events(&world, &records)).await.1;
+        assert_eq!(metrics["RecordsHeld"], 3.0);
+        let held = world.cloud.messages_of(HOLD);
+        assert_eq!((held.len(), world.cloud.messages_of(QUARANTINE).len()), (3, 0));
+        for (message, sent) in held.iter().zip(&records) {
+            for field in ["sequenceNumber", "approximateArrivalTimestamp", "partitionKey", "data"] {
+                assert_eq!(message["record"]["kinesis"][field], sent["kinesis"][field]);
+            }
+        }
+
+        // Still unknown: held again.
+        assert_eq!(deliver_held(&world, &held[0]).await, Ok(()));
+        assert_eq!(world.cloud.messages_of(HOLD).len(), 4);
         assert_eq!(world.rows(), []);
+
+        world.project(&provisioned("b")).await;
+        // The function may crash after it stored a record, so each message is delivered twice.
+        for message in held.iter().chain(&held) {
+            assert_eq!(deliver_held(&world, message).await, Ok(()));
+        }
+        assert_eq!(world.rows().len(), 3);
+        assert_eq!(world.cloud.messages_of(HOLD).len(), 4);
+        assert_eq!(world.cloud.messages_of(QUARANTINE), [Value::Null; 0]);
+    });
+}
+
+#[test]
+fn a_record_is_quarantined_with_its_payload_two_minutes_after_its_arrival() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let early = bundle("b-1", vec![(sensor("a", 99), samples(2, 60))]);
+        let record = world.put_bundle(&early);
+        deliver_events(&world, &[arrived(&record, Duration::from_secs(119))]).await;
+        let [held] = &world.cloud.messages_of(HOLD)[..] else { panic!("one message") };
+        assert_eq!(world.cloud.messages_of(QUARANTINE), [Value::Null; 0]);
+
+        let mut late = held.clone();
+        late["record"] = arrived(&record, Duration::from_secs(121));
+        assert_eq!(deliver_held(&world, &late).await, Ok(()));
+        let [quarantined] = &world.cloud.messages_of(QUARANTINE)[..] else { panic!("one message") };
+        assert_eq!(quarantined["error"], "UnknownSensor");
+        assert_eq!(quarantined["source"], "store-readings");
+        let data = &quarantined["record"]["kinesis"]["data"];
+        assert_eq!(*data, STANDARD.encode(plain(&early)));
+        assert_eq!(world.cloud.messages_of(HOLD).len(), 1);
+    });
+}
+
+#[test]
+fn only_a_sensor_that_the_site_can_have_is_waited_for() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        for other in [sensor("nobody", 0), sensor("b", 0), sensor("a", 100)] {
+            let record = world.put_bundle(&bundle("b-1", vec![(other, samples(2, 60))]));
+            deliver_events(&world, &[arrived(&record, Duration::from_secs(1))]).await;
+        }
+        assert_eq!(world.cloud.messages_of(HOLD), [Value::Null; 0]);
+        assert_eq!(world.cloud.messages_of(QUARANTINE).len(), 3);
+    });
+}
+
+#[test]
+fn the_good_series_of_a_record_on_hold_are_stored_at_once() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let series = vec![(sensor("a", 99), samples(2, 60)), (sensor("a", 0), samples(2, 60))];
+        let record = world.put_bundle(&bundle("b-1", series));
+        deliver_events(&world, &[arrived(&record, Duration::from_secs(1))]).await;
+        assert_eq!((world.rows().len(), world.cloud.messages_of(HOLD).len()), (1, 1));
+        assert_eq!(world.cloud.messages_of(QUARANTINE), [Value::Null; 0]);
+    });
+}
+
+#[test]
+fn a_record_too_large_for_a_message_is_held_compressed_and_quarantined_if_that_is_not_enough() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let early = bundle("b-1", vec![(sensor("a", 99), samples(30_000, 1))]);
+        let record = world.put_bundle(&early);
+        deliver_events(&world, &[arrived(&record, Duration::from_secs(1))]).await;
+        let [held] = &world.cloud.messages_of(HOLD)[..] else { panic!("one message") };
+        assert!(held.to_string().len() < 1_000_000);
+
+        // The sensor is registered in the meantime.
+        let row = cloud::read::<SensorRow>(&world.cloud.rows(READINGS)[0]);
+        let mut row = json!(row);
+        row["sensorId"] = json!(sensor("a", 99));
+        row["row"] = json!("SENSOR");
+        world.cloud.put(READINGS, row);
+        assert_eq!(deliver_held(&world, held).await, Ok(()));
+        let stored = world
+            .rows()
+            .iter()
+            .map(|(_, row)| unpack(&row.samples).expect("samples").len())
+            .sum::<usize>();
+        assert_eq!(stored, 30_000);
+
+        // The sender has compressed the data with level 0.
+        let mut data = Vec::new();
+        let json = plain(&bundle("b-2", vec![(sensor("a", 98), samples(24_000, 1))]));
+        let mut encoder = GzEncoder::new(&json[..], flate2::Compression::none());
+        encoder.read_to_end(&mut data).expect("gzip");
+        let record = world.put(site("a"), data);
+        deliver_events(&world, &[arrived(&record, Duration::from_secs(1))]).await;
+        assert_eq!(world.cloud.messages_of(HOLD).len(), 1);
+        assert_eq!(world.cloud.messages_of(QUARANTINE)[0]["error"], "UnknownSensor");
+    });
+}
+
+#[test]
+fn a_record_is_delivered_again_if_the_hold_queue_or_the_table_is_unreachable() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let early = bundle("b-1", vec![(sensor("a", 99), samples(2, 60))]);
+        let record = arrived(&world.put_bundle(&early), Duration::from_secs(1));
+        let payload = to_raw_value(&json!({ "Records": [record] })).expect("JSON");
+        let time = Duration::from_secs(20);
+        for operation in ["SendMessage", "BatchGetItem"] {
+            world.cloud.interrupt(operation, CallFault::ServerError, time);
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let response = world.step.handle(&payload, deadline).await.expect("a response");
+            assert_eq!(response.batch_item_failures.len(), 1, "{operation}");
+            sleep(time).await;
+        }
+        assert_eq!(world.cloud.messages(), [Value::Null; 0]);
+
+        deliver_events(&world, &[record]).await;
+        let held = world.cloud.messages_of(HOLD).remove(0);
+        world.cloud.interrupt("BatchGetItem", CallFault::ServerError, time);
+        assert!(deliver_held(&world, &held).await.is_err(), "the message stays in the queue");
+        assert!(deliver_held(&world, &json!("another message")).await.is_err());
     });
 }
 
@@ -454,7 +695,7 @@ fn a_replay_returns_its_outcome_and_quarantines_nothing() {
         };
         let make_bundle = |sensor| bundle("b-1", vec![(sensor, samples(2, 60))]);
         for (sensor, name) in
-            [(sensor("nobody", 0), "UnknownSensor"), (sensor("b", 0), "RetiredSensor")]
+            [(sensor("nobody", 0), "UnknownSensor"), (sensor("b", 0), "SensorOfAnotherSite")]
         {
             let (outcome, messages) = replay(site("a"), plain(&make_bundle(sensor))).await;
             let ReplayResponse::Failed { error, message } = outcome else { panic!("{outcome:?}") };
@@ -589,9 +830,10 @@ fn a_throttled_site_stops_in_order_and_other_sites_do_not() {
 fn a_provisioned_sensor_is_known_at_once_and_a_retired_one_is_refused_within_a_minute() {
     cloud::run(async {
         let mut world = World::new().await;
+        // The sample is later than the retirement.
         let make_bundle = |id: &str| Bundle {
             site_id: site("b"),
-            ..bundle(id, vec![(sensor("b", 0), samples(1, 60))])
+            ..bundle(id, vec![(sensor("b", 0), vec![Sample::new(noon(60), 1.0)])])
         };
         world.deliver_bundle(&make_bundle("b-1")).await;
         assert_eq!(world.cloud.messages()[0]["error"], "UnknownSensor");
@@ -700,8 +942,8 @@ fn a_retirement_without_a_provisioning_refuses_the_sensor() {
     cloud::run(async {
         let mut world = World::new().await;
         world.project(&deprovisioned("b")).await;
-        let bundle =
-            Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), samples(1, 60))]) };
+        let later = vec![Sample::new(noon(60), 1.0)];
+        let bundle = Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), later)]) };
         world.deliver_bundle(&bundle).await;
         assert_eq!(world.cloud.messages()[0]["error"], "RetiredSensor");
     });

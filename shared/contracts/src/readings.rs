@@ -288,6 +288,12 @@ impl Series {
     pub fn new(sensor_id: SensorId, samples: Vec<Sample>) -> Self {
         Self { sensor_id, replaces: None, samples, qualifiers: Qualifiers::default() }
     }
+
+    /// Keeps the first `count` samples.
+    pub fn truncate(&mut self, count: usize) {
+        self.samples.truncate(count);
+        self.qualifiers.truncate(count);
+    }
 }
 
 /// Accepts only objects. A derived `Deserialize` also accepts an array for a struct.

@@ -297,6 +297,11 @@ impl Qualifiers {
         self.0.iter().map(|(index, qualifiers)| (*index as usize, &qualifiers[..]))
     }
 
+    /// Keeps the qualifiers of the first `count` samples.
+    pub fn truncate(&mut self, count: usize) {
+        self.0.retain(|(index, _)| (*index as usize) < count);
+    }
+
     /// Returns the qualifiers of a part of the series, with the indexes in that part.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Self {

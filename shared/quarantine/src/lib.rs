@@ -49,18 +49,8 @@ impl Quarantine {
 
     /// Sends a record to the quarantine. If that fails, the caller must report the record as failed, not as done.
     pub async fn put(&self, record: &impl Serialize, reason: Reason<'_>) -> Result<(), String> {
-        let Reason { error: name, message, sensor_id, sensor_site_id } = reason;
-        let quarantined = Quarantined {
-            source: self.source.into(),
-            error: name.into(),
-            reason: message.into(),
-            sensor_id,
-            sensor_site_id,
-            record,
-        };
-        let body = serde_json::to_string(&quarantined)
-            .map_err(|error| format!("{message}; and the record can't be serialized: {error}"))?;
-        let body = ascii(&body);
+        let Reason { error: name, message, .. } = reason;
+        let body = self.message(record, reason)?;
         let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
         match sent {
             Ok(_) => {
@@ -73,6 +63,22 @@ impl Quarantine {
                 Err(format!("{message}; and the quarantine queue can't be reached: {error}"))
             }
         }
+    }
+
+    /// Returns the message about a quarantined record: a [`Quarantined`] in ASCII.
+    pub fn message(&self, record: &impl Serialize, reason: Reason<'_>) -> Result<String, String> {
+        let Reason { error, message, sensor_id, sensor_site_id } = reason;
+        let quarantined = Quarantined {
+            source: self.source.into(),
+            error: error.into(),
+            reason: message.into(),
+            sensor_id,
+            sensor_site_id,
+            record,
+        };
+        let body = serde_json::to_string(&quarantined)
+            .map_err(|error| format!("{message}; and the record can't be serialized: {error}"))?;
+        Ok(ascii(&body))
     }
 }
 

@@ -138,7 +138,8 @@ struct State {
     fault_percent: u64,
     throttled: Option<Throttled>,
     log: Vec<Entry>,
-    messages: Vec<Value>,
+    /// The messages of all queues, each with the URL of its queue.
+    messages: Vec<(String, Value)>,
     /// The entries that the bus accepted.
     published: Vec<Value>,
     /// The detail types that the bus refuses permanently.
@@ -241,10 +242,18 @@ impl Cloud {
         self.state().log[line..].to_vec()
     }
 
-    /// Returns the bodies of the messages in the queue.
+    /// Returns the bodies of the messages in all queues.
     #[must_use]
     pub fn messages(&self) -> Vec<Value> {
-        self.state().messages.clone()
+        self.state().messages.iter().map(|(_, body)| body.clone()).collect()
+    }
+
+    /// Returns the bodies of the messages that were sent to this queue.
+    #[must_use]
+    pub fn messages_of(&self, url: &str) -> Vec<Value> {
+        let state = self.state();
+        let of_queue = state.messages.iter().filter(|(queue, _)| queue == url);
+        of_queue.map(|(_, body)| body.clone()).collect()
     }
 
     /// Returns the entries that the bus accepted, in their order.
@@ -323,7 +332,7 @@ impl Cloud {
             .build()
     }
 
-    /// Returns an SQS client. There is one queue, whatever its URL.
+    /// Returns an SQS client. A queue exists as soon as a message is sent to its URL.
     #[must_use]
     pub fn queues(&self) -> aws_sdk_sqs::Client {
         let config = aws_sdk_sqs::config::Builder::from(&self.config()).allow_no_auth();
@@ -513,7 +522,8 @@ impl Cloud {
                 };
             }
             let mut state = self.state();
-            state.messages.push(serde_json::from_str(text).unwrap_or_default());
+            let queue = body["QueueUrl"].as_str().unwrap_or_default().to_owned();
+            state.messages.push((queue, serde_json::from_str(text).unwrap_or_default()));
             Ok(json!({ "MessageId": format!("message-{}", state.messages.len()) }))
         } else if operation == "PutEvents" {
             Ok(self.put_events(body))

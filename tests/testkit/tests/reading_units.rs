@@ -27,7 +27,7 @@ use serde_json::{json, value::to_raw_value};
 use store::EventRow;
 use surfrad::Day;
 use telemetry::{
-    project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
+    hold::Hold, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
 };
 use testkit::{
     Dynamo,
@@ -89,6 +89,7 @@ impl Station {
         let step = StoreReadings {
             readings: readings(),
             register: Register::new(readings(), Duration::from_hours(1)),
+            hold: Hold { queues: aws_sdk_sqs::Client::new(&queue.config()), url: queue.url() },
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&queue.config()),
                 url: queue.url(),
@@ -114,8 +115,8 @@ impl Station {
             assert_eq!(response.batch_item_failures, []);
         };
         // A warm function has its sensors in its cache.
-        let known =
-            step.register.check_sensors(self.saga.site_id, None, self.by_metric().into_values());
+        let sensors: Vec<_> = self.by_metric().into_values().collect();
+        let known = step.register.standings(self.saga.site_id, None, sensors.iter().copied());
         known.await.expect("active sensors");
         drop(dynamo.take_usage());
 

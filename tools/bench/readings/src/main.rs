@@ -28,6 +28,7 @@ use quarantine::Quarantine;
 use serde_json::{json, value::RawValue};
 use surfrad::Day;
 use telemetry::{
+    hold::Hold,
     register::Register,
     store_readings::{StoreReadings, rows},
 };
@@ -144,6 +145,10 @@ async fn store(
     let step = StoreReadings {
         register: Register::new(readings.clone(), Duration::from_hours(1)),
         readings,
+        hold: Hold {
+            queues: aws_sdk_sqs::Client::new(&config),
+            url: "http://localhost/hold".to_owned(),
+        },
         quarantine: Quarantine {
             queues: aws_sdk_sqs::Client::new(&config),
             url: "http://localhost/quarantine".to_owned(),
