@@ -2,6 +2,7 @@
 
 use ::audit::{Action, Entry, Trail};
 use contracts::{OperatorId, Timestamp, names};
+use store::Transaction;
 
 use crate::{
     error::{CliError, Exit, aws},
@@ -37,6 +38,31 @@ impl Auditor {
         })
     }
 
+    fn entry(
+        &self,
+        operator: OperatorId,
+        action: Action,
+        target: impl ToString,
+        details: Option<String>,
+    ) -> Entry {
+        let (actor, target) = (self.actor.clone(), target.to_string());
+        Entry { operator_id: operator, actor, action, target, details }
+    }
+
+    /// Adds the entry of an action to its transaction.
+    #[must_use]
+    pub fn add(
+        &self,
+        transaction: Transaction,
+        operator: OperatorId,
+        action: Action,
+        target: &str,
+        details: String,
+        now: Timestamp,
+    ) -> Transaction {
+        self.trail.add(transaction, &self.entry(operator, action, target, Some(details)), now)
+    }
+
     /// Writes the entry of an action.
     ///
     /// # Errors
@@ -47,13 +73,7 @@ impl Auditor {
         action: Action,
         target: impl ToString,
     ) -> Result<(), CliError> {
-        let entry = Entry {
-            operator_id: operator,
-            actor: self.actor.clone(),
-            action,
-            target: target.to_string(),
-            details: None,
-        };
+        let entry = self.entry(operator, action, target, None);
         self.trail.write(&entry, Timestamp::now()).await.map_err(|error| {
             let message =
                 format!("the entry of the audit trail can't be written, so nothing was done: {error}");
