@@ -204,6 +204,8 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("POST /operators", empty("/operators")),
         ("GET /operators", Call::get("/operators")),
         ("GET /operators/{operatorId}", Call::get(format!("/operators/{}", of.id))),
+        // The change has no field, so it changes nothing.
+        ("PATCH /operators/{operatorId}", Call::patch(format!("/operators/{}", of.id), "{}")),
         ("POST /keys", empty("/keys")),
         ("GET /keys", Call::get("/keys")),
         ("DELETE /keys/{keyId}", Call::delete(format!("/keys/{}", of.unused_key))),
@@ -230,7 +232,7 @@ const CALLERS: [&str; 10] = [
 /// With a 400 or a 409 the caller may call the route: the test's body is wrong on purpose, or the site is closed, so that
 /// nothing is changed. An administrator belongs to the default operator, so A's sites are unknown to it, too. The readings of a
 /// site of another operator are accepted, and their sensor is then unknown to the consumer of the stream.
-const EXPECTED: [(&str, [u16; 10]); 17] = [
+const EXPECTED: [(&str, [u16; 10]); 18] = [
     ("POST /sites", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /sites", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /sites/{siteId}", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
@@ -244,6 +246,7 @@ const EXPECTED: [(&str, [u16; 10]); 17] = [
     ("POST /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 400]),
     ("GET /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
     ("GET /operators/{operatorId}", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
+    ("PATCH /operators/{operatorId}", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
     ("POST /keys", [401, 400, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /keys", [401, 403, 403, 200, 403, 403, 403, 403, 200, 200]),
     ("DELETE /keys/{keyId}", [401, 403, 403, 404, 403, 403, 403, 403, 200, 404]),
@@ -522,6 +525,25 @@ async fn an_appended_event_is_listed_for_its_operator_only() -> Result<()> {
         let theirs = stack.call(Call::get(format!("/events?{query}")).bearing(&b.read_key)).await?;
         assert!(!theirs.to_string().contains(&a.marker), "{query}: {theirs}");
         assert!(theirs.to_string().contains(&b.marker), "{query}: {theirs}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_path_or_a_method_that_no_route_has_is_never_a_415() -> Result<()> {
+    let stack = Stack::connect().await?;
+    for (method, path, kind, expected) in [
+        (Method::PUT, "/sites", "application/json", 405),
+        // API Gateway can't choose the response by the method then.
+        (Method::PUT, "/sites", "text/plain", 404),
+        (Method::POST, "/nothing", "application/json", 404),
+        (Method::POST, "/nothing", "text/plain", 404),
+    ] {
+        let call = Call::new(method, path).text("{}").content_type(kind);
+        let response = stack.call(call).await?;
+        assert_eq!(response.status, expected, "{path} {kind}: {response}");
+        assert_eq!(response.header("content-type"), "application/problem+json", "{response}");
+        assert_eq!(response.body["status"], expected, "{response}");
     }
     Ok(())
 }
