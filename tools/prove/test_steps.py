@@ -402,8 +402,8 @@ class Gateway(Case):
 
     def test_the_api(self):
         def refused(kind="application/problem+json", www="Bearer", wrong=None):
-            def answer(method, path, authorization=None):
-                status = 405 if method == "HEAD" else 404 if path == "/nothing" else 401
+            def answer(method, path, authorization=None, content_type="application/json"):
+                status = 404 if path == "/nothing" or content_type == "text/plain" else 405 if method == "HEAD" else 401
                 return mock.Mock(status=wrong or status, headers={"Content-Type": kind, "WWW-Authenticate": www}, data=b"{}")
             return answer
 
