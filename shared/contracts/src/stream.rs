@@ -102,7 +102,11 @@ impl Arrival {
     /// Creates the arrival of a record with this sequence number.
     #[must_use]
     pub fn new(at: Timestamp, sequence_number: &str) -> Self {
-        Self(format!("{:013}/{sequence_number:0>width$}", at.millis(), width = Self::SEQUENCE_DIGITS))
+        Self(format!(
+            "{:013}/{sequence_number:0>width$}",
+            at.millis(),
+            width = Self::SEQUENCE_DIGITS
+        ))
     }
 
     /// Creates the arrival of data whose record is unknown. It is before each record of the same millisecond.
