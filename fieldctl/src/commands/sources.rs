@@ -101,8 +101,7 @@ async fn list(
         Ok(Claimed { source: SourceRow::source(&id).unwrap_or(&id).to_owned(), row })
     };
     let items = query.index(SourceRow::INDEX).all().await?;
-    let claims = items.into_iter().map(claimed).collect::<Result<Vec<_>, CliError>>()?;
-    let mut claims = claims;
+    let mut claims = items.into_iter().map(claimed).collect::<Result<Vec<_>, CliError>>()?;
     claims.sort_by(|one, other| one.source.cmp(&other.source));
     if screen.json {
         claims.iter().try_for_each(|claim| screen.entry(claim))?;
@@ -137,9 +136,8 @@ async fn change(
             .advise("fieldctl sources list"));
     }
     if before == to {
-        return screen
-            .line(format!("{source} belongs to this operator already."))
-            .map(|()| Exit::Done);
+        screen.line(&*format!("{source} belongs to this operator already."))?;
+        return Ok(Exit::Done);
     }
     let question = match (before, to) {
         (Some(before), None) => format!("Release {source}, which belongs to operator {before}?"),
