@@ -44,6 +44,9 @@ pub struct SensorRow {
     /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
+    /// The sequence of the `SensorChanged` that `sensor` is from. Absent if it is from `SensorsProvisioned`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor_sequence: Option<u64>,
     /// When the sensor was deprovisioned. Its readings are refused since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
@@ -61,7 +64,7 @@ impl SensorRow {
     /// Returns the key of the sensor's row.
     #[must_use]
     pub fn key(sensor: SensorId) -> Key {
-        Key::pair(("sensorId", sensor.to_string()), ("row", "SENSOR"))
+        series::register::key(sensor)
     }
 }
 

@@ -568,6 +568,7 @@ async fn register(dynamo: &Dynamo, retired_at: Option<Timestamp>) {
         operator_id: saga.operator_id,
         sensor: Some(known),
         retired_at,
+        sensor_sequence: None,
         changes: 0,
     };
     create(dynamo, &SensorRow::key(sensor()), &row).await;
@@ -690,6 +691,7 @@ async fn a_sensor_of_another_operator_is_answered_like_an_unknown_sensor() {
         operator_id: other.operator_id,
         sensor: Some(described.clone()),
         retired_at: None,
+        sensor_sequence: None,
         changes: 0,
     };
     create(&dynamo, &SensorRow::key(described.sensor_id), &row).await;
@@ -758,6 +760,7 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
         operator_id: OperatorId::DEFAULT,
         sensor: None,
         retired_at: Some(noon(0)),
+        sensor_sequence: None,
         changes: 0,
     };
     let early = SensorId::from_onboarding(saga("a").onboarding_id, 1);

@@ -623,6 +623,7 @@ fn simulate(seed: u64) -> Counts {
                 operator_id: OperatorId::DEFAULT,
                 sensor: Some(described),
                 retired_at,
+                sensor_sequence: None,
                 changes: 0,
             };
             let mut row = serde_json::to_value(row).expect("JSON");

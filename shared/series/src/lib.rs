@@ -2,6 +2,7 @@
 //! sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
 
 pub mod packing;
+pub mod register;
 mod refusal;
 mod revision;
 
