@@ -79,6 +79,8 @@ impl Station {
             alerting: self.dynamo.table(ALERTING),
             outbox: self.dynamo.outbox(),
             watermarks: WatermarkCache::default(),
+            // The day is years old.
+            max_age: Duration::MAX,
         }
     }
 
