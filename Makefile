@@ -105,8 +105,8 @@ local-test: setup require require-curl-jq ## tests of the Python tools (local st
 	$(BIN)/python -m unittest discover -s examples/consumers/python-lambda
 	$(BIN)/python -m unittest discover -s examples/consumers/shell
 
-write-units: require ## counts the DynamoDB units of an onboarding and of a reading for the cost model, and updates docs/cost.md
-	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
+write-units: require ## counts the DynamoDB units of an onboarding, a reading and a consumer for the cost model, and updates docs/cost.md
+	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units --test consumer_units -- --nocapture
 
 cost: require ## computes the monthly cost and the first limiting quota from counts and measurements, for docs/cost.md
 	cargo run --quiet $(CARGO_FLAGS) -p cost

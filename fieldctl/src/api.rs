@@ -55,6 +55,12 @@ impl Call {
         Self { body: body.into(), ..Self::new(Method::POST, path) }
     }
 
+    /// Creates a `PATCH` request with a JSON body.
+    #[must_use]
+    pub fn patch(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::new(Method::PATCH, path) }
+    }
+
     /// Sets the `Idempotency-Key`.
     #[must_use]
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
@@ -90,12 +96,13 @@ impl Stack {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
-    /// Reads all pages of a list. `member` is the name of the list in a page.
+    /// Reads all pages of a list. The path may have a query. `member` is the name of the list in a page.
     pub async fn all(&self, path: &str, member: &str) -> Result<Vec<Value>, CliError> {
         let (mut entries, mut next) = (Vec::new(), None);
         loop {
             let query = query(&[("limit", Some(MAX_PAGE_SIZE.to_string())), ("next", next)]);
-            let mut page = self.call(Call::get(format!("{path}?{query}"))).await?;
+            let separator = if path.contains('?') { '&' } else { '?' };
+            let mut page = self.call(Call::get(format!("{path}{separator}{query}"))).await?;
             if let Value::Array(more) = page[member].take() {
                 entries.extend(more);
             }

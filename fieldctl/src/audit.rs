@@ -1,10 +1,16 @@
 //! Entries of the audit trail for the actions that do not go through the API.
 
+use std::collections::HashMap;
+
 use ::audit::{Action, Entry, Trail};
-use contracts::{OperatorId, Timestamp, names};
+use contracts::{OperatorId, SiteId, Timestamp, names};
+use ledger::AffectedIds;
+use store::Transaction;
+use tokio::sync::Mutex;
 
 use crate::{
     error::{CliError, Exit, aws},
+    names::is_claimed,
     stack::Stack,
 };
 
@@ -37,6 +43,31 @@ impl Auditor {
         })
     }
 
+    fn entry(
+        &self,
+        operator: OperatorId,
+        action: Action,
+        target: impl ToString,
+        details: Option<String>,
+    ) -> Entry {
+        let (actor, target) = (self.actor.clone(), target.to_string());
+        Entry { operator_id: operator, actor, action, target, details }
+    }
+
+    /// Adds the entry of an action to its transaction.
+    #[must_use]
+    pub fn add(
+        &self,
+        transaction: Transaction,
+        operator: OperatorId,
+        action: Action,
+        target: &str,
+        details: String,
+        now: Timestamp,
+    ) -> Transaction {
+        self.trail.add(transaction, &self.entry(operator, action, target, Some(details)), now)
+    }
+
     /// Writes the entry of an action.
     ///
     /// # Errors
@@ -47,13 +78,7 @@ impl Auditor {
         action: Action,
         target: impl ToString,
     ) -> Result<(), CliError> {
-        let entry = Entry {
-            operator_id: operator,
-            actor: self.actor.clone(),
-            action,
-            target: target.to_string(),
-            details: None,
-        };
+        let entry = self.entry(operator, action, target, None);
         self.trail.write(&entry, Timestamp::now()).await.map_err(|error| {
             let message =
                 format!("the entry of the audit trail can't be written, so nothing was done: {error}");
@@ -63,5 +88,45 @@ impl Auditor {
             );
             CliError::new(Exit::Aws, message).advise(advice)
         })
+    }
+}
+
+/// Finds the operators of failures. Each site is read once.
+#[derive(Debug)]
+pub struct Owners<'a> {
+    stack: &'a Stack,
+    known: Mutex<HashMap<SiteId, OperatorId>>,
+}
+
+impl<'a> Owners<'a> {
+    /// Creates an empty cache of operators.
+    #[must_use]
+    pub fn new(stack: &'a Stack) -> Self {
+        Self { stack, known: Mutex::default() }
+    }
+
+    /// Returns the operator of the site that a failure is about. It is the default operator if the failure names no site
+    /// that exists, or only one that the sender of readings claims.
+    ///
+    /// # Errors
+    /// If the site's row can't be read.
+    pub async fn of_failure(
+        &self,
+        source: &str,
+        affected_ids: &AffectedIds,
+    ) -> Result<OperatorId, CliError> {
+        let claimed = is_claimed(source, affected_ids);
+        let named = affected_ids.site_id.filter(|_| !claimed);
+        let Some(site) = affected_ids.sensor_site_id.or(named) else {
+            return Ok(OperatorId::DEFAULT);
+        };
+        let mut known = self.known.lock().await;
+        if let Some(operator) = known.get(&site) {
+            return Ok(*operator);
+        }
+        let row = self.stack.site_row(site).await?;
+        let operator = row.map(|row| row.operator_id).unwrap_or_default();
+        known.insert(site, operator);
+        Ok(operator)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     commands::{
         audit::Audit, consumers::Consumers, events::Events, failures::Failures, keys::Keys,
         logs::Logs, operators::Operators, outputs::Outputs, readings::Readings, sagas::Sagas,
-        sites::Sites, status, subscriptions, trace::Trace,
+        sites::Sites, sources::Sources, status, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -103,6 +103,9 @@ pub enum Command {
     /// The functions that consume events: list, lag, replay.
     #[command(subcommand)]
     Consumers(Consumers),
+    /// The sources of appended events, and their operators: list, release, transfer.
+    #[command(subcommand)]
+    Sources(Sources),
     /// Sensors' readings: send, get, plot.
     #[command(subcommand)]
     Readings(Readings),

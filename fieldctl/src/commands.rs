@@ -11,6 +11,7 @@ pub mod outputs;
 pub mod readings;
 pub mod sagas;
 pub mod sites;
+pub mod sources;
 pub mod status;
 pub mod subscriptions;
 pub mod trace;

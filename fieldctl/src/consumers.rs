@@ -13,7 +13,10 @@ use contracts::{
 };
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use store::{Key, from_item};
+use store::{
+    from_item,
+    generation::{self, State},
+};
 
 use crate::{
     error::{CliError, aws},
@@ -392,12 +395,6 @@ fn has_cursors(consumer: &Consumer) -> bool {
     consumer.mode == Mode::Every.name() && consumer.function == WATCH_NETWORK
 }
 
-/// The row of the network table that names the generations. A table that was never rebuilt has none.
-#[derive(Debug, Deserialize)]
-struct Generations {
-    current: u64,
-}
-
 /// A cursor: the sequence of the last event of an entity that the consumer has applied.
 #[derive(Debug, Deserialize)]
 struct Cursor {
@@ -437,14 +434,12 @@ async fn cursors(
     log_keys: impl Iterator<Item = &String>,
 ) -> Result<HashMap<String, u64>, CliError> {
     let table = stack.table(names::NETWORK);
-    let state = Key::pair(("id", "state"), ("row", "state"));
-    let current = table.get(&state).await?.map_or(1, |it: Generations| it.current);
-    let prefix = format!("{current}/cursor#");
-    let key = |log_key: &String| Key::pair(("id", format!("{prefix}{log_key}")), ("row", "cursor"));
-    let rows = table.batch_get(log_keys.map(key)).consistent().send().await?;
+    let current = State::read(&table).await?.current;
+    let keys = log_keys.map(|log_key| generation::cursor_key(current, log_key));
+    let rows = table.batch_get(keys).consistent().send().await?;
     let cursor = |item| {
         let Cursor { id, sequence } = from_item(item, || "a cursor".to_owned())?;
-        Ok((id.strip_prefix(&prefix).unwrap_or(&id).to_owned(), sequence))
+        Ok((generation::entity_of_cursor(&id).unwrap_or(&id).to_owned(), sequence))
     };
     rows.into_iter().map(cursor).collect()
 }

@@ -6,7 +6,7 @@ use ledger::{Cursor, FailureSummary, Kind, Ledger, Status, sources};
 use strsim::levenshtein;
 
 use crate::{
-    error::{CliError, Exit},
+    error::CliError,
     event_log::Period,
     render::{parse_time, serialized_name},
     resolve,
@@ -118,12 +118,11 @@ impl FailureFilter {
                 }
             }
         }
-        if let Some(site) = self.site_id {
-            stack.site(site).await.map_err(|error| match error.exit {
-                Exit::NotFound => CliError::not_found(format!("there is no site {site}"))
-                    .advise("`fieldctl sites list` lists the sites"),
-                _ => error,
-            })?;
+        if let Some(site) = self.site_id
+            && stack.site_row(site).await?.is_none()
+        {
+            return Err(CliError::not_found(format!("there is no site {site}"))
+                .advise("`fieldctl sites list` lists the sites of your operator"));
         }
         if let Some(onboarding) = self.correlation {
             onboarding_exists(stack, onboarding).await?;

@@ -24,6 +24,7 @@ pub mod resend;
 pub mod resolve;
 pub mod saga;
 pub mod sagas;
+pub mod site_row;
 pub mod stack;
 pub mod status;
 pub mod summary;

@@ -46,6 +46,7 @@ async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Sagas(command) => command.run(&stack, screen).await,
         Command::Events(command) => command.run(&stack, screen).await,
         Command::Consumers(command) => command.run(&stack, screen).await,
+        Command::Sources(command) => command.run(&stack, screen).await,
         Command::Readings(command) => command.run(&stack, screen).await,
         Command::Subscriptions(options) => options.run(&stack, screen).await,
         Command::Failures(command) => command.run(&stack, screen).await,

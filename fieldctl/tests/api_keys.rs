@@ -534,3 +534,51 @@ async fn keys_and_operators_are_listed() {
     let request = requests.iter().find(|it| it.method == "POST").expect("a request");
     assert_eq!(request.body, json!({ "name": "Alps", "plan": "standard" }).to_string());
 }
+
+#[tokio::test]
+async fn an_administrator_lists_and_revokes_the_keys_of_another_operator() {
+    let fake = Fake::start().await;
+    let variable = Some(API_KEY.reveal());
+    let operator = OperatorId::registered("a").to_string();
+    let named = format!("operatorId={operator}");
+    let (code, out, err) = fake.run(&["keys", "list", "--operator", "alps"], variable).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("fsl_abcdefgh"), "{out}");
+    assert_eq!(fake.cloud.requests("/local/keys")[0].query, format!("{named}&limit=100"));
+    let revoke = ["keys", "revoke", "roof", "--operator", &operator, "--yes"];
+    let (code, _, err) = fake.run(&revoke, variable).await;
+    assert_eq!(code, 0, "{err}");
+    let requests = fake.cloud.requests("/local/keys/");
+    assert_eq!((requests[0].method.as_str(), requests[0].query.as_str()), ("DELETE", &*named));
+}
+
+#[tokio::test]
+async fn an_operator_is_changed_suspended_after_confirmation_and_resumed() {
+    let fake = Fake::start().await;
+    let variable = Some(API_KEY.reveal());
+    let bodies = |fake: &Fake| {
+        let requests = fake.cloud.requests("/local/operators/").into_iter();
+        requests.filter(|it| it.method == "PATCH").map(|it| it.body).collect::<Vec<_>>()
+    };
+    for (command, expected) in [
+        (&["update", "alps"][..], 2),
+        (&["suspend", "alps"], 2),
+        (&["update", "alps", "--plan", "community"], 0),
+        (&["update", "alps", "--name", "Alpes"], 0),
+        (&["suspend", "alps", "--yes"], 0),
+        (&["resume", "alps"], 0),
+    ] {
+        let command = [&["operators"], command].concat();
+        let (code, out, err) = fake.run(&command, variable).await;
+        assert_eq!(code, expected, "{command:?}: {err}");
+        let delayed = code == 0 && !command.contains(&"--name");
+        assert_eq!(out.contains("for another two minutes"), delayed, "{out}");
+    }
+    let expected = [
+        r#"{"plan":"community"}"#,
+        r#"{"name":"Alpes"}"#,
+        r#"{"status":"SUSPENDED"}"#,
+        r#"{"status":"ACTIVE"}"#,
+    ];
+    assert_eq!(bodies(&fake), expected);
+}

@@ -205,12 +205,12 @@ async fn a_consumer_that_is_behind_or_disabled_is_a_problem() {
         ),
         (
             "late on the bus",
-            &["start-onboarding", "project-site", "project-sensors"],
+            &["start-onboarding", "project-site", "project-sensors", "project-rules"],
             Answers { metrics: late("AsyncEventAge"), ..healthy() },
         ),
         (
             "rules disabled",
-            &["start-onboarding", "project-site", "project-sensors"],
+            &["start-onboarding", "project-site", "project-sensors", "project-rules"],
             Answers { rules: Some("DISABLED"), ..healthy() },
         ),
     ];

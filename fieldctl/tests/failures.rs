@@ -6,10 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     process::Stdio,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -21,7 +18,7 @@ use ledger::{
     AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
 };
 use serde_json::{Value, json};
-use testkit::dynamo::{AUDIT, FAILURES};
+use testkit::dynamo::{AUDIT, FAILURES, SITES};
 
 fn row(number: usize) -> FailureRow {
     let source = if number.is_multiple_of(10) { "project-site" } else { "import-site" };
@@ -213,20 +210,16 @@ fn anything_sent(cloud: &Cloud) -> usize {
 
 #[tokio::test]
 async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_undoes() {
-    let status = Arc::new(Mutex::new("ACTIVE"));
-    let shown = Arc::clone(&status);
     let site: SiteId = "55115657-a433-553f-959b-29ae8465145d".parse().expect("a site's id");
-    let cloud = Cloud::start(move |request| {
-        if request.operation.contains("/sites/") {
-            let status = *shown.lock().expect("a status");
-            return (200, json!({ "siteId": site, "name": "Alamosa", "status": status }), vec![]);
-        }
+    let cloud = Cloud::start(move |_| {
         let response = json!({
             "executionArn": "arn", "startDate": 1.0, "status": "SUCCEEDED", "outcome": "DONE",
         });
         (200, response, vec![])
     })
     .await;
+    let owner = OperatorId::registered("owner");
+    put_site(&cloud, site, owner, "ACTIVE").await;
     let undoing = [
         ("site-teardown", Kind::ExecutionFailed),
         ("recover-onboarding", Kind::FunctionFailed),
@@ -234,11 +227,9 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
     ];
     put(
         &cloud,
-        undoing.iter().enumerate().map(|(number, (source, kind))| FailureRow {
-            source: (*source).to_owned(),
-            kind: *kind,
-            site_id: Some(site),
-            ..row(number)
+        undoing.iter().enumerate().map(|(number, (source, kind))| {
+            let source = (*source).to_owned();
+            about(site, FailureRow { source, kind: *kind, ..row(number) })
         }),
     )
     .await;
@@ -255,7 +246,7 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
     assert_eq!(anything_sent(&cloud), 0);
     assert_eq!(statuses(&cloud).await, (BTreeMap::from([("OPEN".to_owned(), 3)]), 0));
 
-    *status.lock().expect("a status") = "DECOMMISSIONING";
+    put_site(&cloud, site, owner, "DECOMMISSIONING").await;
     let (_, out, _) = cloud.run(&replay).await;
     assert_eq!(out.matches("Alamosa (DECOMMISSIONING)").count(), 3, "{out}");
     let (_, out, _) = cloud.run(&[&["--json"], &replay[..]].concat()).await;
@@ -267,6 +258,64 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
     let (code, out, err) = cloud.run(&[&replay[..], &["--yes"]].concat()).await;
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(anything_sent(&cloud), 3, "{out}");
+    let entries = cloud.dynamo.rows(AUDIT).await;
+    assert_eq!(entries.len(), 3);
+    assert!(entries.iter().all(|entry| entry["operatorId"] == json!(owner)), "{entries:?}");
+}
+
+/// Puts failures of a site's teardown, and the site.
+async fn put_teardown_failures(cloud: &Cloud) {
+    put(cloud, teardown_failures()).await;
+    put_site(cloud, site("a"), OperatorId::DEFAULT, "DECOMMISSIONING").await;
+}
+
+/// Returns the failure as one of work of this site.
+fn about(site: SiteId, mut row: FailureRow) -> FailureRow {
+    row.site_id = Some(site);
+    row.error.affected_ids = Some(AffectedIds { site_id: Some(site), ..AffectedIds::default() });
+    row
+}
+
+/// Puts the row of a site.
+async fn put_site(cloud: &Cloud, site: SiteId, operator: OperatorId, status: &str) {
+    let row = json!({
+        "siteId": site, "row": "SITE", "name": "Alamosa", "operatorId": operator, "status": status,
+    });
+    cloud.dynamo.put(SITES, row).await;
+}
+
+#[tokio::test]
+async fn an_entry_of_the_audit_trail_belongs_to_the_operator_of_the_failures_site() {
+    let cloud = Cloud::start(done).await;
+    let (owner, known, unknown) = (OperatorId::registered("owner"), site("known"), site("unknown"));
+    put_site(&cloud, known, owner, "ACTIVE").await;
+    // Only the sender says that these readings are of the site.
+    let claimed = quarantined(5, known, 0);
+    let mut confirmed = quarantined(6, unknown, 1);
+    let affected_ids = AffectedIds { sensor_site_id: Some(known), ..confirmed.affected_ids() };
+    confirmed.error.affected_ids = Some(affected_ids);
+    let [one, two, three] =
+        [(1, known), (2, known), (3, unknown)].map(|(number, site)| about(site, row(number)));
+    let rows = [one, two, three, row(4), claimed, confirmed];
+    let expected: BTreeMap<_, _> = rows
+        .iter()
+        .zip([owner, owner, OperatorId::DEFAULT, OperatorId::DEFAULT, OperatorId::DEFAULT, owner])
+        .map(|(row, operator)| (row.id.to_string(), json!(operator)))
+        .collect();
+    let first = rows[0].id.to_string();
+    put(&cloud, rows).await;
+    cloud.run(&["failures", "replay", &first, "--yes"]).await;
+    let discard = ["failures", "discard", "--all", "--note", "x", "--yes"];
+    let (code, out, err) = cloud.run(&discard).await;
+    assert_eq!(code, 0, "{out}{err}");
+    let entries = cloud.dynamo.rows(AUDIT).await;
+    let found: BTreeMap<_, _> = entries
+        .iter()
+        .map(|entry| {
+            (entry["target"].as_str().expect("a target").to_owned(), entry["operatorId"].clone())
+        })
+        .collect();
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
@@ -418,21 +467,21 @@ async fn open(cloud: &Cloud) -> BTreeSet<u64> {
 async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
     let replay = ["failures", "replay", "--source", "site-teardown", "--yes"];
     let cloud = Cloud::start(teardowns("SUCCEEDED", 2)).await;
-    put(&cloud, teardown_failures()).await;
+    put_teardown_failures(&cloud).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.starts_with("1 replayed, 0 failed again\n2 more closed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([4, 5]));
 
     let cloud = Cloud::start(teardowns("FAILED", 2)).await;
-    put(&cloud, teardown_failures()).await;
+    put_teardown_failures(&cloud).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("CompensationIncomplete: an undo failed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([1, 2, 3, 4, 5]));
 
     let cloud = Cloud::start(teardowns("SUCCEEDED", usize::MAX)).await;
-    put(&cloud, teardown_failures()).await;
+    put_teardown_failures(&cloud).await;
     let (code, out, err) = cloud.run(&[&replay[..], &["--wait", "1s"]].concat()).await;
     assert_eq!(code, 6, "{out}{err}");
     assert!(
@@ -452,7 +501,7 @@ async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
         ("FAILED", 1, "CompensationIncomplete: an undo failed"),
     ] {
         let cloud = Cloud::start(teardowns(status, 2)).await;
-        put(&cloud, teardown_failures()).await;
+        put_teardown_failures(&cloud).await;
         let (exit, out, err) = cloud.run(&replay).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
         assert!(out.contains(expected), "{status}: {out}");
@@ -472,7 +521,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
     ] {
         // The first description is that of the onboarding's own execution.
         let cloud = Cloud::start(teardowns(status, 0)).await;
-        put(&cloud, teardown_failures()).await;
+        put_teardown_failures(&cloud).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
         assert_eq!(open(&cloud).await, left.iter().copied().collect::<BTreeSet<_>>(), "{status}");
@@ -609,6 +658,7 @@ async fn without_an_entry_of_the_audit_trail_nothing_is_done() {
         let stacks = Stacks { no_audit: true, ..Stacks::default() };
         let cloud = Cloud::with(stacks, teardowns("SUCCEEDED", 0)).await;
         put(&cloud, (1..=3).map(row)).await;
+        put_site(&cloud, site("a"), OperatorId::DEFAULT, "DECOMMISSIONING").await;
         let (code, out, err) = cloud.run(command).await;
         assert_eq!(code, 5, "{out}{err}");
         assert!(err.contains("dynamodb:PutItem on the table test-audit"), "{err}");

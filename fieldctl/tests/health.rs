@@ -16,7 +16,7 @@ use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::finger
 use serde_json::{Value, json};
 use series::{RefusalRow, SeriesRow, partition};
 use store::{Commit, Transaction};
-use telemetry::store_readings::rows;
+use telemetry::series_store::{Received, rows};
 use testkit::{
     dynamo::{FAILURES, READINGS, REFUSALS, SITES},
     golden,
@@ -62,7 +62,8 @@ fn bundle(sensors: &[usize], end: Timestamp) -> Vec<(SensorId, SeriesRow)> {
     let series = |index: &usize| Series::new(sensor(*index), Vec::clone(&samples));
     let bundle_id = format!("b-{}", end.millis()).parse().expect("an id");
     let bundle = Bundle::new(bundle_id, site(), sensors.iter().map(series).collect());
-    rows(&bundle, end).map(|(sensor, _, row)| (sensor, row)).collect()
+    let received = Received { bundle: &bundle, arrival: None, now: end };
+    rows(received).map(|(sensor, _, row)| (sensor, row)).collect()
 }
 
 /// Stores a bundle for each quarter of an hour in the 26 hours before `until`.

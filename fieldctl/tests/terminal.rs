@@ -25,7 +25,7 @@ use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::finger
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::{BILLING, EVENTS, FAILURES, REFUSALS};
+use testkit::dynamo::{BILLING, EVENTS, FAILURES, REFUSALS, SITES};
 
 /// Hostile text: colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
 /// invisible characters, a line separator, and a line that looks like one of fieldctl's. `fieldctl` itself
@@ -251,6 +251,8 @@ async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
         }],
     });
     cloud.dynamo.put(BILLING, report).await;
+    let row = json!({ "siteId": site_id, "row": "SITE", "name": HOSTILE, "status": HOSTILE });
+    cloud.dynamo.put(SITES, row).await;
     cloud
 }
 
@@ -284,6 +286,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         | "subscriptions" | "operators list" | "keys list" | "audit list" | "consumers list"
         | "consumers lag" => (&[], (true, true)),
         "operators show" => (&[&operator], (true, true)),
+        "operators update" => (&[&operator, "--plan", "standard"], (true, true)),
+        "operators suspend" => (&[&operator, "--yes"], (true, true)),
+        "operators resume" => (&[&operator], (true, true)),
         "operators create" => (&["name", "--plan", "standard"], (true, true)),
         "keys create" => (&["name", "--scope", "read"], (true, true)),
         "keys rotate" => (&[&key], (true, true)),

@@ -141,6 +141,17 @@ impl Call {
         self
     }
 
+    /// Sets the type of the body.
+    ///
+    /// # Panics
+    /// If the type is not a valid header value.
+    #[must_use]
+    pub fn content_type(mut self, kind: &str) -> Self {
+        self.headers.retain(|(name, _)| *name != CONTENT_TYPE);
+        self.headers.push((CONTENT_TYPE, kind.parse().expect("a valid header value")));
+        self
+    }
+
     /// Sends the call with this key or token, or as the administrator if there is none.
     #[must_use]
     pub fn bearing_or_admin(self, credential: Option<&str>) -> Self {

@@ -187,6 +187,11 @@ async fn the_response_to_a_bad_query_or_path_names_the_field() -> Result<()> {
     assert!(!response.body.to_string().contains("desk"), "{response}");
     let response = stack.call(Call::patch(&unknown, "{}")).await?;
     assert_problem("PATCH of an unknown site", &response, 404, "");
+    let sensor = format!("/sensors/{}", Uuid::new_v4());
+    let response = stack.call(Call::patch(&sensor, r#"{"metric": "wind_speed"}"#)).await?;
+    assert_problem("PATCH with a field that can't be changed", &response, 400, "metric");
+    let response = stack.call(Call::patch(&sensor, "{}")).await?;
+    assert_problem("PATCH of an unknown sensor", &response, 404, "");
     let response = stack.call(Call::delete(&unknown)).await?;
     assert_problem("DELETE of an unknown site", &response, 404, "");
     let response = stack.call(Call::delete("/sites/alamosa")).await?;

@@ -197,6 +197,7 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("PATCH /sites/{siteId}", Call::patch(format!("/sites/{}", of.rejected_site), "{}")),
         ("DELETE /sites/{siteId}", Call::delete(format!("/sites/{}", of.rejected_site))),
         ("POST /readings", Call::post_readings(of.bundle(Timestamp::now(), 1.0).to_string())),
+        ("PATCH /sensors/{sensorId}", Call::patch(format!("/sensors/{}", of.sensor), "{}")),
         ("GET /sensors/{sensorId}/readings", of.readings()),
         ("POST /events", empty("/events")),
         ("GET /events", Call::get(format!("/events?entity=site/{}", of.site))),
@@ -204,6 +205,8 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("POST /operators", empty("/operators")),
         ("GET /operators", Call::get("/operators")),
         ("GET /operators/{operatorId}", Call::get(format!("/operators/{}", of.id))),
+        // The change has no field, so it changes nothing.
+        ("PATCH /operators/{operatorId}", Call::patch(format!("/operators/{}", of.id), "{}")),
         ("POST /keys", empty("/keys")),
         ("GET /keys", Call::get("/keys")),
         ("DELETE /keys/{keyId}", Call::delete(format!("/keys/{}", of.unused_key))),
@@ -230,13 +233,14 @@ const CALLERS: [&str; 10] = [
 /// With a 400 or a 409 the caller may call the route: the test's body is wrong on purpose, or the site is closed, so that
 /// nothing is changed. An administrator belongs to the default operator, so A's sites are unknown to it, too. The readings of a
 /// site of another operator are accepted, and their sensor is then unknown to the consumer of the stream.
-const EXPECTED: [(&str, [u16; 10]); 17] = [
+const EXPECTED: [(&str, [u16; 10]); 19] = [
     ("POST /sites", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /sites", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /sites/{siteId}", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
     ("PATCH /sites/{siteId}", [401, 403, 403, 404, 403, 403, 403, 403, 409, 404]),
     ("DELETE /sites/{siteId}", [401, 403, 403, 404, 403, 403, 403, 403, 409, 404]),
     ("POST /readings", [401, 403, 403, 202, 403, 403, 202, 403, 202, 202]),
+    ("PATCH /sensors/{sensorId}", [401, 403, 403, 404, 403, 403, 403, 403, 200, 404]),
     ("GET /sensors/{sensorId}/readings", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
     ("POST /events", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /events", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
@@ -244,6 +248,7 @@ const EXPECTED: [(&str, [u16; 10]); 17] = [
     ("POST /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 400]),
     ("GET /operators", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
     ("GET /operators/{operatorId}", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
+    ("PATCH /operators/{operatorId}", [401, 403, 403, 403, 403, 403, 403, 403, 403, 200]),
     ("POST /keys", [401, 400, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /keys", [401, 403, 403, 200, 403, 403, 403, 403, 200, 200]),
     ("DELETE /keys/{keyId}", [401, 403, 403, 404, 403, 403, 403, 403, 200, 404]),
@@ -397,12 +402,13 @@ async fn another_operators_resources_are_unknown() -> Result<()> {
         (Method::GET, "/sites/<id>", &site),
         (Method::PATCH, "/sites/<id>", &site),
         (Method::DELETE, "/sites/<id>", &site),
+        (Method::PATCH, "/sensors/<id>", &a.sensor),
         (Method::GET, "/sensors/<id>/readings?aggregate=hour", &a.sensor),
         (Method::DELETE, "/keys/<id>", &a.unused_key),
     ] {
         let call = |id: &str| {
             let call = Call::new(method.clone(), path.replace("<id>", id));
-            if method == Method::PATCH { call.text(r#"{"name": "Mine"}"#) } else { call }
+            if method == Method::PATCH { call.text("{}") } else { call }
         };
         let foreign = stack.call(call(id).bearing(&b.full_key)).await?;
         let missing = stack.call(call(&unknown).bearing(&b.full_key)).await?;
@@ -522,6 +528,25 @@ async fn an_appended_event_is_listed_for_its_operator_only() -> Result<()> {
         let theirs = stack.call(Call::get(format!("/events?{query}")).bearing(&b.read_key)).await?;
         assert!(!theirs.to_string().contains(&a.marker), "{query}: {theirs}");
         assert!(theirs.to_string().contains(&b.marker), "{query}: {theirs}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_path_or_a_method_that_no_route_has_is_never_a_415() -> Result<()> {
+    let stack = Stack::connect().await?;
+    for (method, path, kind, expected) in [
+        (Method::PUT, "/sites", "application/json", 405),
+        // API Gateway can't choose the response by the method then.
+        (Method::PUT, "/sites", "text/plain", 404),
+        (Method::POST, "/nothing", "application/json", 404),
+        (Method::POST, "/nothing", "text/plain", 404),
+    ] {
+        let call = Call::new(method, path).text("{}").content_type(kind);
+        let response = stack.call(call).await?;
+        assert_eq!(response.status, expected, "{path} {kind}: {response}");
+        assert_eq!(response.header("content-type"), "application/problem+json", "{response}");
+        assert_eq!(response.body["status"], expected, "{response}");
     }
     Ok(())
 }

@@ -310,6 +310,42 @@ async fn a_live_site_is_changed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_sensor_of_a_live_site_is_changed() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "sensor changed", GOOD_CARD).await?;
+    let site = stack.wait_until_active(ids.site_id).await?;
+    let sensor = site["sensors"][0]["sensorId"].as_str().unwrap_or_default().to_owned();
+    let path = format!("/sensors/{sensor}");
+    let body = json!({ "label": "Mast, 2 m", "noDataValues": [-9999.9] }).to_string();
+    let mut changed = None;
+    until_true("the register to know the sensor", TIMEOUT, async || {
+        let response = stack.call(Call::patch(&path, body.as_str())).await?;
+        let state = (response.status == 200, format!("{response}"));
+        changed = Some(response);
+        Ok(state)
+    })
+    .await?;
+    let changed = changed.map(|response| response.body).unwrap_or_default();
+    assert_eq!(changed["label"], "Mast, 2 m");
+    // A repeated change is none.
+    let repeated = stack.call(Call::patch(&path, body.as_str())).await?;
+    assert_eq!((repeated.status, &repeated.body), (200, &changed), "{repeated}");
+
+    until_true("the site to show the change", TIMEOUT, async || {
+        let site = stack.call(Call::get(format!("/sites/{}", ids.site_id))).await?;
+        let shown = &site.body["sensors"][0];
+        let is_changed = shown["label"] == changed["label"]
+            && shown["noDataValues"] == changed["noDataValues"];
+        Ok((is_changed, format!("it shows {shown}")))
+    })
+    .await?;
+    let events = log::published_saga_events(&stack, ids.onboarding_id).await?;
+    assert_eq!(events.iter().filter(|event| event.kind == "SensorChanged").count(), 1);
+    assert_eq!(log::gaps(&events), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_live_site_is_decommissioned() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "decommissioned", GOOD_CARD).await?;

@@ -208,6 +208,7 @@ class RestApi(unittest.TestCase):
         self.deploy(document({
             "UNAUTHORIZED": response(411), "ACCESS_DENIED": response("412"), "AUTHORIZER_FAILURE": response("511"),
             "AUTHORIZER_CONFIGURATION_ERROR": response("512"), "MISSING_AUTHENTICATION_TOKEN": response("404"),
+            "UNSUPPORTED_MEDIA_TYPE": response(413),
         }))
         self.scripts["authorize"] = lambda event: {
             "Bearer denied": policy("Deny"), "Bearer unmatched": policy("Allow", "arn:aws:execute-api:other"),
@@ -224,6 +225,7 @@ class RestApi(unittest.TestCase):
             ("the authorizer returns no policy", self.call_as("malformed"), 512, "Internal server error"),
             ("no such path", self.call(path="/unknown"), 404, "Missing Authentication Token"),
             ("no such method", self.call("PUT", "/open"), 404, "Missing Authentication Token"),
+            ("no template for the type", self.call("PUT", "/sites/1", ("Content-Type", "text/plain")), 413, "Unsupported Media Type"),
         ]
         for name, answer, status, detail in cases:
             with self.subTest(name):

@@ -187,12 +187,12 @@ class Environment:
         url, host = self._api
         return supplies.create_key(self.client, self.name, url, "tools/prove", host=host if self.emulator else None)
 
-    def response(self, method, path, body=None, key=None, authorization=None):
+    def response(self, method, path, body=None, key=None, authorization=None, content_type="application/json"):
         """Calls the API and returns its response. `authorization` is the value of the header; by default, an administrator's key.
         An empty text sends no header, and a list one header for each value."""
         self._guard(f"{method} {path}", method in ("GET", "HEAD"))
         url, host = self._api
-        headers = {"Host": host, "Content-Type": "application/json"}
+        headers = {"Host": host, "Content-Type": content_type}
         if key:
             headers["Idempotency-Key"] = key
         data = json.dumps(body) if body is not None else ""

@@ -26,8 +26,10 @@ def api(environment):
         ("an unknown path with a key", "GET", "/nothing", None, 404),
         ("an unknown path without a key", "GET", "/nothing", "", 404),
         ("a method that the path does not have", "HEAD", path, None, 405),
+        ("a method that the path does not have, with another content type", "HEAD", path, None, 404),
     ]:
-        refused = environment.response(method, path, authorization=authorization)
+        kind = "text/plain" if "content type" in what else "application/json"
+        refused = environment.response(method, path, authorization=authorization, content_type=kind)
         ensure(refused.status == expected, f"{what} returns {refused.status}: {refused.data}")
         kind = refused.headers.get("Content-Type", "")
         ensure(kind.startswith(PROBLEM), f"{what} returns {refused.status} as {kind}: {refused.data}")

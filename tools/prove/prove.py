@@ -27,6 +27,7 @@ import machines  # noqa: F401
 import github  # noqa: F401
 import sagas  # noqa: F401
 import failing  # noqa: F401
+import streams  # noqa: F401
 import outage  # noqa: F401
 import deploying  # noqa: F401
 import waiting  # noqa: F401

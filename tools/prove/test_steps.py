@@ -402,8 +402,8 @@ class Gateway(Case):
 
     def test_the_api(self):
         def refused(kind="application/problem+json", www="Bearer", wrong=None):
-            def answer(method, path, authorization=None):
-                status = 405 if method == "HEAD" else 404 if path == "/nothing" else 401
+            def answer(method, path, authorization=None, content_type="application/json"):
+                status = 404 if path == "/nothing" or content_type == "text/plain" else 405 if method == "HEAD" else 401
                 return mock.Mock(status=wrong or status, headers={"Content-Type": kind, "WWW-Authenticate": www}, data=b"{}")
             return answer
 
@@ -555,6 +555,52 @@ class GivenUp(Case):
         env.clients["iam"].delete_role_policy.assert_called_once_with(RoleName="store-readings-X", PolicyName="prove-on-aws")
         self.assertEqual(self.retries(env), [1, 100])
         self.not_proved("dropped", self.env({}), "as dropped")
+
+
+class Order(Case):
+    """A stream with a shard that is split. The sequence number of a record is its position, unless a test changes it."""
+
+    def env(self, order=lambda records: records, sequence=lambda position: position):
+        env, stored = Fake(), {"shard-0": []}
+        client, shards = env.clients["kinesis"], ["shard-0"]
+        client.describe_stream_summary.return_value = {"StreamDescriptionSummary": {"StreamStatus": "ACTIVE"}}
+        client.list_shards.side_effect = lambda **_: {"Shards": [{"ShardId": shard} for shard in stored]}
+        refused_once = []
+
+        def split(**_):
+            stored.update({"shard-1": [], "shard-2": []})
+            shards[:] = ["shard-1", "shard-2"]
+
+        def put(StreamName, Records):
+            results = []
+            for record in Records:
+                if record["PartitionKey"] == "site#3" and not refused_once:
+                    refused_once.append(record)
+                    results.append({"ErrorCode": "ProvisionedThroughputExceededException"})
+                    continue
+                stored[shards[len(record["PartitionKey"]) % len(shards)]].append(record)
+                results.append({"SequenceNumber": str(sequence(sum(map(len, stored.values()))))})
+            return {"Records": results}
+
+        def read(ShardIterator):
+            return {"Records": order(stored[ShardIterator]), "MillisBehindLatest": 0}
+
+        client.split_shard.side_effect = split
+        client.put_records.side_effect = put
+        client.get_shard_iterator.side_effect = lambda ShardId, **_: {"ShardIterator": ShardId}
+        client.get_records.side_effect = read
+        return env
+
+    def test_records_in_order(self):
+        env = self.env()
+        self.assertIn("over 3 shards", self.proved("events-order", env))
+        env.clients["kinesis"].delete_stream.assert_called_once_with(StreamName="fieldstation-staging-proof-order")
+
+    def test_records_out_of_order(self):
+        self.not_proved("events-order", self.env(sequence=lambda position: 10_000 - position), "sequence number")
+        self.not_proved("events-order", self.env(order=lambda records: records[::-1]), "were read as")
+        self.not_proved("events-order", self.env(order=lambda records: records[:-20]), "were read as")
+        self.not_proved("events-order", self.env(order=lambda records: []), "0 of 20 keys")
 
 
 class FailedDeployment(Case):

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::audit::Action;
 use clap::{Args, Subcommand, ValueEnum};
-use contracts::{OperatorId, SiteId, Timestamp};
+use contracts::{SiteId, Timestamp};
 use ledger::{
     AffectedIds, DiscardResult, ErrorInfo, FailureId, FailureRow, FailureSummary, Ledger,
     PayloadFile, ReplayState, Status, files::Content,
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     advice::{Advice, advice},
-    audit::Auditor,
+    audit::{Auditor, Owners},
     decode::decode,
     error::{CliError, Exit},
     failure_pager::{FailureFilter, FailurePager, STATUSES, kind_name},
@@ -559,7 +559,7 @@ async fn discard(
         }
         return Ok(Exit::Done);
     }
-    let auditor = Auditor::new(stack).await?;
+    let (auditor, owners) = (Auditor::new(stack).await?, Owners::new(stack));
     let (mut discarded, mut skipped) = (0, BTreeMap::<&str, u32>::new());
     while let Some(page) = selected.next().await? {
         for row in page {
@@ -567,7 +567,8 @@ async fn discard(
                 *skipped.entry(row.status.name()).or_default() += 1;
                 continue;
             }
-            auditor.record(OperatorId::DEFAULT, Action::DiscardFailure, row.id).await?;
+            let operator = owners.of_failure(&row.source, &row.affected_ids).await?;
+            auditor.record(operator, Action::DiscardFailure, row.id).await?;
             match ledger.discard(row.id, note).await? {
                 DiscardResult::Discarded => discarded += 1,
                 DiscardResult::NotOpen(status) => *skipped.entry(status.name()).or_default() += 1,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use contracts::{
-    Scope, Timestamp,
+    OperatorId, Scope, Timestamp,
     operators::{KeyId, KeyRequest},
 };
 use keys::ApiKey;
@@ -29,8 +29,13 @@ const PREFIX_LENGTH: usize = 12;
 /// Commands for API keys.
 #[derive(Debug, Subcommand)]
 pub enum Keys {
-    /// Lists the keys of your operator: the operator of the key that fieldctl uses.
-    List,
+    /// Lists the keys of an operator.
+    List {
+        /// The operator: its id, the first digits of it, or its name. The default is your operator: that of the key that
+        /// fieldctl uses.
+        #[arg(long)]
+        operator: Option<String>,
+    },
     /// Creates a key and prints it. It can't be shown again.
     Create {
         /// The name of the key, such as its holder or its place.
@@ -63,6 +68,9 @@ pub enum Keys {
     Revoke {
         /// The key: its prefix, its id or the first digits of it, or its name. Never the whole key.
         key: String,
+        /// The operator of the key: its id, the first digits of it, or its name. The default is your operator.
+        #[arg(long)]
+        operator: Option<String>,
         /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
@@ -88,12 +96,12 @@ impl Keys {
     /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
-            Self::List => list(stack, screen).await,
+            Self::List { operator } => {
+                let operator = find_operator(stack, operator).await?;
+                list(stack, screen, operator).await
+            }
             Self::Create { name, scope, operator, expires_in_days } => {
-                let operator_id = match operator {
-                    Some(operator) => Some(resolve::operator(stack, &operator).await?),
-                    None => None,
-                };
+                let operator_id = find_operator(stack, operator).await?;
                 let scope = find_scope(stack, &scope).await?;
                 let request = KeyRequest {
                     name,
@@ -106,7 +114,7 @@ impl Keys {
                 create(stack, screen, &request).await
             }
             Self::Rotate { key, overlap, expires_in_days } => {
-                let old = find_key(stack, &key).await?;
+                let old = find_key(stack, &key, None).await?;
                 let request = KeyRequest {
                     expires_in_days: expires_in_days.or(old.lifetime_days()),
                     name: old.name,
@@ -118,9 +126,10 @@ impl Keys {
                 };
                 create(stack, screen, &request).await
             }
-            Self::Revoke { key, yes } => {
-                let key = find_key(stack, &key).await?;
-                revoke(stack, screen, &key, yes).await
+            Self::Revoke { key, operator, yes } => {
+                let operator = find_operator(stack, operator).await?;
+                let key = find_key(stack, &key, operator).await?;
+                revoke(stack, screen, &key, operator, yes).await
             }
         }
     }
@@ -168,12 +177,31 @@ async fn find_scope(stack: &Stack, text: &str) -> Result<Scope, CliError> {
     text.parse().map_err(|error| CliError::usage(format!("--scope {text:?} {error}")))
 }
 
-async fn all_keys(stack: &Stack) -> Result<Vec<Value>, CliError> {
-    stack.all("/keys", "keys").await
+async fn find_operator(
+    stack: &Stack,
+    operator: Option<String>,
+) -> Result<Option<OperatorId>, CliError> {
+    match operator {
+        Some(operator) => resolve::operator(stack, &operator).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Returns the query that names the operator. Without one, the API takes the caller's.
+fn of_operator(operator: Option<OperatorId>) -> String {
+    operator.map_or(String::new(), |operator| format!("?operatorId={operator}"))
+}
+
+async fn all_keys(stack: &Stack, operator: Option<OperatorId>) -> Result<Vec<Value>, CliError> {
+    stack.all(&format!("/keys{}", of_operator(operator)), "keys").await
 }
 
 /// Finds a key by its visible prefix, its id, the first digits of its id, or its name.
-async fn find_key(stack: &Stack, text: &str) -> Result<Listed, CliError> {
+async fn find_key(
+    stack: &Stack,
+    text: &str,
+    operator: Option<OperatorId>,
+) -> Result<Listed, CliError> {
     let text = text.trim();
     if ApiKey::is_key_like(text) && text.len() > PREFIX_LENGTH {
         return Err(CliError::usage(
@@ -181,7 +209,7 @@ async fn find_key(stack: &Stack, text: &str) -> Result<Listed, CliError> {
         )
         .advise("revoke that key; name a key by its prefix, which is its first 12 characters"));
     }
-    let keys = all_keys(stack).await?;
+    let keys = all_keys(stack, operator).await?;
     let keys = keys.iter().map(Listed::from_api).collect::<Result<Vec<_>, _>>()?;
     only_match(text, keys)
 }
@@ -199,7 +227,7 @@ fn only_match(text: &str, keys: Vec<Listed>) -> Result<Listed, CliError> {
     match found.len() {
         0 => {
             Err(CliError::not_found(format!("no key has the prefix, the id or the name {text:?}"))
-                .advise("`fieldctl keys list` lists the keys of your operator"))
+                .advise("`fieldctl keys list` lists the keys of your operator; an administrator names another one with --operator"))
         }
         1 => Ok(found.remove(0)),
         count => {
@@ -210,8 +238,12 @@ fn only_match(text: &str, keys: Vec<Listed>) -> Result<Listed, CliError> {
     }
 }
 
-async fn list(stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
-    let keys = all_keys(stack).await?;
+async fn list(
+    stack: &Stack,
+    screen: &mut Screen,
+    operator: Option<OperatorId>,
+) -> Result<Exit, CliError> {
+    let keys = all_keys(stack, operator).await?;
     if screen.json {
         keys.iter().try_for_each(|key| screen.entry(key))?;
     } else if keys.is_empty() {
@@ -266,6 +298,7 @@ async fn revoke(
     stack: &Stack,
     screen: &mut Screen,
     key: &Listed,
+    operator: Option<OperatorId>,
     yes: bool,
 ) -> Result<Exit, CliError> {
     let Listed { key_id, prefix, name, scope, last_used_on, .. } = key;
@@ -274,7 +307,8 @@ async fn revoke(
         None => "never used".to_owned(),
     };
     confirm(&format!("Revoke the key {prefix} ({name}, scope {scope}, {used})?"), yes)?;
-    let revoked = stack.call(Call::delete(format!("/keys/{key_id}"))).await?;
+    let revoked =
+        stack.call(Call::delete(format!("/keys/{key_id}{}", of_operator(operator)))).await?;
     if screen.json {
         screen.document(&revoked)?;
     } else {

@@ -1,12 +1,16 @@
 //! The command `fieldctl operators`.
 
-use clap::{Subcommand, ValueEnum};
-use contracts::{Plan, Timestamp, operators::OperatorRegistration};
+use clap::{ArgGroup, Subcommand, ValueEnum};
+use contracts::{
+    OperatorId, Plan, Timestamp,
+    operators::{OperatorPatch, OperatorRegistration, OperatorStatus},
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     api::Call,
+    commands::confirm,
     error::{CliError, Exit},
     output::{Screen, Tone},
     render::{Table, ago, plain},
@@ -36,6 +40,33 @@ pub enum Operators {
         /// key.
         #[arg(long)]
         idempotency_key: Option<String>,
+    },
+    /// Changes the name or the plan of an operator.
+    #[command(group = ArgGroup::new("change").required(true).multiple(true))]
+    Update {
+        /// The operator: its id, the first digits of it, or its name.
+        operator: String,
+        /// The new name.
+        #[arg(long, group = "change")]
+        name: Option<String>,
+        /// The new plan.
+        #[arg(long, value_enum, group = "change")]
+        plan: Option<PlanName>,
+    },
+    /// Suspends an operator: all its keys and tokens are refused until it is resumed.
+    ///
+    /// Its sites, sensors and readings stay, and producers on the stream and the bus can still send.
+    Suspend {
+        /// The operator: its id, the first digits of it, or its name.
+        operator: String,
+        /// Do not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Accepts the keys and tokens of a suspended operator again.
+    Resume {
+        /// The operator: its id, the first digits of it, or its name.
+        operator: String,
     },
 }
 
@@ -73,6 +104,23 @@ impl Operators {
             Self::Create { name, plan, idempotency_key } => {
                 let registration = OperatorRegistration { name, plan: plan.into() };
                 create(stack, screen, &registration, idempotency_key).await
+            }
+            Self::Update { operator, name, plan } => {
+                let operator = resolve::operator(stack, &operator).await?;
+                let plan = plan.map(Plan::from);
+                let patch = OperatorPatch { name, plan, ..OperatorPatch::default() };
+                update(stack, screen, operator, &patch).await
+            }
+            Self::Suspend { operator, yes } => {
+                let operator = resolve::operator(stack, &operator).await?;
+                let found = stack.call(Call::get(format!("/operators/{operator}"))).await?;
+                let name = text(&found, "name");
+                confirm(&format!("Suspend {name} ({operator})? Its callers are refused."), yes)?;
+                set_status(stack, screen, operator, OperatorStatus::Suspended).await
+            }
+            Self::Resume { operator } => {
+                let operator = resolve::operator(stack, &operator).await?;
+                set_status(stack, screen, operator, OperatorStatus::Active).await
             }
         }
     }
@@ -139,4 +187,29 @@ async fn create(
         }
     })?;
     show(screen, &operator)
+}
+
+async fn set_status(
+    stack: &Stack,
+    screen: &mut Screen,
+    operator: OperatorId,
+    status: OperatorStatus,
+) -> Result<Exit, CliError> {
+    let patch = OperatorPatch { status: Some(status), ..OperatorPatch::default() };
+    update(stack, screen, operator, &patch).await
+}
+
+async fn update(
+    stack: &Stack,
+    screen: &mut Screen,
+    operator: OperatorId,
+    patch: &OperatorPatch,
+) -> Result<Exit, CliError> {
+    let call = Call::patch(format!("/operators/{operator}"), json!(patch).to_string());
+    let operator = stack.call(call).await?;
+    show(screen, &operator)?;
+    if !screen.json && (patch.plan.is_some() || patch.status.is_some()) {
+        screen.line("The API may use the former plan and status for another two minutes.")?;
+    }
+    Ok(Exit::Done)
 }

@@ -137,10 +137,12 @@ impl fmt::Display for UndoableSite {
 
 /// Reads a site that an undo would change. Refuses a site that is in service: only `sites teardown`
 /// takes a site out of service.
+///
+/// The site is read from its table, because it may belong to any operator.
 pub async fn undoable_site(stack: &Stack, site: SiteId) -> Result<UndoableSite, CliError> {
-    let site_json = stack.site(site).await?;
-    let (name, status) =
-        (text(&site_json, "name").to_owned(), text(&site_json, "status").to_owned());
+    let row = stack.site_row(site).await?;
+    let row = row.ok_or_else(|| CliError::not_found(format!("there is no site {site}")))?;
+    let (name, status) = (row.name, row.status);
     if status == "ACTIVE" {
         return Err(CliError::new(Exit::Refused, format!("site {site} ({name}) is in service"))
             .advise(format!(

@@ -23,7 +23,7 @@ use hyper_util::{
 use keys::{ApiKey, Kind};
 use serde_json::{Value, json};
 use testkit::dynamo::{
-    AUDIT, BILLING, Dynamo, EVENTS, FAILURES, NETWORK, READINGS, REFUSALS, SITES,
+    AUDIT, BILLING, Dynamo, EVENT_GUARDS, EVENTS, FAILURES, NETWORK, READINGS, REFUSALS, SITES,
 };
 use tokio::{net::TcpListener, process::Command};
 
@@ -99,9 +99,10 @@ const LOG_GROUPS: [&str; 3] = [
 ];
 
 /// The names of tables in the environment, and in the embedded DynamoDB.
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 9] = [
     ("test-audit", AUDIT),
     ("test-billing", BILLING),
+    ("test-event-guards", EVENT_GUARDS),
     ("test-events", EVENTS),
     ("test-failures", FAILURES),
     ("test-network", NETWORK),

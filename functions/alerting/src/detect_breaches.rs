@@ -1,15 +1,20 @@
-//! Compares the readings of the stream with the sensors' limits. Emits an event when a sensor leaves its limits and
-//! when it is back.
+//! Compares the live readings of the stream with the sensors' limits. Emits an event when a sensor leaves its limits
+//! and when it is back.
+//!
+//! Alerts are about now. So imported and revised bundles are not judged, and neither are readings that were old when
+//! they arrived. The age is that on arrival: if this function is late, the alerts are late, but not lost.
 //!
 //! Only a change of state is written, in one transaction with its event. A bundle may be delivered repeatedly, late, or
 //! after only a part of its changes was committed. A committed change is not committed again. If two invocations judge
 //! the same readings, the conditional write of one fails. It then judges again from the row that the other committed.
 
+use std::time::Duration;
+
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
     AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::Sample,
+    readings::{Bundle, FIRST_REVISION, Origin, Series},
     stream::Record,
 };
 use fault::{Fault, InvocationError, ReplayResponse};
@@ -20,7 +25,7 @@ use stream::SentBundle;
 
 use crate::{
     Alerting, AlertingError, AlertingRow, Rule,
-    judging::{Change, Judgement, Transition, apply, judge},
+    judging::{Arrived, Change, Judged, Judgement, Transition, Watermarks, apply, judge},
     watermarks::WatermarkCache,
 };
 
@@ -29,6 +34,9 @@ const MAX_TRANSITIONS: usize = 99;
 
 /// The maximum number of times that a bundle is judged again because another writer changed the row.
 const MAX_CONFLICTS: usize = 5;
+
+/// The reason of readings that were too old for an alert when they arrived.
+const OLD: &str = "Old";
 
 /// The dependencies of the function `detect-breaches`.
 #[derive(Debug)]
@@ -39,6 +47,8 @@ pub struct DetectBreaches {
     pub outbox: Outbox,
     /// The watermarks of earlier batches.
     pub watermarks: WatermarkCache,
+    /// The maximum age of a judged reading when it arrives at the stream.
+    pub max_age: Duration,
 }
 
 impl DetectBreaches {
@@ -62,7 +72,7 @@ impl DetectBreaches {
             Err(error) => ReplayResponse::nothing_to_do(format!(
                 "{error}; store-readings quarantines the same record"
             )),
-            Ok(sent) => match self.detect(&sent, now).await {
+            Ok(sent) => match self.detect(&record, &sent, now).await {
                 Ok(()) => ReplayResponse::Done,
                 Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
             },
@@ -76,16 +86,26 @@ impl DetectBreaches {
             metrics::counter!("BundlesSkipped").increment(1);
             return Ok(());
         };
-        self.detect(&sent, now).await.map_err(|error| error.to_string())
+        self.detect(record, &sent, now).await.map_err(|error| error.to_string())
     }
 
     /// Judges a bundle until all changes are committed.
     ///
-    /// The row is read for each bundle. A cached row could hide what another execution environment committed, and the
-    /// read costs a fraction of storing the bundle. A bundle that an operator sent for a site of another operator is not
-    /// judged. store-readings quarantines it.
-    async fn detect(&self, sent: &SentBundle, now: Timestamp) -> Result<(), AlertingError> {
+    /// The row is read for each bundle with live readings. A cached row could hide what another execution environment
+    /// committed, and the read costs a fraction of storing the bundle. A bundle that an operator sent for a site of another
+    /// operator is not judged. store-readings quarantines it.
+    async fn detect(
+        &self,
+        record: &Record<'_>,
+        sent: &SentBundle,
+        now: Timestamp,
+    ) -> Result<(), AlertingError> {
         let bundle = &sent.bundle;
+        let arrived = self.arrived(bundle, record, now);
+        if let Some(reason) = not_live(arrived) {
+            count_not_judged(reason, bundle.samples());
+            return Ok(());
+        }
         let alerting_id = AlertingId::from_onboarding(OnboardingId::from_site(bundle.site_id));
         let existing: Option<AlertingRow> =
             self.alerting.get(&AlertingRow::key(alerting_id)).await?;
@@ -95,18 +115,16 @@ impl DetectBreaches {
         }
         let watermarks = self.watermarks.get(bundle);
 
-        let mut counts = None;
+        let mut first = None;
         for _ in 0..=MAX_CONFLICTS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
-            let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
+            let Judgement { transitions, judged } = judge(rules, arrived, &watermarks);
             // Only the first judgement counts: readings that this call itself commits would be late in the next one.
-            counts.get_or_insert((judged, late));
-            match self.commit_all(row, &transitions, now).await? {
-                CommitOutcome::Committed(after) => {
-                    self.watermarks.advance(&after, bundle);
-                    let (judged, late) = counts.unwrap_or_default();
-                    metrics::counter!("ReadingsJudged").increment(judged as u64);
-                    metrics::counter!("ReadingsLate").increment(late as u64);
+            let judged = first.get_or_insert(judged);
+            match self.commit_all(row, &transitions, arrived, &watermarks, now).await? {
+                CommitOutcome::Committed(_) => {
+                    self.watermarks.advance(arrived, judged);
+                    count(judged);
                     return Ok(());
                 }
                 CommitOutcome::Conflict(newer) => row = newer,
@@ -115,16 +133,25 @@ impl DetectBreaches {
         Err(AlertingError::Busy(alerting_id))
     }
 
+    /// Returns the bundle of a record with its arrival. A record without an arrival counts as arrived now.
+    fn arrived<'a>(&self, bundle: &'a Bundle, record: &Record<'_>, now: Timestamp) -> Arrived<'a> {
+        let at = record.arrival().and_then(|arrival| arrival.at()).unwrap_or(now);
+        let max_age = i64::try_from(self.max_age.as_millis()).unwrap_or(i64::MAX);
+        Arrived { bundle, at, oldest: at.plus_millis(-max_age) }
+    }
+
     /// Commits all changes, in as many transactions as necessary.
     async fn commit_all(
         &self,
         mut row: AlertingRow,
         transitions: &[Transition],
+        arrived: Arrived<'_>,
+        watermarks: &Watermarks,
         now: Timestamp,
     ) -> Result<CommitOutcome, AlertingError> {
         for chunk in transitions.chunks(MAX_TRANSITIONS) {
             let Alerting::Configured { rules } = &row.state else { break };
-            match self.commit(&row, rules, chunk, now).await? {
+            match self.commit(&row, rules, chunk, arrived, watermarks, now).await? {
                 CommitOutcome::Committed(after) => row = after,
                 conflict @ CommitOutcome::Conflict(_) => return Ok(conflict),
             }
@@ -139,25 +166,28 @@ impl DetectBreaches {
         row: &AlertingRow,
         rules: &[Rule],
         transitions: &[Transition],
+        arrived: Arrived<'_>,
+        watermarks: &Watermarks,
         now: Timestamp,
     ) -> Result<CommitOutcome, AlertingError> {
         let alerting_id = AlertingId::from_onboarding(row.saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
         let after = AlertingRow {
             saga: row.saga,
-            state: Alerting::Configured { rules: apply(rules, transitions) },
+            state: Alerting::Configured { rules: apply(rules, transitions, arrived, watermarks) },
             sequence: row.sequence + transitions.len() as u64,
-            at: now,
+            at: row.next_time(now),
         };
         // The cause of these events is a reading, not the event that started the saga.
         let saga = SagaContext::for_site(row.saga.operator_id, row.saga.site_id, None);
         let mut breaches = 0;
         let mut transaction = Transaction::on(&self.alerting);
-        transaction = transaction.put_if_sequence(&self.alerting, &key, &after, row.sequence);
+        transaction =
+            transaction.put_if_same_version(&self.alerting, &key, &after, row.sequence, row.at);
         for (sequence, transition) in (row.sequence + 1..).zip(transitions) {
-            let Transition { rule, sample: Sample(at, value), change } = *transition;
-            let Sensor { sensor_id, metric, unit, .. } = rules[rule].sensor.clone();
-            let site_id = saga.site_id;
+            let Transition { rule, at, value, change, .. } = *transition;
+            let Sensor { sensor_id, metric, ref unit, .. } = rules[rule].sensor;
+            let (site_id, unit) = (saga.site_id, unit.clone());
             transaction = match change {
                 Change::Breached { limit, threshold } => {
                     breaches += 1;
@@ -208,4 +238,32 @@ enum CommitOutcome {
     Committed(AlertingRow),
     /// Another writer changed the row first. Holds its row.
     Conflict(AlertingRow),
+}
+
+/// Returns why none of a bundle's samples is live. Returns `None` if there may be live ones.
+fn not_live(Arrived { bundle, oldest, .. }: Arrived<'_>) -> Option<&'static str> {
+    if bundle.origin == Origin::Import {
+        return Some("Import");
+    }
+    if bundle.revision > FIRST_REVISION {
+        return Some("Revision");
+    }
+    let is_old = |series: &Series| series.samples.last().is_none_or(|last| last.at < oldest);
+    bundle.series.iter().all(is_old).then_some(OLD)
+}
+
+/// Writes the metrics of a judged bundle.
+fn count(judged: &Judged) {
+    let Judged { samples, old, late, not_usable, implausible, .. } = *judged;
+    metrics::counter!("ReadingsJudged").increment(samples as u64);
+    count_not_judged(OLD, old);
+    count_not_judged("Late", late);
+    count_not_judged("NotUsable", not_usable);
+    count_not_judged("Implausible", implausible);
+}
+
+fn count_not_judged(reason: &'static str, samples: usize) {
+    if samples > 0 {
+        metrics::counter!("ReadingsNotJudged", "reason" => reason).increment(samples as u64);
+    }
 }

@@ -1,17 +1,71 @@
 //! Decides which changes of state a bundle's samples cause. The functions here are pure; the caller commits.
 //!
-//! The next state depends on the current state and one sample only; samples are not counted. Therefore judging is
-//! idempotent: samples up to the last change are skipped, and judging any part of the later ones again changes
-//! nothing.
+//! The next state depends on the current state and one sample only; samples are not counted. So judging a sample again
+//! changes nothing as long as the state is still the one that it was judged in. A rule therefore stores only what is
+//! needed to know the samples that were judged before its last change:
+//!
+//! - `changed_at`: the time of the sample that caused the last change;
+//! - `change_arrived_at`: the latest arrival of a record that caused a change;
+//! - `ahead`: the bundles that were judged up to a time after both. Only a fast clock causes them.
+//!
+//! A sample is skipped in these cases, and judged in all others:
+//!
+//! 1. It is not after `changed_at` and not after `change_arrived_at`: it is late, or was judged. A time in the future moves
+//!    this limit only to the arrival of its own record, so it hides no samples that are measured later.
+//! 2. Its bundle is in `ahead`, and it is not after the time there. A bundle that is sent again or that has grown has the
+//!    same samples up to that time, so it was judged.
+//! 3. Its record arrived before `change_arrived_at`, and it is ahead of its own record's arrival. The records of a site
+//!    are delivered in order, so the record is delivered again, and the sample was judged.
+//! 4. It is not after the sensor's watermark in this execution environment: the latest sample that was judged, but at most
+//!    the arrival of its record. It is late. The environment also knows the bundles that it judged ahead (as in case 2)
+//!    since the last change; the next change stores them in the rule.
+//!
+//! Invariants:
+//!
+//! - A sample of a bundle causes at most one change, also if its record is delivered again, if its bundle is sent again,
+//!   and after a restart. The limit of case 1 never decreases. The sample of a change is not after it, or its bundle is in
+//!   `ahead` until the limit has passed it. (A rule stores a limited number of bundles in `ahead`.)
+//! - A sample that is measured after the arrival of all earlier records of its sensor is judged, whatever the times in
+//!   those records were.
+//!
+//! A restart forgets watermarks, and the bundles that were judged ahead since the last change. Late samples may then be
+//! judged, unless they are too old. If a fast logger sends one of those bundles again after a later bundle has changed the
+//! state, its samples are judged in the new state, and may cause changes that they did not cause before.
 
 use std::collections::HashMap;
 
-use contracts::{Sensor, SensorId, Timestamp, events::Limit, readings::Bundle, sample::Quality};
+use contracts::{
+    Sensor, SensorId, Timestamp,
+    effective::Values,
+    events::Limit,
+    readings::Bundle,
+    sample::{Quality, Sample},
+};
 
-use crate::{Rule, State};
+use crate::{Rule, State, ahead::Ahead};
 
-/// The time of the last judged sample of each sensor.
-pub type Watermarks = HashMap<SensorId, Timestamp>;
+/// What is known about the last judged samples of each sensor.
+pub type Watermarks = HashMap<SensorId, Watermark>;
+
+/// What an execution environment knows about the samples of a sensor that it judged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Watermark {
+    /// The time of the latest judged sample, at most the arrival of its record.
+    pub at: Option<Timestamp>,
+    /// The bundles that were judged up to a later time.
+    pub ahead: Ahead,
+}
+
+/// A bundle of live readings that arrived at the stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived<'a> {
+    /// The bundle.
+    pub bundle: &'a Bundle,
+    /// The arrival of its record.
+    pub at: Timestamp,
+    /// The earliest time of a sample that is judged.
+    pub oldest: Timestamp,
+}
 
 /// A change of a sensor's state.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,10 +91,12 @@ pub struct Transition {
     pub rule: usize,
     /// The time of the sample that caused the change.
     pub at: Timestamp,
-    /// The value of that sample.
+    /// The effective value of that sample.
     pub value: f64,
     /// The change.
     pub change: Change,
+    /// The time of the last judged sample before the sensor's next change.
+    pub judged_to: Timestamp,
 }
 
 /// The result of judging a bundle.
@@ -48,49 +104,125 @@ pub struct Transition {
 pub struct Judgement {
     /// The changes, grouped by sensor, in the order of time.
     pub transitions: Vec<Transition>,
-    /// The number of samples that were compared with limits.
-    pub judged: usize,
-    /// The number of samples that were late or repeated.
-    pub late: usize,
+    /// What was judged.
+    pub judged: Judged,
 }
 
-/// Judges the samples of sensors that have rules. Skips samples that are not later than the sensor's last change or
-/// its watermark.
+/// What was judged of a bundle, and how many samples were not, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// The time of each sensor's last judged sample.
+    pub up_to: Vec<(SensorId, Timestamp)>,
+    /// The number of samples that were compared with limits.
+    pub samples: usize,
+    /// The number of samples that were older than the maximum age when they arrived.
+    pub old: usize,
+    /// The number of samples that were late or repeated.
+    pub late: usize,
+    /// The number of samples without a usable value.
+    pub not_usable: usize,
+    /// The number of samples with a value outside the metric's plausible range.
+    pub implausible: usize,
+}
+
+/// Judges the samples of sensors that have rules. The documentation of this module says which samples are skipped.
 #[must_use]
-pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgement {
-    let mut judgement = Judgement::default();
-    for series in &bundle.series {
+pub fn judge(rules: &[Rule], arrived: Arrived<'_>, watermarks: &Watermarks) -> Judgement {
+    let Judgement { mut transitions, mut judged } = Judgement::default();
+    for series in &arrived.bundle.series {
         let sensor_id = series.sensor_id;
         let watched = rules.iter().enumerate().find(|(_, rule)| rule.sensor.sensor_id == sensor_id);
         let Some((index, rule)) = watched else { continue };
-        let last_judged = rule.changed_at.max(watermarks.get(&sensor_id).copied());
-        // Times are stored in milliseconds.
-        let last_judged = last_judged.map(Timestamp::millis);
-        let late = series.samples.partition_point(|sample| Some(sample.at.millis()) <= last_judged);
-        judgement.late += late;
-        judgement.judged += series.samples.len() - late;
+        let samples = not_old(&series.samples, arrived);
+        judged.old += series.samples.len() - samples.len();
+        let unjudged = not_judged(samples, rule, arrived, watermarks.get(&sensor_id));
+        judged.late += samples.len() - unjudged.len();
+
+        let sensor = &rule.sensor;
+        let plausible = sensor.metric.plausible(&sensor.unit);
+        let limits = Limits::of(sensor);
         let mut state = rule.state;
-        for sample in &series.samples[late..] {
-            let (at, Some(value)) = (sample.at, sample.counted(Quality::Usable)) else { continue };
-            if let Some(change) = change(&rule.sensor, state, value) {
+        let (mut up_to, mut last_change) = (None, None);
+        for sample in unjudged {
+            let at = sample.at;
+            let effective = sensor.effective(*sample, Values::Calibrated);
+            let Some(value) = effective.counted(Quality::Usable) else {
+                judged.not_usable += 1;
+                continue;
+            };
+            if plausible.is_some_and(|(low, high)| !(low..=high).contains(&value)) {
+                judged.implausible += 1;
+                continue;
+            }
+            judged.samples += 1;
+            up_to = Some(at);
+            if let Some(change) = limits.change(state, value) {
                 state = change.state(at);
-                judgement.transitions.push(Transition { rule: index, at, value, change });
+                let transition = Transition { rule: index, at, value, change, judged_to: at };
+                transitions.extend(last_change.replace(transition));
+            } else if let Some(Transition { judged_to, .. }) = &mut last_change {
+                *judged_to = at;
             }
         }
+        transitions.extend(last_change);
+        judged.up_to.extend(up_to.map(|up_to| (sensor_id, up_to)));
     }
-    judgement
+    Judgement { transitions, judged }
 }
 
-/// Returns the rules after the transitions.
+/// Returns the rules after the transitions of a bundle.
 #[must_use]
-pub fn apply(rules: &[Rule], transitions: &[Transition]) -> Vec<Rule> {
+pub fn apply(
+    rules: &[Rule],
+    transitions: &[Transition],
+    arrived: Arrived<'_>,
+    watermarks: &Watermarks,
+) -> Vec<Rule> {
     let mut rules = rules.to_vec();
-    for Transition { rule, at, change, .. } in transitions {
+    for Transition { rule, at, change, judged_to, .. } in transitions {
         let rule = &mut rules[*rule];
         rule.state = change.state(*at);
         rule.changed_at = Some(*at);
+        rule.change_arrived_at = rule.change_arrived_at.max(Some(arrived.at));
+        if let Some(watermark) = watermarks.get(&rule.sensor.sensor_id) {
+            rule.ahead.add_all(&watermark.ahead);
+        }
+        if *judged_to > arrived.at {
+            rule.ahead.add(&arrived.bundle.bundle_id, *judged_to);
+        }
+        if let Some(late) = rule.late_until() {
+            rule.ahead.forget_until(late);
+        }
     }
     rules
+}
+
+/// Returns the samples that are not too old for an alert.
+fn not_old<'a>(samples: &'a [Sample], arrived: Arrived<'_>) -> &'a [Sample] {
+    let old = samples.partition_point(|sample| sample.at < arrived.oldest);
+    &samples[old..]
+}
+
+/// Returns the samples that are not late and were not judged before the rule's last change.
+fn not_judged<'a>(
+    samples: &'a [Sample],
+    rule: &Rule,
+    arrived: Arrived<'_>,
+    watermark: Option<&Watermark>,
+) -> &'a [Sample] {
+    let bundle = &arrived.bundle.bundle_id;
+    let is_repeated = Some(arrived.at) < rule.change_arrived_at;
+    let skipped_until = [
+        rule.late_until(),
+        rule.ahead.judged_to(bundle),
+        watermark.and_then(|watermark| watermark.at),
+        watermark.and_then(|watermark| watermark.ahead.judged_to(bundle)),
+    ];
+    let skipped_until = skipped_until.into_iter().max().flatten();
+    let first = samples.partition_point(|sample| Some(sample.at) <= skipped_until);
+    let samples = &samples[first..];
+    let ahead = |sample: &Sample| is_repeated && sample.at > arrived.at;
+    &samples[..samples.partition_point(|sample| !ahead(sample))]
 }
 
 impl Change {
@@ -103,41 +235,63 @@ impl Change {
     }
 }
 
-fn change(sensor: &Sensor, state: State, value: f64) -> Option<Change> {
-    match (state, beyond(sensor, value)) {
-        (State::Breached { limit, .. }, Some((beyond, _))) if limit == beyond => None,
-        (_, Some((limit, threshold))) => Some(Change::Breached { limit, threshold }),
-        (State::Breached { breached_at, .. }, None) => {
-            is_back(sensor, value).then_some(Change::BackToNormal { breached_at })
+/// The limits of a sensor, and the range in which a breach ends.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    min: Option<f64>,
+    max: Option<f64>,
+    /// How far inside its limits a value must be to end a breach. It keeps readings that scatter around a limit from
+    /// causing many breaches.
+    deadband: f64,
+}
+
+impl Limits {
+    fn of(sensor: &Sensor) -> Self {
+        let (min, max) = (sensor.min, sensor.max);
+        let mut deadband = sensor.metric.deadband(&sensor.unit).unwrap_or_default();
+        if let (Some(min), Some(max)) = (min, max) {
+            // Between narrow limits the deadband is reduced, so that half of the range is still normal.
+            deadband = deadband.min((max - min) / 4.0);
         }
-        (State::Normal, None) => None,
+        Self { min, max, deadband }
     }
-}
 
-/// Returns the limit that the value exceeds, with the limit's value.
-fn beyond(sensor: &Sensor, value: f64) -> Option<(Limit, f64)> {
-    match (sensor.min, sensor.max) {
-        (Some(min), _) if value < min => Some((Limit::Min, min)),
-        (_, Some(max)) if value > max => Some((Limit::Max, max)),
-        _ => None,
+    /// Returns the change of state that the value causes.
+    fn change(&self, state: State, value: f64) -> Option<Change> {
+        match (state, self.beyond(value)) {
+            (State::Breached { limit, .. }, Some((beyond, _))) if limit == beyond => None,
+            (_, Some((limit, threshold))) => Some(Change::Breached { limit, threshold }),
+            (State::Breached { breached_at, .. }, None) => {
+                self.is_back(value).then_some(Change::BackToNormal { breached_at })
+            }
+            (State::Normal, None) => None,
+        }
     }
-}
 
-/// Returns whether the value is within both limits by at least the deadband. The deadband keeps readings that
-/// scatter around a limit from causing many breaches.
-fn is_back(sensor: &Sensor, value: f64) -> bool {
-    let mut deadband = sensor.metric.deadband(&sensor.unit).unwrap_or_default();
-    if let (Some(min), Some(max)) = (sensor.min, sensor.max) {
-        // Between narrow limits the deadband is reduced, so that half of the range is still normal.
-        deadband = deadband.min((max - min) / 4.0);
+    /// Returns the limit that the value exceeds, with the limit's value.
+    fn beyond(&self, value: f64) -> Option<(Limit, f64)> {
+        match (self.min, self.max) {
+            (Some(min), _) if value < min => Some((Limit::Min, min)),
+            (_, Some(max)) if value > max => Some((Limit::Max, max)),
+            _ => None,
+        }
     }
-    sensor.min.is_none_or(|min| value >= min + deadband)
-        && sensor.max.is_none_or(|max| value <= max - deadband)
+
+    /// Returns whether the value is within both limits by at least the deadband.
+    fn is_back(&self, value: f64) -> bool {
+        self.min.is_none_or(|min| value >= min + self.deadband)
+            && self.max.is_none_or(|max| value <= max - self.deadband)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Metric, readings::Series, sample::Sample, sensor::SensorMetadata};
+    use contracts::{
+        Metric,
+        readings::{BundleId, Series},
+        sample::Flag,
+        sensor::SensorMetadata,
+    };
     use proptest::{prelude::*, test_runner::RngSeed};
     use testkit::sample::{noon, saga};
 
@@ -175,8 +329,45 @@ mod tests {
         bundle
     }
 
+    /// Returns the bundle as it arrives at this number of seconds after noon.
+    fn arrived(bundle: &Bundle, seconds: i64) -> Arrived<'_> {
+        Arrived { bundle, at: noon(seconds), oldest: noon(-3600) }
+    }
+
+    /// Returns the bundle as it arrives after all its samples.
+    fn in_time(bundle: &Bundle) -> Arrived<'_> {
+        arrived(bundle, 3600)
+    }
+
     fn judge_without_watermarks(rules: &[Rule], bundle: &Bundle) -> Judgement {
-        judge(rules, bundle, &Watermarks::new())
+        judge(rules, in_time(bundle), &Watermarks::new())
+    }
+
+    fn apply_without_watermarks(
+        rules: &[Rule],
+        transitions: &[Transition],
+        bundle: &Bundle,
+    ) -> Vec<Rule> {
+        apply(rules, transitions, in_time(bundle), &Watermarks::new())
+    }
+
+    /// Returns the rules after the bundle was judged.
+    fn after(rules: &[Rule], bundle: &Bundle) -> Vec<Rule> {
+        apply_without_watermarks(
+            rules,
+            &judge_without_watermarks(rules, bundle).transitions,
+            bundle,
+        )
+    }
+
+    /// Returns the seconds after noon of the samples that cause changes.
+    fn change_times(judgement: &Judgement) -> Vec<i64> {
+        let times = judgement.transitions.iter().map(|transition| transition.at);
+        times.map(|at| (at.millis() - noon(0).millis()) / 1000).collect()
+    }
+
+    fn id(text: &str) -> BundleId {
+        text.parse().expect("an id")
     }
 
     /// Returns the changes of one sensor, each with the index of the value that caused it.
@@ -233,50 +424,156 @@ mod tests {
     #[test]
     fn a_transition_has_the_data_of_its_event() {
         let rules = [rule(0, Some(-10.0), Some(30.0))];
-        let judgement = judge_without_watermarks(&rules, &bundle(&[[20.0, 31.0, 20.0]]));
-        let (breached_at, back_at) = (noon(1), noon(2));
+        let bundle = bundle(&[[20.0, 31.0, 32.0, 20.0, 21.0]]);
+        let judgement = judge_without_watermarks(&rules, &bundle);
+        let (breached_at, back_at) = (noon(1), noon(3));
         let breach = Change::Breached { limit: Limit::Max, threshold: 30.0 };
         let back = Change::BackToNormal { breached_at };
+        let transition =
+            |at, value, change, judged_to| Transition { rule: 0, at, value, change, judged_to };
         let transitions = vec![
-            Transition { rule: 0, at: breached_at, value: 31.0, change: breach },
-            Transition { rule: 0, at: back_at, value: 20.0, change: back },
+            transition(breached_at, 31.0, breach, noon(2)),
+            transition(back_at, 20.0, back, noon(4)),
         ];
-        let half = apply(&rules, &transitions[..1]);
+        let half = apply_without_watermarks(&rules, &transitions[..1], &bundle);
         assert_eq!(half[0].state, State::Breached { limit: Limit::Max, breached_at });
         assert_eq!(half[0].changed_at, Some(breached_at));
-        let after = apply(&rules, &transitions);
+        let after = apply_without_watermarks(&rules, &transitions, &bundle);
         assert_eq!((after[0].state, after[0].changed_at), (State::Normal, Some(back_at)));
-        assert_eq!(judgement, Judgement { transitions, judged: 3, late: 0 });
+        assert_eq!(after[0].change_arrived_at, Some(noon(3600)));
+        assert!(after[0].ahead.is_empty());
+        let up_to = vec![(rules[0].sensor.sensor_id, noon(4))];
+        let judged = Judged { up_to, samples: 5, ..Judged::default() };
+        assert_eq!(judgement, Judgement { transitions, judged });
     }
 
     #[test]
     fn a_sample_not_later_than_the_last_change_or_the_watermark_is_late() {
         let mut rules = [rule(0, None, Some(30.0))];
         let above_limit = bundle(&[[31.0; 5]]);
-        let watermark = |seconds| Watermarks::from([(rules[0].sensor.sensor_id, noon(seconds))]);
-        let watermarks = [watermark(1), watermark(4)];
-        let judged = judge(&rules, &above_limit, &watermarks[0]);
-        assert_eq!((judged.judged, judged.late), (3, 2));
-        assert_eq!(judged.transitions[0].at, noon(2));
-        assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
-        // The later of both times counts. Fractions of milliseconds do not count.
+        let watermarks = [1, 4].map(|seconds| {
+            let watermark = Watermark { at: Some(noon(seconds)), ahead: Ahead::default() };
+            Watermarks::from([(rules[0].sensor.sensor_id, watermark)])
+        });
+        let judge = |rules: &[Rule], watermarks| judge(rules, in_time(&above_limit), watermarks);
+        let judgement = judge(&rules, &watermarks[0]);
+        assert_eq!((judgement.judged.samples, judgement.judged.late), (3, 2));
+        assert_eq!(change_times(&judgement), [2]);
+        assert_eq!(judge(&rules, &watermarks[1]).judged.late, 5);
+        // The later of both times counts.
         rules[0].changed_at = Some(noon(3));
-        assert_eq!(judge(&rules, &above_limit, &watermarks[0]).late, 4);
-        assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
-        let mut sub_millisecond = above_limit.clone();
-        sub_millisecond.series[0].samples =
-            vec![Sample::new("2026-01-01T12:00:03.0004Z".parse().expect("a time"), 31.0)];
-        assert_eq!(
-            judge_without_watermarks(&rules, &sub_millisecond),
-            Judgement { late: 1, ..Judgement::default() }
-        );
+        assert_eq!(judge(&rules, &watermarks[0]).judged.late, 4);
+        assert_eq!(judge(&rules, &watermarks[1]).judged.late, 5);
+    }
+
+    #[test]
+    fn a_change_in_the_future_makes_samples_late_up_to_its_arrival() {
+        let mut rules = [rule(0, None, Some(30.0))];
+        (rules[0].changed_at, rules[0].change_arrived_at) = (Some(noon(100)), Some(noon(2)));
+        let above_limit = bundle(&[[31.0; 6]]);
+        let judge = |seconds| judge(&rules, arrived(&above_limit, seconds), &Watermarks::new());
+        // The arrival in the same millisecond may be that of a later record.
+        for arrival in [6, 2] {
+            assert_eq!((change_times(&judge(arrival)), judge(arrival).judged.late), (vec![3], 3));
+        }
+        // The record arrived before, so it was judged.
+        assert_eq!((change_times(&judge(1)), judge(1).judged.late), (vec![], 6));
+    }
+
+    #[test]
+    fn samples_of_an_earlier_record_are_judged_if_they_are_later_than_the_last_change() {
+        // Two senders of a sensor: their records are not in order.
+        let mut rules = [rule(0, None, Some(30.0))];
+        (rules[0].changed_at, rules[0].change_arrived_at) = (Some(noon(1)), Some(noon(10)));
+        let above_limit = bundle(&[[31.0; 6]]);
+        let judgement = judge(&rules, arrived(&above_limit, 4), &Watermarks::new());
+        assert_eq!((change_times(&judgement), judgement.judged.samples), (vec![2], 3));
+        // The arrival of the last change stays the latest one.
+        let transitions = &judgement.transitions;
+        let after = apply(&rules, transitions, arrived(&above_limit, 4), &Watermarks::new());
+        assert_eq!(after[0].change_arrived_at, Some(noon(10)));
+    }
+
+    #[test]
+    fn a_bundle_that_was_judged_ahead_is_judged_from_where_it_ended() {
+        let fast = bundle(&[[31.0, 20.0, 31.0, 31.0]]);
+        let rules = [rule(0, None, Some(30.0))];
+        let none = Watermarks::new();
+        let judgement = judge(&rules, arrived(&fast, 0), &none);
+        assert_eq!(change_times(&judgement), [0, 1, 2]);
+        // Only a part of the changes is committed, or all.
+        for (committed, again, ahead) in
+            [(1, vec![1, 2], None), (2, vec![2], Some(1)), (3, vec![], Some(3))]
+        {
+            let transitions = &judgement.transitions[..committed];
+            let rules = apply(&rules, transitions, arrived(&fast, 0), &none);
+            assert_eq!(rules[0].ahead.judged_to(&fast.bundle_id), ahead.map(noon), "{committed}");
+            for arrival in [0, 2] {
+                assert_eq!(change_times(&judge(&rules, arrived(&fast, arrival), &none)), again);
+            }
+        }
+        let rules = apply(&rules, &judgement.transitions, arrived(&fast, 0), &none);
+        let grown = bundle(&[[31.0, 20.0, 31.0, 31.0, 20.0]]);
+        assert_eq!(change_times(&judge(&rules, arrived(&grown, 2), &none)), [4]);
+        // Another bundle with these times is from a clock that was set.
+        let mut other = grown;
+        other.bundle_id = id("other");
+        assert_eq!(change_times(&judge(&rules, arrived(&other, 2), &none)), [1, 2, 4]);
+    }
+
+    #[test]
+    fn a_rule_remembers_the_bundles_ahead_of_its_last_change() {
+        let mut rules = vec![rule(0, None, Some(30.0))];
+        let watermark = |bundles: &[(&str, i64)]| {
+            let mut watermark = Watermark::default();
+            bundles.iter().for_each(|(bundle, to)| watermark.ahead.add(&id(bundle), noon(*to)));
+            Watermarks::from([(rule(0, None, None).sensor.sensor_id, watermark)])
+        };
+        let change = |rules: &[Rule], values: &[f64], arrival, watermarks: &Watermarks| {
+            let bundle = bundle(&[values]);
+            let arrived = arrived(&bundle, arrival);
+            apply(rules, &judge(rules, arrived, watermarks).transitions, arrived, watermarks)
+        };
+        let known = |rules: &[Rule]| {
+            ["b-1", "b-2", "b-3"].map(|bundle| rules[0].ahead.judged_to(&id(bundle)))
+        };
+        rules = change(&rules, &[31.0], 1, &watermark(&[("b-2", 0), ("b-3", 100)]));
+        assert_eq!(known(&rules), [None, None, Some(noon(100))]);
+        // The bundle b-1 itself is ahead.
+        rules = change(&rules, &[31.0, 20.0, 21.0], 1, &watermark(&[("b-2", 50)]));
+        assert_eq!(known(&rules), [Some(noon(2)), Some(noon(50)), Some(noon(100))]);
+    }
+
+    #[test]
+    fn samples_that_are_too_old_are_not_judged() {
+        let above_limit = bundle(&[[31.0; 5]]);
+        let arrived = Arrived { oldest: noon(3), ..in_time(&above_limit) };
+        let judgement = judge(&[rule(0, None, Some(30.0))], arrived, &Watermarks::new());
+        assert_eq!(change_times(&judgement), [3]);
+        assert_eq!((judgement.judged.old, judgement.judged.samples), (3, 2));
+    }
+
+    #[test]
+    fn samples_without_a_usable_and_plausible_value_are_not_judged() {
+        let mut bundle = bundle(&[[31.0, -9999.0, 20.0, 101.0, 20.0]]);
+        let samples = &mut bundle.series[0].samples;
+        samples[2] = Sample::flagged(samples[2].at, 20.0, Flag::Fail);
+        samples[4] = Sample::missing(samples[4].at);
+        let rules = [rule(0, Some(-10.0), Some(30.0))];
+        let judgement = judge_without_watermarks(&rules, &bundle);
+        assert_eq!(change_times(&judgement), [0]);
+        assert_eq!(judgement.transitions[0].judged_to, noon(0));
+        let up_to = vec![(rules[0].sensor.sensor_id, noon(0))];
+        let judged =
+            Judged { up_to, samples: 1, not_usable: 2, implausible: 2, ..Judged::default() };
+        assert_eq!(judgement.judged, judged);
     }
 
     #[test]
     fn sensors_without_a_rule_are_not_judged() {
         let rules = [rule(1, None, Some(30.0))];
         let judgement = judge_without_watermarks(&rules, &bundle(&[vec![99.0; 3], vec![99.0]]));
-        assert_eq!((judgement.judged, judgement.late), (1, 0));
+        assert_eq!((judgement.judged.samples, judgement.judged.late), (1, 0));
         assert_eq!(judgement.transitions.len(), 1);
     }
 
@@ -323,12 +620,12 @@ mod tests {
             to in 0..=100_usize,
         ) {
             // The bundle is judged in two parts.
-            let mut after = rules;
+            let mut after_both = rules;
             for half in [
                 part(&bundle, |len| 0..cut(len, first)),
                 part(&bundle, |len| cut(len, first)..len),
             ] {
-                after = apply(&after, &judge_without_watermarks(&after, &half).transitions);
+                after_both = after(&after_both, &half);
             }
             let repeated = [
                 bundle.clone(),
@@ -337,7 +634,7 @@ mod tests {
                 part(&bundle, |len| cut(len, from.min(to))..cut(len, from.max(to))),
             ];
             for part in repeated {
-                prop_assert_eq!(judge_without_watermarks(&after, &part).transitions, []);
+                prop_assert_eq!(judge_without_watermarks(&after_both, &part).transitions, []);
             }
         }
 
@@ -347,13 +644,13 @@ mod tests {
             bundle in readings(),
             percent in 0..=100_usize,
         ) {
-            let at_once = apply(&rules, &judge_without_watermarks(&rules, &bundle).transitions);
+            let at_once = after(&rules, &bundle);
             let mut parts = rules;
             for half in [
                 part(&bundle, |len| 0..cut(len, percent)),
                 part(&bundle, |len| cut(len, percent)..len),
             ] {
-                parts = apply(&parts, &judge_without_watermarks(&parts, &half).transitions);
+                parts = after(&parts, &half);
             }
             prop_assert_eq!(parts, at_once);
         }
@@ -366,13 +663,14 @@ mod tests {
         ) {
             let transitions = judge_without_watermarks(&rules, &bundle).transitions;
             let (done, remaining) = transitions.split_at(cut(transitions.len(), percent));
-            prop_assert_eq!(judge_without_watermarks(&apply(&rules, done), &bundle).transitions, remaining);
+            let half = apply_without_watermarks(&rules, done, &bundle);
+            prop_assert_eq!(judge_without_watermarks(&half, &bundle).transitions, remaining);
         }
 
         #[test]
         fn every_transition_is_correct_and_changes_the_state(rules in rules(), bundle in readings()) {
             let mut states: Vec<_> = rules.iter().map(|rule| rule.state).collect();
-            for Transition { rule, at, value, change } in judge_without_watermarks(&rules, &bundle).transitions {
+            for Transition { rule, at, value, change, .. } in judge_without_watermarks(&rules, &bundle).transitions {
                 let Sensor { min, max, .. } = rules[rule].sensor;
                 match change {
                     Change::Breached { limit: Limit::Min, threshold } => {
@@ -400,14 +698,13 @@ mod tests {
 
         #[test]
         fn every_breach_can_end(rules in rules(), bundle in readings()) {
-            let after = apply(&rules, &judge_without_watermarks(&rules, &bundle).transitions);
-            for Rule { sensor, state, .. } in after {
+            for Rule { sensor, state, .. } in after(&rules, &bundle) {
                 let normal = match (sensor.min, sensor.max) {
                     (Some(min), Some(max)) => f64::midpoint(min, max),
                     (Some(min), None) => min + 1.0,
                     (None, max) => max.expect("a limit") - 1.0,
                 };
-                let back = change(&sensor, state, normal);
+                let back = Limits::of(&sensor).change(state, normal);
                 prop_assert_eq!(back.is_some(), state != State::Normal);
             }
         }

@@ -4,16 +4,20 @@
 //! emits the events of the entity `alerting`. A removed configuration stays as a tombstone, which prevents a late
 //! configuration.
 
+pub mod ahead;
 pub mod configure_alerting;
 pub mod detect_breaches;
 pub mod judging;
+pub mod project_rules;
 pub mod remove_alerting;
 pub mod watermarks;
 
-use contracts::{AlertingId, SagaContext, Sensor, Timestamp, events::Limit};
+use contracts::{AlertingId, IdMismatch, SagaContext, Sensor, Timestamp, events::Limit};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
+
+use crate::ahead::Ahead;
 
 /// The alerting configuration of one onboarding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,7 +31,7 @@ pub struct AlertingRow {
     pub state: Alerting,
     /// The sequence number of its last event.
     pub sequence: u64,
-    /// The time of the last change.
+    /// The time of the last change. A changed sensor increases it, but not the sequence, because it is no event of this entity.
     pub at: Timestamp,
 }
 
@@ -36,6 +40,13 @@ impl AlertingRow {
     #[must_use]
     pub fn key(alerting: AlertingId) -> Key {
         Key::id(format!("alerting#{alerting}"))
+    }
+
+    /// Returns the time of a change that is made now. It is later than that of the last change, so that each change gives the
+    /// row another time.
+    #[must_use]
+    pub fn next_time(&self, now: Timestamp) -> Timestamp {
+        now.max(self.at.plus_millis(1))
     }
 }
 
@@ -73,16 +84,40 @@ pub struct Rule {
     /// The state after the judged readings. Rows of earlier releases have no state and are read as `Normal`.
     #[serde(default)]
     pub state: State,
+    /// The sequence of the `SensorChanged` that the sensor's metadata are from. Absent if they are from the onboarding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor_sequence: Option<u64>,
     /// The time of the reading that last changed the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at: Option<Timestamp>,
+    /// The latest arrival of a record that changed the state. Rows of earlier releases do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change_arrived_at: Option<Timestamp>,
+    /// The bundles that were judged before the last change, up to a time that is after `changed_at` or
+    /// `change_arrived_at`.
+    #[serde(default, skip_serializing_if = "Ahead::is_empty")]
+    pub ahead: Ahead,
 }
 
 impl Rule {
     /// Returns a rule in the state `Normal`, before any reading was judged.
     #[must_use]
     pub fn new(sensor: Sensor) -> Self {
-        Self { sensor, state: State::Normal, changed_at: None }
+        Self {
+            sensor,
+            state: State::Normal,
+            sensor_sequence: None,
+            changed_at: None,
+            change_arrived_at: None,
+            ahead: Ahead::default(),
+        }
+    }
+
+    /// Returns the time up to which all readings are late or judged: that of the last change, but at most its arrival.
+    #[must_use]
+    pub fn late_until(&self) -> Option<Timestamp> {
+        let changed_at = self.changed_at?;
+        Some(self.change_arrived_at.map_or(changed_at, |arrived_at| arrived_at.min(changed_at)))
     }
 }
 
@@ -108,6 +143,12 @@ pub enum AlertingError {
     /// The configuration is already removed, so it can't be created.
     #[error("alerting {0} is already removed")]
     Superseded(AlertingId),
+    /// The site's alerting is not configured yet.
+    #[error("alerting {0} is not configured yet; the site is still being onboarded")]
+    NotConfigured(AlertingId),
+    /// The ids in an event belong to different sites.
+    #[error(transparent)]
+    WrongSite(#[from] IdMismatch),
     /// Another writer changed the row between the read and the conditional write.
     #[error("another writer changed alerting {0}")]
     Busy(AlertingId),
@@ -120,7 +161,8 @@ impl Fault for AlertingError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Superseded(_) => ErrorKind::Superseded,
-            Self::Busy(_) => ErrorKind::Transient,
+            Self::NotConfigured(_) | Self::Busy(_) => ErrorKind::Transient,
+            Self::WrongSite(_) => ErrorKind::InvalidInput,
             Self::Store(error) => error.into(),
         }
     }

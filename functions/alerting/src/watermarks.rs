@@ -5,16 +5,16 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use contracts::{SensorId, Timestamp, readings::Bundle};
+use contracts::{SensorId, readings::Bundle};
 
-use crate::{Alerting, AlertingRow, judging::Watermarks};
+use crate::judging::{Arrived, Judged, Watermark, Watermarks};
 
-/// The maximum number of sensors in the cache, about 10 MB. The cache is cleared when it is full.
+/// The maximum number of sensors in the cache, about 15 MB. The cache is cleared when it is full.
 const MAX_SENSORS: usize = 100_000;
 
-/// A cache of the time of the last judged reading of each sensor.
+/// A cache of the watermark of each sensor.
 #[derive(Debug, Default)]
-pub struct WatermarkCache(Mutex<HashMap<SensorId, Timestamp>>);
+pub struct WatermarkCache(Mutex<HashMap<SensorId, Watermark>>);
 
 impl WatermarkCache {
     /// Returns the watermarks of a bundle's sensors.
@@ -22,21 +22,24 @@ impl WatermarkCache {
     pub fn get(&self, bundle: &Bundle) -> Watermarks {
         let watermarks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
-        sensors.filter_map(|sensor| Some((sensor, *watermarks.get(&sensor)?))).collect()
+        sensors.filter_map(|sensor| Some((sensor, watermarks.get(&sensor)?.clone()))).collect()
     }
 
-    /// Advances the watermarks after a bundle was judged with the row's rules and all its changes were committed.
-    pub fn advance(&self, row: &AlertingRow, bundle: &Bundle) {
-        let Alerting::Configured { rules } = &row.state else { return };
+    /// Advances the watermarks after a bundle was judged and all its changes were committed.
+    pub fn advance(&self, arrived: Arrived<'_>, judged: &Judged) {
         let mut watermarks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if watermarks.len() >= MAX_SENSORS {
             watermarks.clear();
         }
-        for series in &bundle.series {
-            let watched = rules.iter().any(|rule| rule.sensor.sensor_id == series.sensor_id);
-            let Some(last) = series.samples.last().filter(|_| watched) else { continue };
-            let watermark = watermarks.entry(series.sensor_id).or_insert(last.at);
-            *watermark = last.at.max(*watermark);
+        for (sensor, judged_to) in &judged.up_to {
+            let Watermark { at, ahead } = watermarks.entry(*sensor).or_default();
+            let not_ahead = arrived.at.min(*judged_to);
+            let late = at.map_or(not_ahead, |at| at.max(not_ahead));
+            *at = Some(late);
+            ahead.forget_until(late);
+            if *judged_to > arrived.at {
+                ahead.add(&arrived.bundle.bundle_id, *judged_to);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use testkit::{
     Dynamo,
     dynamo::ALERTING,
     http::Stub,
+    measured,
     saga::run,
     sample::{
         self, WEATHER, noon, other_operator, payload, payload_with_sensors, saga, saga_of, sensors,
@@ -34,12 +35,17 @@ fn detector(dynamo: &Dynamo) -> DetectBreaches {
         alerting: dynamo.table(ALERTING),
         outbox: dynamo.outbox(),
         watermarks: WatermarkCache::default(),
+        max_age: Duration::from_hours(1),
     }
 }
 
 async fn configure(dynamo: &Dynamo, saga: SagaContext) {
+    configure_with(dynamo, &payload_with_sensors(saga, &WEATHER)).await;
+}
+
+async fn configure_with(dynamo: &Dynamo, payload: &Value) {
     let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
-    run(&step, &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
+    run(&step, payload).await.expect("alerting");
 }
 
 async fn remove(dynamo: &Dynamo, saga: SagaContext) {
@@ -73,7 +79,15 @@ fn first(readings: &[Reading]) -> Value {
     bundle(saga("a"), &[(0, readings)])
 }
 
-/// Delivers bundles in one batch. Returns the index of the record that Lambda must deliver again.
+/// Returns the bundle with this id and these readings of the first sensor of the site "a".
+fn named(id: &str, readings: &[Reading]) -> Value {
+    let mut bundle = first(readings);
+    bundle["bundleId"] = json!(id);
+    bundle
+}
+
+/// Delivers bundles in one batch, each of which arrived after its last reading. Returns the index of the record that
+/// Lambda must deliver again.
 async fn deliver(step: &DetectBreaches, bundles: &[Value]) -> Option<usize> {
     deliver_from(step, None, bundles).await
 }
@@ -84,7 +98,32 @@ async fn deliver_from(
     sender: Option<OperatorId>,
     bundles: &[Value],
 ) -> Option<usize> {
-    let records = bundles.iter().enumerate().map(|(index, bundle)| {
+    let arrived = bundles.iter().map(|bundle| (arrival(bundle), bundle.clone()));
+    deliver_records(step, sender, &arrived.collect::<Vec<_>>()).await
+}
+
+/// Delivers bundles, each with its arrival in seconds after noon.
+async fn deliver_arrived(step: &DetectBreaches, bundles: &[(f64, Value)]) {
+    assert_eq!(deliver_records(step, None, bundles).await, None);
+}
+
+/// Returns half a second after the last reading, in seconds after noon.
+fn arrival(bundle: &Value) -> f64 {
+    let series = bundle["series"].as_array().map_or(&[][..], Vec::as_slice);
+    let samples = series.iter().filter_map(|series| series["samples"].as_array()?.last());
+    let times = samples.filter_map(|sample| sample[0].as_str()?.parse::<Timestamp>().ok());
+    let last = times.max().unwrap_or(noon(0));
+    #[expect(clippy::cast_precision_loss, reason = "exact")]
+    let seconds = (last.millis() - noon(0).millis()) as f64 / 1000.0;
+    seconds + 0.5
+}
+
+async fn deliver_records(
+    step: &DetectBreaches,
+    sender: Option<OperatorId>,
+    bundles: &[(f64, Value)],
+) -> Option<usize> {
+    let records = bundles.iter().enumerate().map(|(index, (arrival, bundle))| {
         let site: SiteId = serde_json::from_value(bundle["siteId"].clone()).expect("an id");
         let key = sender.map_or(site.to_string(), |sender| stream::partition_key(site, sender));
         json!({
@@ -93,7 +132,7 @@ async fn deliver_from(
                 "partitionKey": key,
                 "sequenceNumber": index.to_string(),
                 "data": STANDARD.encode(bundle.to_string()),
-                "approximateArrivalTimestamp": 1_767_268_800.5,
+                "approximateArrivalTimestamp": 1_767_268_800.0 + arrival,
             },
         })
     });
@@ -147,6 +186,13 @@ fn read_and_write() -> BTreeMap<String, u32> {
     [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 1)].into()
 }
 
+/// Returns the numbers of judged and not judged readings that the work counted.
+async fn reading_counts(work: impl Future<Output = ()>) -> BTreeMap<String, f64> {
+    let ((), mut metrics) = measured::measured(work).await;
+    metrics.retain(|name, _| name.starts_with("Readings"));
+    metrics
+}
+
 #[tokio::test]
 async fn a_replay_returns_its_outcome() {
     let dynamo = configured_site().await;
@@ -154,6 +200,7 @@ async fn a_replay_returns_its_outcome() {
     let replay = async |step: &DetectBreaches, data: &str| {
         let record = json!({ "kinesis": {
             "partitionKey": saga("a").site_id, "sequenceNumber": "1", "data": STANDARD.encode(data),
+            "approximateArrivalTimestamp": 1_767_268_800.5,
         } });
         step.replay(&to_raw_value(&record).expect("JSON")).await
     };
@@ -494,6 +541,212 @@ async fn a_row_of_the_previous_release_is_read_as_normal() {
     dynamo.put(ALERTING, row).await;
     deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     assert_eq!(emitted(&dynamo).await, [breach(0, 51.0)]);
+}
+
+#[tokio::test]
+async fn a_row_of_the_previous_release_has_no_arrival_of_its_last_change() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    deliver_all(&step, &[first(&[(60, 51.0)])]).await;
+    let mut row = dynamo.rows(ALERTING).await.remove(0);
+    let rule = row["rules"][0].as_object_mut().expect("an object");
+    assert_eq!(rule.remove("changeArrivedAt"), Some(json!(noon(60).plus_millis(500))));
+    dynamo.put(ALERTING, row).await;
+    // The reading after a minute is in the bundle of the last change.
+    deliver_all(&detector(&dynamo), &[first(&[(60, 20.0), (61, 52.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(60, 51.0)]);
+    deliver_all(&detector(&dynamo), &[first(&[(120, 20.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(60, 51.0), back(120, 20.0)]);
+}
+
+const QUARTER: i64 = 14 * 60;
+
+#[tokio::test]
+async fn a_reading_in_the_future_hides_no_breach() {
+    let now: Vec<_> = (0..5).map(|second| (second, 90.0)).collect();
+    let future = named("future", &[(QUARTER, 20.0)]);
+    // The second bundle arrives in the same millisecond, or after its readings.
+    for arrival in [-0.2, 4.5] {
+        let dynamo = configured_site().await;
+        let records = [(-0.2, future.clone()), (arrival, named("now", &now))];
+        deliver_arrived(&detector(&dynamo), &records).await;
+        assert_eq!(emitted(&dynamo).await, [breach(0, 90.0)]);
+    }
+}
+
+#[tokio::test]
+async fn a_change_in_the_future_hides_no_later_change() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    deliver_arrived(&step, &[(0.0, named("future", &[(QUARTER, 90.0)]))]).await;
+    for step in [&step, &detector(&dynamo)] {
+        let bundles =
+            [(60.5, named("now", &[(60, 20.0)])), (120.5, named("later", &[(120, 91.0)]))];
+        deliver_arrived(step, &bundles).await;
+        // Neither the future nor the present is judged again: not by another environment, and not if it is sent again.
+        deliver_arrived(step, &[(0.0, named("future", &[(QUARTER, 90.0)]))]).await;
+        deliver_arrived(step, &[(125.0, named("future", &[(QUARTER, 90.0)]))]).await;
+        assert_eq!(
+            emitted(&dynamo).await,
+            [breach(QUARTER, 90.0), back(60, 20.0), breach(120, 91.0)]
+        );
+    }
+    // The rule remembers the bundle until a later change is after it.
+    let row = &dynamo.rows(ALERTING).await[0];
+    assert_eq!(row["rules"][0]["changeArrivedAt"], json!(noon(120).plus_millis(500)));
+    let ahead = json!([{ "bundleId": "future", "judgedTo": noon(QUARTER) }]);
+    assert_eq!(row["rules"][0]["ahead"], ahead);
+    deliver_arrived(&step, &[(900.5, named("last", &[(900, 20.0)]))]).await;
+    assert_eq!(dynamo.rows(ALERTING).await[0]["rules"][0].get("ahead"), None);
+}
+
+#[tokio::test]
+async fn a_bundle_that_grows_is_judged_from_where_it_ended() {
+    // A quarter of an hour between readings, which cross the limit every hour. The clock is right or fast.
+    let readings: Vec<_> =
+        (0..96).map(|n| (900 * n, if n / 4 % 2 == 1 { 60.0 } else { 20.0 })).collect();
+    let changes = (1..24).map(|hour| 3600 * hour);
+    let expected: Vec<_> = changes
+        .zip([breach, back].into_iter().cycle())
+        .map(|(at, change)| change(at, if at / 3600 % 2 == 1 { 60.0 } else { 20.0 }))
+        .collect();
+    for ahead in [0, QUARTER] {
+        let dynamo = configured_site().await;
+        // The whole day is young enough.
+        let new = || DetectBreaches { max_age: Duration::from_hours(24), ..detector(&dynamo) };
+        let mut step = new();
+        for length in [4, 8, 12, 8, 40, 96, 96] {
+            let readings = &readings[..length];
+            let (last, _) = readings[length - 1];
+            #[expect(clippy::cast_precision_loss, reason = "exact")]
+            let arrival = (last - ahead) as f64 + 0.5;
+            for _ in 0..2 {
+                deliver_arrived(&step, &[(arrival, named("2026-01-01", readings))]).await;
+                step = new();
+            }
+        }
+        assert_eq!(emitted(&dynamo).await, expected, "{ahead}");
+    }
+}
+
+#[tokio::test]
+async fn a_fast_clock_does_not_repeat_changes() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    let bundles: Vec<_> = [20.0, 60.0, 20.0, 61.0, 21.0, 62.0]
+        .into_iter()
+        .zip(0..)
+        .map(|(value, minute)| {
+            let readings = [(QUARTER + 60 * minute, value), (QUARTER + 60 * minute + 30, value)];
+            (
+                60.0 * f64::from(u32::try_from(minute).expect("a minute")),
+                named(&format!("b-{minute}"), &readings),
+            )
+        })
+        .collect();
+    deliver_arrived(&step, &bundles).await;
+    let events = emitted(&dynamo).await;
+    assert_eq!(events.len(), 5);
+    let before = dynamo.all_rows().await;
+    // The same environment and another one get the records again, and the logger sends all bundles again.
+    for step in [&step, &detector(&dynamo)] {
+        deliver_arrived(step, &bundles).await;
+        let again: Vec<_> = bundles.iter().map(|(_, bundle)| (301.0, bundle.clone())).collect();
+        deliver_arrived(step, &again).await;
+    }
+    assert_eq!(dynamo.all_rows().await, before);
+}
+
+#[tokio::test]
+async fn an_import_raises_no_alert_and_the_next_live_crossing_one() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    let half_a_day = 12 * 3600;
+    let year: Vec<_> =
+        (1..=730).rev().map(|n| (-half_a_day * n, if n % 2 == 0 { 60.0 } else { 20.0 })).collect();
+    let mut import = first(&year);
+    import["origin"] = json!("import");
+    let mut revision = first(&[(0, 60.0)]);
+    revision["revision"] = json!(2);
+    revision["reason"] = json!("the clock was an hour fast");
+    let before = dynamo.all_rows().await;
+    let not_live = [(0.0, import), (1.0, revision)];
+    let metrics = reading_counts(deliver_arrived(&step, &not_live)).await;
+    assert_eq!(dynamo.all_rows().await, before);
+    assert_eq!(calls(&dynamo), BTreeMap::new());
+    let counted = |reason: &str, count: f64| (format!("ReadingsNotJudged reason={reason}"), count);
+    assert_eq!(metrics, [counted("Import", 730.0), counted("Revision", 1.0)].into());
+    deliver_all(&step, &[first(&[(0, 60.0), (1, 61.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 60.0)]);
+}
+
+#[tokio::test]
+async fn readings_that_were_old_on_arrival_are_not_judged() {
+    let dynamo = configured_site().await;
+    let step = detector(&dynamo);
+    // A bundle of old readings needs no row.
+    let old = [(3600.5, first(&[(-1, 60.0), (0, 60.0)]))];
+    let metrics = reading_counts(deliver_arrived(&step, &old)).await;
+    assert_eq!(metrics, [("ReadingsNotJudged reason=Old".to_owned(), 2.0)].into());
+    assert_eq!(calls(&dynamo), BTreeMap::new());
+    // The readings are as old as allowed. (The present is months later, which does not matter.)
+    let readings = bundle(saga("a"), &[(0, &[(0, 60.0), (1, 61.0)]), (1, &[(0, 99.7)])]);
+    let metrics = reading_counts(deliver_arrived(&step, &[(3601.0, readings)])).await;
+    assert_eq!(emitted(&dynamo).await, [breach(1, 61.0)]);
+    let counted = |name: &str, count: f64| (name.to_owned(), count);
+    let expected = [counted("ReadingsJudged", 1.0), counted("ReadingsNotJudged reason=Old", 2.0)];
+    assert_eq!(metrics, expected.into());
+}
+
+#[tokio::test]
+async fn readings_that_do_not_count_change_no_state() {
+    let dynamo = Dynamo::start().await;
+    let mut payload = payload_with_sensors(saga("a"), &WEATHER);
+    payload["sensors"][0]["noDataValues"] = json!([{ "values": [-9999, -77] }]);
+    configure_with(&dynamo, &payload).await;
+    let step = detector(&dynamo);
+    let does_not_count = |at: i64| {
+        let mut bundle = first(&[]);
+        bundle["series"][0]["samples"] = json!([
+            [noon(at), -9999],
+            [noon(at + 1), -77],
+            [noon(at + 2), null],
+            [noon(at + 3), 60, 4],
+            [noon(at + 4), 101],
+            [noon(at + 5), -100.1],
+        ]);
+        bundle
+    };
+    let before = dynamo.all_rows().await;
+    let metrics = reading_counts(deliver_all(&step, &[does_not_count(10)])).await;
+    assert_eq!(dynamo.all_rows().await, before);
+    let counted = |name: &str, count: f64| (name.to_owned(), count);
+    let expected = [
+        counted("ReadingsJudged", 0.0),
+        counted("ReadingsNotJudged reason=Implausible", 2.0),
+        counted("ReadingsNotJudged reason=NotUsable", 4.0),
+    ];
+    assert_eq!(metrics, expected.into());
+    // They do not make other readings late, and do not end a breach.
+    deliver_all(&step, &[first(&[(0, 60.0)]), does_not_count(20)]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 60.0)]);
+    // A suspect value counts.
+    let mut suspect = first(&[]);
+    suspect["series"][0]["samples"] = json!([[noon(30), 20, 3]]);
+    deliver_all(&step, &[suspect]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 60.0), back(30, 20.0)]);
+}
+
+#[tokio::test]
+async fn the_calibrated_value_is_compared_and_reported() {
+    let dynamo = Dynamo::start().await;
+    let mut payload = payload_with_sensors(saga("a"), &WEATHER);
+    payload["sensors"][0]["calibrations"] =
+        json!([{ "validFrom": noon(10), "gain": 2.0, "offset": 1.0 }]);
+    configure_with(&dynamo, &payload).await;
+    deliver_all(&detector(&dynamo), &[first(&[(9, 30.0), (10, 24.5), (11, 30.0), (12, 60.0)])])
+        .await;
+    assert_eq!(emitted(&dynamo).await, [breach(11, 61.0)]);
 }
 
 #[tokio::test]

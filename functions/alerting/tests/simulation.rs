@@ -6,6 +6,8 @@
 //! change of a sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the
 //! removal.
 
+mod support;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,8 +23,7 @@ use alerting::{
     detect_breaches::DetectBreaches, remove_alerting::RemoveAlerting, watermarks::WatermarkCache,
 };
 use contracts::{
-    AlertingId, Entity, Metric, SagaContext, Sensor, SensorId, Timestamp,
-    events::Limit,
+    AlertingId, Entity, Metric, SagaContext, Sensor, SensorId,
     readings::{Bundle, Series},
     sample::Sample,
 };
@@ -43,7 +44,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use support::{Alert, Change, ExpectedAlerts, alert_in};
+
 const SEEDS: u64 = 1_000;
+
+/// The time between the first reading and the beginning of the stream. No reading is ahead of its arrival.
+const BACKLOG: Duration = Duration::from_mins(20);
 
 /// The part of the function's time that is reserved for the response, as in production.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
@@ -51,60 +57,11 @@ const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 /// Two sensors with limits and one without.
 const METRICS: [Metric; 3] = [Metric::AirTemperature; 3];
 
-/// The deadband in the metric's unit. Limits narrower than those in this test would reduce it.
-const DEADBAND: f64 = 0.5;
-
 /// Values around the limits. The limits are -50 and 50 for the first sensor, and 99.5 for the second.
 const VALUES: [f64; 18] = [
     -60.0, -50.1, -50.0, -49.6, -49.5, -49.4, 0.0, 49.4, 49.5, 49.6, 50.0, 50.1, 60.0, 98.9, 99.0,
     99.1, 99.5, 99.6,
 ];
-
-/// A change of a sensor's state, as an event reports it.
-#[derive(Clone, Debug, PartialEq)]
-struct Alert {
-    at: Timestamp,
-    value: f64,
-    change: Change,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Change {
-    Breached(Limit, f64),
-    BackToNormal(Timestamp),
-}
-
-/// The model: the expected alerts of one sensor's readings, in the order of time.
-#[derive(Clone, Debug, Default)]
-struct ExpectedAlerts {
-    breached: Option<(Limit, Timestamp)>,
-    alerts: Vec<Alert>,
-}
-
-impl ExpectedAlerts {
-    fn add_reading(&mut self, sensor: &Sensor, at: Timestamp, value: f64) {
-        let low = sensor.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
-        let high = sensor.max.filter(|max| value > *max).map(|max| (Limit::Max, max));
-        let change = match (self.breached, low.or(high)) {
-            (Some((limit, _)), Some((breached_limit, _))) if limit == breached_limit => return,
-            (_, Some((limit, threshold))) => {
-                self.breached = Some((limit, at));
-                Change::Breached(limit, threshold)
-            }
-            (Some((_, breached_at)), None) => {
-                let low = sensor.min.is_some_and(|min| value < min + DEADBAND);
-                let high = sensor.max.is_some_and(|max| value > max - DEADBAND);
-                if low || high {
-                    return;
-                }
-                self.breached = None;
-                Change::BackToNormal(breached_at)
-            }
-            (None, None) => return,
-        };
-        self.alerts.push(Alert { at, value, change });
-    }
-}
 
 /// A site's configuration, and the order of its readings.
 #[derive(Clone, Debug)]
@@ -210,12 +167,13 @@ impl Workload {
             if rng.percent(30) && !series.is_empty() {
                 continue;
             }
-            let mut at = noon(60 * i64::try_from(minute).expect("a time"));
+            let backlog = i64::try_from(BACKLOG.as_secs()).expect("a time");
+            let mut at = noon(60 * i64::try_from(minute).expect("a time") - backlog);
             let mut samples = Vec::new();
             // A few series have more changes than fit into a transaction.
             let count = if rng.below(200) == 0 { 130 } else { rng.in_range(1, 6) };
             for n in 0..count {
-                let alternating = if n % 2 == 0 { 200.0 } else { 0.0 };
+                let alternating = if n % 2 == 0 { 99.9 } else { 0.0 };
                 let value = if count > 6 { alternating } else { *rng.pick(&VALUES) };
                 samples.push(Sample::new(at, value));
                 at = at.plus_millis(1 + i64::try_from(rng.below(400)).expect("a time"));
@@ -236,7 +194,9 @@ impl Workload {
             let sensor = sensor.expect("a sensor of the site");
             let expected = self.expected.entry(sensor.sensor_id).or_default();
             if !is_repeated {
-                series.samples.iter().for_each(|sample| expected.add_reading(sensor, *sample));
+                for sample in &series.samples {
+                    expected.add_reading(sensor, sample.at, sample.value.expect("a value"));
+                }
             }
             alerts.insert(sensor.sensor_id, expected.alerts.len());
         }
@@ -374,24 +334,6 @@ impl Checker {
     }
 }
 
-/// Returns the sensor and the change in an event, and `None` for other events.
-fn alert_in(row: &EventRow) -> Option<(SensorId, Alert)> {
-    let data = row.envelope().expect("an envelope").data;
-    let time = |name: &str| data[name].as_str().expect("a time").parse().expect("a time");
-    let change = match row.kind.as_str() {
-        "ReadingBreachedThreshold" => {
-            let limit = serde_json::from_value(data["limit"].clone()).expect("a limit");
-            Change::Breached(limit, data["threshold"].as_f64().expect("a number"))
-        }
-        "ReadingBackToNormal" => Change::BackToNormal(time("breachedAt")),
-        _ => return None,
-    };
-    let sensor = data["sensorId"].as_str().expect("an id").parse().expect("an id");
-    let value = data["value"].as_f64().expect("a number");
-    assert_eq!((&data["metric"], &data["unit"]), (&json!("air_temperature"), &json!("Cel")));
-    Some((sensor, Alert { at: time("at"), value, change }))
-}
-
 /// An invocation.
 #[derive(Clone, Copy)]
 struct Invocation {
@@ -414,6 +356,7 @@ impl Function for Consumer {
             alerting: cloud.table(ALERTING),
             outbox: cloud.outbox(),
             watermarks: WatermarkCache::default(),
+            max_age: Duration::from_hours(1),
         }
     }
 

@@ -3,9 +3,13 @@
 //! This crate owns the devices table. Its key is `id`, with values `sensors#<uuid>` ([`SensorsRow`]). The crate
 //! emits the events of the entity `sensors`. Deprovisioned sensors stay as a tombstone, which prevents a late
 //! provisioning.
+//!
+//! A sensor is changed by its own id. The row has the id of all sensors of the site, which is derived from the site, so
+//! `update-sensor` first reads the sensor's site in telemetry's register ([`series::register`]).
 
 pub mod deprovision_sensors;
 pub mod provision_sensors;
+pub mod update_sensor;
 
 use contracts::{SagaContext, Sensor, SensorsId, Timestamp};
 use fault::{ErrorKind, Fault};

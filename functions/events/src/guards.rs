@@ -3,15 +3,19 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use contracts::{EventId, OperatorId, SourceOperators, Timestamp, cloud_event::CloudEvent};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use store::{Commit, Key, StoreError, Table, Transaction};
+use store::{Commit, Key, SourceRow, StoreError, Table, Transaction};
+use tokio::time::Instant;
 
 /// The maximum number of sources that an execution environment remembers. With more, it forgets all and reads them again.
 const MAX_KNOWN: usize = 1_000;
+/// The time after which a claim is read again. An administrator may release it or give it to another operator.
+const MAX_AGE: Duration = Duration::from_mins(1);
 
 /// The guard of an appended event. It is written in the event's transaction and kept for good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,31 +45,13 @@ impl GuardRow {
     }
 }
 
-/// The claim of a source: the operator that used it first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SourceRow {
-    /// The operator that owns the source.
-    pub operator_id: OperatorId,
-    /// When it used the source for the first time.
-    pub claimed_at: Timestamp,
-}
-
-impl SourceRow {
-    /// Returns the key of the claim.
-    #[must_use]
-    pub fn key(source: &str) -> Key {
-        Key::id(format!("source#{source}"))
-    }
-}
-
 /// Which operator each source belongs to.
 #[derive(Debug)]
 pub struct Sources {
     guards: Table,
     configured: SourceOperators,
-    /// Claims never change, so each is read once per execution environment.
-    known: Mutex<HashMap<String, OperatorId>>,
+    /// The claims that this execution environment has read, and when.
+    known: Mutex<HashMap<String, (OperatorId, Instant)>>,
 }
 
 impl Sources {
@@ -107,7 +93,9 @@ impl Sources {
     }
 
     fn known(&self, source: &str) -> Option<OperatorId> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(source).copied()
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (owner, read_at) = *known.get(source)?;
+        (read_at.elapsed() < MAX_AGE).then_some(owner)
     }
 
     fn remember(&self, source: &str, owner: OperatorId) {
@@ -115,6 +103,6 @@ impl Sources {
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(source.to_owned(), owner);
+        known.insert(source.to_owned(), (owner, Instant::now()));
     }
 }

@@ -6,7 +6,7 @@
 //! other function calls `PutEvents`, or puts records on the stream.
 //!
 //! It also owns the guards table, with the key `id`: a row per appended event ([`guards::GuardRow`]) and per source
-//! ([`guards::SourceRow`]).
+//! ([`store::SourceRow`]).
 
 pub mod append_event;
 pub mod guards;
@@ -15,33 +15,3 @@ mod page;
 pub mod publish_events;
 pub mod publisher;
 pub mod sweep_events;
-
-use fault::{ErrorKind, Fault};
-use store::StoreError;
-
-/// An error of these functions.
-#[derive(Debug, thiserror::Error)]
-pub enum EventsError {
-    /// Some events could not be published in this run. They stay marked as unpublished.
-    #[error("{unpublished} of {found} events could not be published. The first reason: {reason}")]
-    Unpublished {
-        /// The number of events that were not published.
-        unpublished: usize,
-        /// The number of unpublished events that were found.
-        found: usize,
-        /// The reason of the first one.
-        reason: String,
-    },
-    /// A call to the table failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl Fault for EventsError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unpublished { .. } => ErrorKind::Transient,
-            Self::Store(error) => error.into(),
-        }
-    }
-}

@@ -7,20 +7,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use aws_lambda_events::{
-    dynamodb::EventRecord,
-    event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
-};
+use aws_lambda_events::{dynamodb::EventRecord, event::streams::DynamoDbEventResponse};
 use fault::{Fault, InvocationError, ReplayResponse};
-use lambda::Deadline;
+use lambda::{Deadline, TableBatch};
 use quarantine::Reason;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    EventsError,
-    publisher::{EventKey, PublishRequest, Publisher, TableRecord, Unpublished},
-};
+use crate::publisher::{EventKey, PublishRequest, Publisher, TableRecord, Unpublished};
 
 /// The error name in the quarantine for a record that can't be parsed.
 const INVALID_RECORD: &str = "InvalidInput";
@@ -32,12 +25,6 @@ pub struct PublishEvents {
     pub publisher: Publisher,
 }
 
-#[derive(Deserialize)]
-struct Batch<'a> {
-    #[serde(rename = "Records", borrow)]
-    records: Vec<&'a RawValue>,
-}
-
 /// A parsed stream record.
 enum ParsedRecord<'a> {
     /// A new row.
@@ -46,18 +33,6 @@ enum ParsedRecord<'a> {
     Other,
     /// The record can't be parsed, for this reason.
     Invalid(String),
-}
-
-/// The part of a record that is needed even if the rest is invalid.
-#[derive(Deserialize)]
-struct RecordPosition {
-    dynamodb: Change,
-}
-
-#[derive(Deserialize)]
-struct Change {
-    #[serde(rename = "SequenceNumber")]
-    sequence_number: String,
 }
 
 fn parse(json: &RawValue) -> ParsedRecord<'_> {
@@ -88,7 +63,7 @@ impl PublishEvents {
         payload: &RawValue,
         deadline: Deadline,
     ) -> Result<DynamoDbEventResponse, InvocationError> {
-        let batch: Batch = fault::decode(payload.get())?;
+        let batch = TableBatch::parse(payload)?;
         let mut requests = Vec::new();
         let mut index_of: HashMap<EventKey, usize> = HashMap::new();
         let mut failed: HashSet<usize> = HashSet::new();
@@ -113,7 +88,7 @@ impl PublishEvents {
             .publisher
             .publish(requests, deadline)
             .await
-            .map_err(|error| InvocationError::from_fault(&EventsError::from(error)))?;
+            .map_err(|error| InvocationError::from_fault(&error))?;
         let (left, unpublished): (Vec<_>, Vec<_>) =
             unpublished.into_iter().partition(|unpublished| unpublished.is_left_to_sweep);
         if let Some(Unpublished { reason, .. }) = left.first() {
@@ -125,8 +100,7 @@ impl PublishEvents {
             tracing::error!(entity, sequence, %reason, "event not published");
             failed.extend(index_of.get(&event));
         }
-        lambda::count_failed(failed.len());
-        first_failed(&batch.records, &failed)
+        batch.response(failed)
     }
 
     /// Publishes one record that an operator replays.
@@ -154,18 +128,4 @@ impl PublishEvents {
             Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
         }
     }
-}
-
-fn first_failed(
-    records: &[&RawValue],
-    failed: &HashSet<usize>,
-) -> Result<DynamoDbEventResponse, InvocationError> {
-    let mut response = DynamoDbEventResponse::default();
-    if let Some(first) = failed.iter().min() {
-        let position: RecordPosition = fault::decode(records[*first].get())?;
-        let mut failure = DynamoDbBatchItemFailure::default();
-        failure.item_identifier = Some(position.dynamodb.sequence_number);
-        response.batch_item_failures.push(failure);
-    }
-    Ok(response)
 }

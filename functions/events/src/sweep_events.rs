@@ -1,4 +1,8 @@
 //! Publishes events that stayed unpublished, every minute, and reports the age of the oldest one.
+//!
+//! Events that can't be published yet are no error of the sweep: they stay in the index, the next sweep finds them, and
+//! the age of the oldest one raises the alarm. An error would be recorded as a failure every minute while an outlet is
+//! down.
 
 use std::time::Duration;
 
@@ -9,10 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use store::{Item, Page, SHARDS, StoreError};
 
-use crate::{
-    EventsError,
-    publisher::{EventKey, PublishRequest, Publisher, Unpublished},
-};
+use crate::publisher::{EventKey, PublishRequest, Publisher, Unpublished};
 
 /// The minimum age of an event for the sweep. Younger events may still be in the stream.
 const MIN_AGE: Duration = Duration::from_mins(1);
@@ -34,20 +35,22 @@ pub struct SweepEvents {
 pub struct Reply {
     /// The number of unpublished events that were found.
     pub found: usize,
-    /// The age of the oldest one, in seconds.
+    /// The number of them that could not be published. The next sweep tries again.
+    pub unpublished: usize,
+    /// The age of the oldest one that was found, in seconds.
     pub oldest_age_seconds: i64,
 }
 
 impl Step for SweepEvents {
     type Command = EventBridgeEvent<Value>;
     type Reply = Reply;
-    type Error = EventsError;
+    type Error = StoreError;
 
     fn correlation(_: &Self::Command) -> Option<OnboardingId> {
         None
     }
 
-    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, EventsError> {
+    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, StoreError> {
         let deadline = Deadline::after(self.timeout);
         let min_age = i64::try_from(MIN_AGE.as_millis()).unwrap_or(i64::MAX);
         let until = now.plus_millis(-min_age);
@@ -76,14 +79,14 @@ impl Step for SweepEvents {
             let keys = items.iter().filter_map(EventKey::from_item).collect();
             unpublished.extend(self.publish(keys, deadline).await?);
         }
-        match unpublished.first() {
-            None => Ok(reply),
-            Some(first) => Err(EventsError::Unpublished {
-                unpublished: unpublished.len(),
-                found: reply.found,
-                reason: first.reason.clone(),
-            }),
+        reply.unpublished = unpublished.len();
+        if let Some(Unpublished { event: EventKey { entity, sequence }, reason, .. }) =
+            unpublished.first()
+        {
+            let (events, found) = (reply.unpublished, reply.found);
+            tracing::error!(events, found, entity, sequence, %reason, "events can't be published");
         }
+        Ok(reply)
     }
 }
 

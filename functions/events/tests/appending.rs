@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use contracts::{OperatorId, Scope, SiteId, open::OpenEnvelope};
 use events::append_event::AppendEvent;
@@ -14,9 +14,11 @@ use support::{
 };
 use testkit::{
     Dynamo,
+    cloud::{self, Cloud},
     dynamo::{EVENT_GUARDS, EVENTS},
     golden,
     http::{Call, Stub},
+    rng::Rng,
     sample::{caller, default_caller, noon, other_operator},
 };
 
@@ -178,6 +180,28 @@ async fn one_of_two_operators_gets_a_source() {
             assert_eq!(sent["body"]["type"], "urn:fieldstation:problem:source-taken");
         }
     }
+}
+
+#[test]
+fn a_transferred_source_has_its_new_operator_after_a_minute() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        let step = append_with(cloud.table(EVENTS), cloud.table(EVENT_GUARDS), "");
+        let (first, new) = (writer(OperatorId::DEFAULT), writer(other_operator()));
+        let status = async |by, id| {
+            let request = post(&event(id).to_string());
+            api_response(step.handle(by, &request, noon(0)).await)["statusCode"].clone()
+        };
+        assert_eq!(status(&first, "1").await, 201);
+        assert_eq!(status(&new, "2").await, 409);
+        // As `fieldctl sources transfer` does.
+        let id = "source#com.example.lims";
+        let claim = json!({ "id": id, "operatorId": other_operator(), "claimedAt": noon(0) });
+        cloud.put(EVENT_GUARDS, claim);
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!(status(&first, "3").await, 409);
+        assert_eq!(status(&new, "2").await, 201);
+    });
 }
 
 #[tokio::test]

@@ -19,14 +19,14 @@ use events::{
     sweep_events::SweepEvents,
 };
 use futures_util::future::LocalBoxFuture;
-use lambda::{Deadline, Step};
+use lambda::Step;
 use quarantine::Quarantine;
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{Value, json};
 use store::{EventRow, NewEvent, Table};
 use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::EVENTS,
-    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
+    mapping::{self, FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
     rng::{Rng, all_seeds, seeds},
     sample::{self, noon, saga},
 };
@@ -139,18 +139,13 @@ impl Function for PublishFunction {
         records: Vec<Rc<Record>>,
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
-        let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
-        for record in &records {
+        let batch = mapping::table_event(&records);
+        for record in batch["Records"].as_array().expect("records") {
             self.record_delivery(record);
         }
-        Box::pin(async move {
-            let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
-            let deadline = Deadline::after(time.saturating_sub(Duration::from_millis(500)));
-            match step.handle(&payload, deadline).await {
-                Ok(response) => Ok(json!(response)),
-                Err(failure) => Err(failure.message),
-            }
-        })
+        Box::pin(mapping::invoke(batch, time, async move |payload, deadline| {
+            step.handle(payload, deadline).await
+        }))
     }
 
     /// The sweep publishes the events of records that the mapping gives up.

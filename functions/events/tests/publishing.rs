@@ -641,6 +641,11 @@ async fn a_call_does_not_exceed_the_size_limit_of_the_bus() {
     }
 }
 
+/// Returns the reply of a sweep that published all events that it found.
+fn swept(found: u32, oldest_age_seconds: u32) -> Value {
+    json!({ "found": found, "unpublished": 0, "oldestAgeSeconds": oldest_age_seconds })
+}
+
 #[tokio::test]
 async fn a_sweep_publishes_unpublished_events_and_reports_the_oldest_age() {
     let world = World::start().await;
@@ -650,16 +655,16 @@ async fn a_sweep_publishes_unpublished_events_and_reports_the_oldest_age() {
     world.append("c", 1, noon(100)).await;
     // Events younger than a minute may still be in the stream.
     let result = world.sweep(noon(120)).await;
-    assert_eq!(result, Ok(json!({ "found": 3, "oldestAgeSeconds": 120 })));
+    assert_eq!(result, Ok(swept(3, 120)));
     let sent_of_a: Vec<_> =
         world.on_stream().concat().into_iter().filter(|sent| sent.0 == "a").collect();
     assert_eq!(sent_of_a, [sent("a", 1), sent("a", 2)]);
     assert_eq!(world.published("c").await, [0; 0]);
 
     let result = world.sweep(noon(200)).await;
-    assert_eq!(result, Ok(json!({ "found": 1, "oldestAgeSeconds": 100 })));
+    assert_eq!(result, Ok(swept(1, 100)));
     let result = world.sweep(noon(200)).await;
-    assert_eq!(result, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+    assert_eq!(result, Ok(swept(0, 0)));
     assert_eq!(world.published("c").await, [1]);
 }
 
@@ -676,15 +681,25 @@ async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
     assert_eq!(published(noon(180)).await, None, "the events are published");
 }
 
+/// An error would be recorded as a failure each minute. The alarm `OldestUnpublishedEvent` fires once.
 #[tokio::test]
-async fn a_sweep_that_leaves_events_unpublished_fails() {
+async fn a_sweep_that_leaves_events_unpublished_succeeds_and_reports_their_age_until_the_outlet_works()
+ {
     let fails = |site: &str, _, _| (site == "a").then_some("InternalFailure");
-    let world = World::refusing(no_refusal, fails).await;
+    let mut world = World::refusing(no_refusal, fails).await;
     world.append("a", 1, noon(0)).await;
     world.append("b", 1, noon(0)).await;
-    assert_eq!(world.sweep(noon(120)).await, Err(ErrorKind::Transient));
+    for (now, found) in [(120_u32, 2), (180, 1), (240, 1)] {
+        let (reply, metrics) = measured(world.sweep(noon(now.into()))).await;
+        let expected = json!({ "found": found, "unpublished": 1, "oldestAgeSeconds": now });
+        assert_eq!(reply, Ok(expected));
+        assert_eq!(metrics.get("OldestUnpublishedEventAgeSeconds"), Some(&f64::from(now)));
+    }
     assert_eq!(world.published("b").await, [1]);
     assert_eq!(world.published("a").await, [0; 0]);
+    world.bus = bus(no_refusal).await;
+    assert_eq!(world.sweep(noon(300)).await, Ok(swept(1, 300)));
+    assert_eq!(world.published("a").await, [1], "nothing is lost");
 }
 
 #[tokio::test]
@@ -695,13 +710,13 @@ async fn a_sweep_quarantines_a_refused_event_once_and_a_replay_publishes_it() {
     let world = World::refusing(no_refusal, refuses).await;
     world.append("a", 1, noon(0)).await;
     world.append("a", 2, noon(0)).await;
-    assert_eq!(world.sweep(noon(120)).await, Ok(json!({ "found": 2, "oldestAgeSeconds": 120 })));
+    assert_eq!(world.sweep(noon(120)).await, Ok(swept(2, 120)));
     assert_eq!(world.published("a").await, [2]);
     let reason = world.refused("a", 1).await;
     assert_eq!(reason.as_deref(), Some("EventRefused: the bus refused it: MalformedDetail: no"));
     let messages = world.quarantined();
     assert_eq!(messages.len(), 1);
-    assert_eq!(world.sweep(noon(180)).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+    assert_eq!(world.sweep(noon(180)).await, Ok(swept(0, 0)));
     assert!(world.quarantined().is_empty());
 
     drop((world.on_stream(), world.on_bus()));
@@ -775,12 +790,13 @@ async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
         row["unpublished"] = "3".into();
         world.dynamo.put(EVENTS, row).await;
         let result = world.sweep(noon(120)).await;
-        assert_eq!(result.is_ok(), permanent, "{result:?}");
+        let left = if permanent { 0 } else { unpublishable.len() };
+        assert_eq!(result.expect("swept")["unpublished"], left);
         assert_eq!(world.published(later_site).await, [1], "it is published in the same run");
         if permanent {
             assert_eq!(world.quarantined().len(), unpublishable.len());
             let result = world.sweep(noon(180)).await;
-            assert_eq!(result, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+            assert_eq!(result, Ok(swept(0, 0)));
         }
     }
 }
@@ -965,7 +981,7 @@ async fn a_sweep_publishes_events_that_are_too_large_for_one_run() {
     for site in ["a", "b", "c"] {
         world.append_large(site, 34).await;
     }
-    let reply = json!({ "found": 102, "oldestAgeSeconds": 120 });
+    let reply = swept(102, 120);
     assert_eq!(world.sweep(noon(120)).await, Ok(reply));
     for site in ["a", "b", "c"] {
         assert_eq!(world.published_large(site).await, (1..=34).collect::<Vec<_>>());
@@ -990,7 +1006,7 @@ async fn a_sweep_publishes_a_younger_predecessor_first() {
     // The clocks of two writers differ, so the predecessor looks too young for this sweep.
     world.append("a", 1, noon(100)).await;
     world.append("a", 2, noon(0)).await;
-    assert_eq!(world.sweep(noon(120)).await, Ok(json!({ "found": 1, "oldestAgeSeconds": 120 })));
+    assert_eq!(world.sweep(noon(120)).await, Ok(swept(1, 120)));
     assert_eq!(world.on_stream(), [[sent("a", 1)], [sent("a", 2)]]);
 }
 
@@ -1025,10 +1041,10 @@ async fn an_invalid_row_does_not_stop_the_sweep() {
         world.dynamo.put(EVENTS, invalid).await;
     }
     world.append("b", 1, noon(0)).await;
-    assert_eq!(world.sweep(now).await, Ok(json!({ "found": 4, "oldestAgeSeconds": 120 })));
+    assert_eq!(world.sweep(now).await, Ok(swept(4, 120)));
     assert_eq!(world.published("b").await, [1]);
     assert_eq!(world.quarantined().len(), 3);
-    assert_eq!(world.sweep(now).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+    assert_eq!(world.sweep(now).await, Ok(swept(0, 0)));
 }
 
 #[tokio::test]
@@ -1043,13 +1059,9 @@ async fn every_shard_of_the_index_is_swept() {
     }
     assert_eq!(shards.len(), usize::from(store::SHARDS), "each shard has a site");
     let result = world.sweep(noon(60)).await;
-    assert_eq!(
-        result,
-        Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })),
-        "the events are less than a minute old"
-    );
+    assert_eq!(result, Ok(swept(0, 0)), "the events are less than a minute old");
     let result = world.sweep(noon(61)).await;
-    assert_eq!(result, Ok(json!({ "found": 40, "oldestAgeSeconds": 61 })));
+    assert_eq!(result, Ok(swept(40, 61)));
 }
 
 #[tokio::test]

@@ -8,16 +8,13 @@
 //! A record that can never be judged is put into the quarantine queue, and the others of the batch are judged. After any
 //! other failure, the response names the first failed record, and Lambda delivers the batch again from there.
 
-use aws_lambda_events::{
-    dynamodb::EventRecord,
-    event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
-};
+use aws_lambda_events::{dynamodb::EventRecord, event::streams::DynamoDbEventResponse};
 use contracts::{
     Entity, Event, Metric, OperatorId, Timestamp,
     events::{StockLow, StockReplenished, StockSoldOut},
 };
 use fault::{Fault, InvocationError, ReplayResponse};
-use lambda::{Deadline, FailedItem};
+use lambda::{Deadline, FailedItem, TableBatch};
 use quarantine::{Quarantine, Reason};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -72,24 +69,6 @@ pub struct WatchStock {
     pub limits: Limits,
     /// The quarantine for records that can never be judged.
     pub quarantine: Quarantine,
-}
-
-#[derive(Deserialize)]
-struct Batch<'a> {
-    #[serde(rename = "Records", borrow)]
-    records: Vec<&'a RawValue>,
-}
-
-/// The parts of a record that are needed even if the rest is invalid.
-#[derive(Deserialize)]
-struct RecordPosition {
-    dynamodb: Change,
-}
-
-#[derive(Deserialize)]
-struct Change {
-    #[serde(rename = "SequenceNumber")]
-    sequence_number: String,
 }
 
 /// A change of a metric's stock.
@@ -169,7 +148,7 @@ impl WatchStock {
         payload: &RawValue,
         deadline: Deadline,
     ) -> Result<DynamoDbEventResponse, InvocationError> {
-        let batch: Batch = fault::decode(payload.get())?;
+        let batch = TableBatch::parse(payload)?;
         // A metric's records are a lane. So are the records without a metric.
         let lanes = batch.records.iter().map(|json| {
             let parsed = parse(json);
@@ -189,18 +168,10 @@ impl WatchStock {
             }
         };
         let failed = lambda::process_lanes(lanes, MAX_CONCURRENT_METRICS, deadline, work).await;
-        lambda::count_failed(failed.len());
         for FailedItem { id, reason } in &failed {
             tracing::error!(record = id, %reason, "record failed");
         }
-        let mut response = DynamoDbEventResponse::default();
-        if let Some(first) = failed.first() {
-            let position: RecordPosition = fault::decode(batch.records[first.id].get())?;
-            let mut failure = DynamoDbBatchItemFailure::default();
-            failure.item_identifier = Some(position.dynamodb.sequence_number);
-            response.batch_item_failures.push(failure);
-        }
-        Ok(response)
+        batch.response(failed.into_iter().map(|failed| failed.id))
     }
 
     /// Judges one record that an operator replays.

@@ -17,7 +17,7 @@ use testkit::{
     cloud::{self, CallFault, Cloud},
     dynamo::{EVENTS, INVENTORY},
     http::config,
-    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
+    mapping::{self, FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
     rng::{Rng, all_seeds, seeds},
 };
 
@@ -375,15 +375,10 @@ impl Function for WatchFunction {
         records: Vec<Rc<Record>>,
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
-        let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
-        Box::pin(async move {
-            let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
-            let deadline = Deadline::after(time.saturating_sub(Duration::from_millis(500)));
-            match step.handle(&payload, deadline).await {
-                Ok(response) => Ok(json!(response)),
-                Err(failure) => Err(failure.message),
-            }
-        })
+        let batch = mapping::table_event(&records);
+        Box::pin(mapping::invoke(batch, time, async move |payload, deadline| {
+            step.handle(payload, deadline).await
+        }))
     }
 
     fn gave_up(&self, records: &[Rc<Record>], _: Value) {

@@ -2,28 +2,27 @@
 
 use std::{cell::Cell, collections::BTreeMap};
 
-use consumer::rebuild::State;
 use contracts::{OperatorId, Timestamp};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
-use store::{Item, SHARDS, Table};
+use store::{
+    Item, SHARDS, Table,
+    generation::{self, State},
+};
 
-use crate::{COUNT, NetworkError, Status, day_id, sites_id};
+use crate::{COUNT, NetworkError, Status, events_id, sites_id};
 
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 /// The number of days without `from`.
 const DEFAULT_DAYS: i64 = 7;
-/// The maximum number of days. Each day is read in [`SHARDS`] queries.
+/// The maximum number of days. All days are read in [`SHARDS`] queries, and in a further one for each [`PAGE`] rows.
 const MAX_DAYS: i64 = 92;
 /// The maximum number of rows of the days: one for each type, day and shard. A response with this number of types of 128
 /// characters fits into the 6 MB that Lambda allows, also if each character has to be escaped twice.
 const MAX_ROWS: usize = 10_000;
 /// The maximum number of rows of a page, so that the concurrent pages fit into memory.
 const PAGE: i32 = 1000;
-/// The number of concurrent queries.
-const CONCURRENT: usize = 16;
-
 /// The number of events by day and type.
 type Events = BTreeMap<String, BTreeMap<String, u64>>;
 
@@ -60,12 +59,8 @@ struct Days {
 impl Days {
     fn all(self) -> impl Iterator<Item = String> {
         let count = (self.to.millis() - self.from.millis()) / DAY_MILLIS + 1;
-        (0..count).map(move |index| name(self.from.plus_millis(index * DAY_MILLIS)))
+        (0..count).map(move |index| self.from.plus_millis(index * DAY_MILLIS).day())
     }
-}
-
-fn name(day: Timestamp) -> String {
-    day.to_string().split('T').next().unwrap_or_default().to_owned()
 }
 
 impl GetSummary {
@@ -91,15 +86,14 @@ impl GetSummary {
         operator: OperatorId,
         days: Days,
     ) -> Result<Option<Summary>, NetworkError> {
-        let state = State::read(&self.network).await?;
-        let generation = state.current;
-        let Some(events) = self.events(generation, operator, days).await? else {
+        let State { current, .. } = State::read(&self.network).await?;
+        let Some(events) = self.events(current, operator, days).await? else {
             return Ok(None);
         };
         let of_sites = self
             .network
             .query("id = :id AND begins_with(#row, :sites)")
-            .text("id", format!("{generation}/{}", sites_id(operator)))
+            .text("id", generation::id(current, &sites_id(operator)))
             .text("sites", "sites#")
             .all()
             .await?;
@@ -122,37 +116,38 @@ impl GetSummary {
         days: Days,
     ) -> Result<Option<Events>, NetworkError> {
         let rows = Cell::new(0);
-        let partitions =
-            days.all().flat_map(|day| (0..SHARDS).map(move |shard| (day.clone(), shard)));
-        let queries = partitions.map(|(day, shard)| {
-            let rows = &rows;
-            async move {
-                let id = format!("{generation}/{}", day_id(operator, &day, shard));
-                let types = self.types(&id, rows).await?;
-                Ok::<_, NetworkError>((day, types))
-            }
+        let queries = (0..SHARDS).map(|shard| {
+            let id = generation::id(generation, &events_id(operator, shard));
+            self.shard(id, days, &rows)
         });
-        let mut found = stream::iter(queries).buffer_unordered(CONCURRENT);
+        let mut found = stream::iter(queries).buffer_unordered(usize::from(SHARDS));
         let mut events: Events = days.all().map(|day| (day, BTreeMap::new())).collect();
-        while let Some((day, types)) = found.try_next().await? {
-            let Some(types) = types else { return Ok(None) };
-            let all = events.entry(day).or_default();
-            for (kind, count) in types {
-                *all.entry(kind).or_default() += count;
+        while let Some(counts) = found.try_next().await? {
+            let Some(counts) = counts else { return Ok(None) };
+            for (day, kind, count) in counts {
+                *events.entry(day).or_default().entry(kind).or_default() += count;
             }
         }
         Ok(Some(events))
     }
 
-    /// Reads the counts of a partition, and adds the number of its rows to `rows`. Returns `None` once there are more
-    /// than [`MAX_ROWS`].
-    async fn types(
+    /// Reads the counts of a shard, each with its day and type, and adds the number of its rows to `rows`. Returns `None`
+    /// once there are more than [`MAX_ROWS`].
+    async fn shard(
         &self,
-        id: &str,
+        id: String,
+        days: Days,
         rows: &Cell<usize>,
-    ) -> Result<Option<Vec<(String, u64)>>, NetworkError> {
-        let query = self.network.query("id = :id").text("id", id).limit(PAGE);
-        let (mut types, mut start) = (Vec::new(), None);
+    ) -> Result<Option<Vec<(String, String, u64)>>, NetworkError> {
+        // No row is equal to the day after the last one: a row has a type after its day.
+        let query = self
+            .network
+            .query("id = :id AND #row BETWEEN :from AND :after")
+            .text("id", id)
+            .text("from", days.from.day())
+            .text("after", days.to.plus_millis(DAY_MILLIS).day())
+            .limit(PAGE);
+        let (mut counts, mut start) = (Vec::new(), None);
         loop {
             let page = query.page(start).await?;
             rows.set(rows.get() + page.items.len());
@@ -160,13 +155,14 @@ impl GetSummary {
                 return Ok(None);
             }
             for item in page.items {
-                let kind = text(&item, "row").to_owned();
+                let row = text(&item, "row");
                 let value = item.get(COUNT).and_then(|value| value.as_n().ok());
-                let count = count(&kind, COUNT, value)?;
-                types.push((kind, count));
+                let count = count(row, COUNT, value)?;
+                let (day, kind) = row.split_once('#').unwrap_or((row, ""));
+                counts.push((day.to_owned(), kind.to_owned(), count));
             }
             if page.next.is_none() {
-                return Ok(Some(types));
+                return Ok(Some(counts));
             }
             start = page.next;
         }
@@ -181,8 +177,8 @@ fn text<'a>(item: &'a Item, name: &str) -> &'a str {
 fn too_many(days: Days) -> String {
     format!(
         "is {}; the events until {} have too many types for one response: choose fewer days",
-        name(days.from),
-        name(days.to)
+        days.from.day(),
+        days.to.day()
     )
 }
 
@@ -213,14 +209,14 @@ fn days(request: &Request, now: Timestamp) -> Result<Days, Problem> {
     let to = to.unwrap_or(today);
     let from = from.unwrap_or_else(|| to.plus_millis(-(DEFAULT_DAYS - 1) * DAY_MILLIS));
     if from > to {
-        let message = format!("is {}; give a day that is not after `to`, {}", name(from), name(to));
+        let message = format!("is {}; give a day that is not after `to`, {}", from.day(), to.day());
         errors.push(FieldError::new("query from", message));
     } else if to.millis() - from.millis() >= MAX_DAYS * DAY_MILLIS {
         let message = format!(
             "is {}; give a day at most {} days before `to`, {}",
-            name(from),
+            from.day(),
             MAX_DAYS - 1,
-            name(to)
+            to.day()
         );
         errors.push(FieldError::new("query from", message));
     }

@@ -1,15 +1,15 @@
 //! The network at a glance: counts of sites by status, and of events by day and type, for each operator.
 //!
 //! This crate owns the network table. Its key is `id` and `row`. All rows except one belong to a generation
-//! ([`consumer::rebuild`]), whose number is the first part of `id`:
+//! ([`store::generation`]), whose number is the first part of `id`:
 //!
-//! - `state`, `state`: the current generation and the one that is being built ([`consumer::rebuild::State`]).
+//! - `state`, `state`: the current generation and the one that is being built ([`store::generation::State`]).
 //! - `<generation>/cursor#<log key>`, `cursor`: how far the events of an entity are counted. For a site, `state` is its
 //!   status.
 //! - `<generation>/<operator>`, `sites#<shard>`: the number of sites by status.
-//! - `<generation>/<operator>/day#<YYYY-MM-DD>#<shard>`, the event type: `count` is the number of events of that type and
-//!   day (UTC). Each type has a row of its own, because an operator may invent any number of types with up to 128
-//!   characters: a row of all types could become larger than DynamoDB allows.
+//! - `<generation>/<operator>/events#<shard>`, `<YYYY-MM-DD>#<event type>`: `count` is the number of events of that day (UTC)
+//!   and type. One query of a shard reads any number of days. Each type has a row of its own, because an operator may
+//!   invent any number of types with up to 128 characters: a row of all types could become larger than DynamoDB allows.
 //!
 //! The counts of an entity are always in the same shard, so that concurrent executions rarely write the same row. Their
 //! sum is never negative: each site is counted in exactly one status.
@@ -80,9 +80,14 @@ pub(crate) fn sites_id(operator: OperatorId) -> String {
     operator.to_string()
 }
 
-/// Returns the partition of the rows that count an operator's events of a day. The generation is not included.
-pub(crate) fn day_id(operator: OperatorId, day: &str, shard: u8) -> String {
-    format!("{operator}/day#{day}#{shard}")
+/// Returns the partition of the rows that count an operator's events. The generation is not included.
+pub(crate) fn events_id(operator: OperatorId, shard: u8) -> String {
+    format!("{operator}/events#{shard}")
+}
+
+/// Returns the sort key of the row that counts the events of a day and type.
+pub(crate) fn events_row(day: &str, kind: &str) -> String {
+    format!("{day}#{kind}")
 }
 
 /// An error of this crate.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use aws_sdk_dynamodb::types::AttributeValue;
 use consumer::{
     every::{Effect, Run},
-    rebuild::{self, Generations},
+    rebuild::Generations,
 };
 use contracts::open::OpenEnvelope;
-use store::{Key, StoreError, Table, Transaction, shard};
+use store::{Key, StoreError, Table, Transaction, generation, shard};
 
-use crate::{COUNT, Status, day_id, sites_id};
+use crate::{COUNT, Status, events_id, events_row, sites_id};
 
 /// The rows of the service, in all generations.
 #[derive(Clone, Debug)]
@@ -38,15 +38,9 @@ impl Generations for Counts {
     }
 }
 
-/// Returns the day of an event in UTC, such as `2026-11-29`.
-fn day(event: &OpenEnvelope) -> String {
-    let at = event.metadata.occurred_at.to_string();
-    at.split('T').next().unwrap_or_default().to_owned()
-}
-
 impl Effect for Generation {
     fn cursor(&self, log_key: &str) -> Key {
-        rebuild::key(self.number, &format!("cursor#{log_key}"), "cursor")
+        generation::cursor_key(self.number, log_key)
     }
 
     fn table(&self) -> &Table {
@@ -77,8 +71,8 @@ impl Effect for Generation {
             let mut status = run.state.as_deref().and_then(Status::named);
             for event in &run.events {
                 let operator = event.metadata.operator_id;
-                let kind = event.metadata.kind.clone();
-                add(day_id(operator, &day(event), shard), kind, COUNT, 1);
+                let row = events_row(&event.metadata.occurred_at.day(), &event.metadata.kind);
+                add(events_id(operator, shard), row, COUNT, 1);
                 if let Some(after) = Status::after(event) {
                     for (status, change) in [(status, -1), (Some(after), 1)] {
                         let Some(status) = status else { continue };
@@ -104,7 +98,7 @@ impl Effect for Generation {
                 .unzip();
             let update = format!("ADD {}", terms.join(", "));
             let values = values.iter().map(|(name, value)| (name.as_str(), value.clone()));
-            let key = rebuild::key(self.number, &id, &row);
+            let key = generation::key(self.number, &id, &row);
             transaction = transaction.update(&self.network, &key, &update, None, values);
         }
         Ok(transaction)

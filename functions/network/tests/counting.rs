@@ -4,15 +4,16 @@ mod support;
 
 use std::time::Duration;
 
-use consumer::rebuild::{self, State};
-use contracts::{OperatorId, SiteId, Timestamp, replay::Rebuild};
+use consumer::rebuild;
+use contracts::{OperatorId, SiteId, Timestamp, open::OpenEnvelope, replay::Rebuild};
 use fault::{ErrorKind, ReplayResponse};
 use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
+use store::generation::State;
 use support::{rows_of_current, watch_network};
 use testkit::{
     cloud::{self, Cloud},
-    consuming::{self, EventConsumer, append, batch, event, history},
+    consuming::{self, EventConsumer, append, batch, event, history, until_poll},
     dynamo::NETWORK,
     rng::Rng,
     sample::{noon, other_operator},
@@ -172,7 +173,10 @@ fn events_that_do_not_fit_into_a_transaction_are_split() {
 /// Returns the number of events in the rows of these types.
 fn count_of_types(cloud: &Cloud, is_type: impl Fn(&str) -> bool) -> u64 {
     let rows = cloud.rows(NETWORK);
-    let rows = rows.iter().filter(|row| is_type(row["row"]["S"].as_str().expect("a row")));
+    let rows = rows.iter().filter(|row| {
+        let of_type = row["row"]["S"].as_str().expect("a row").split_once('#');
+        of_type.is_some_and(|(_, kind)| is_type(kind))
+    });
     let counts = rows.filter_map(|row| row["count"]["N"].as_str());
     counts.map(|count| count.parse::<u64>().expect("a count")).sum()
 }
@@ -286,7 +290,7 @@ fn an_abort_while_old_rows_are_deleted_starts_the_deletion_again() {
         // More rows than one `clean` reads.
         for n in 0..6000 {
             let row = format!("type {n}");
-            cloud.put(NETWORK, json!({ "id": "1/a/day#2026-01-01#0", "row": row, "count": 1 }));
+            cloud.put(NETWORK, json!({ "id": "1/a/events#0", "row": row, "count": 1 }));
         }
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
         rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0)).await.expect("finished");
@@ -347,6 +351,129 @@ fn a_rebuilt_generation_equals_one_that_was_never_emptied() {
         assert_eq!(state.live().collect::<Vec<_>>(), [2]);
         let begun = rebuild::begin(&cloud.table(NETWORK)).await.expect("begun");
         assert_eq!(begun.generation, 3);
+    });
+}
+
+/// Returns the event of an instrument with this sequence.
+fn of_instrument(sequence: u64) -> OpenEnvelope {
+    event(other_operator(), ("acme.sample", "S-1"), sequence, "sample.taken")
+}
+
+fn instrument() -> String {
+    of_instrument(1).metadata.log_key()
+}
+
+#[test]
+fn live_events_during_a_rebuild_are_in_both_generations() {
+    cloud::run(async {
+        let cloud = cloud();
+        append(&cloud, &of_instrument(1));
+        deliver(&cloud, &batch([&of_instrument(1)])).await;
+        rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+        rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
+        // After its entity was applied, and the last one of its entity, so nothing else reads it from the log.
+        append(&cloud, &of_instrument(2));
+        deliver(&cloud, &batch([&of_instrument(2)])).await;
+        assert_eq!(count_of_types(&cloud, |kind| kind == "sample.taken"), 2 * 2);
+        let finish = Rebuild::Finish { generation: 2 };
+        rebuild_at(&cloud, finish, noon(0)).await.expect("finished");
+        rebuild_at(&cloud, Rebuild::Clean, noon(60)).await.expect("cleaned");
+        assert_eq!(count_of_types(&cloud, |kind| kind == "sample.taken"), 2);
+    });
+}
+
+/// Returns a cloud in which generation 2 is being built. The log lacks event 2 of the instrument, which generation 1 has
+/// counted, so event 3 can be applied to generation 1 only.
+async fn with_a_gap() -> Cloud {
+    let cloud = cloud();
+    append(&cloud, &of_instrument(1));
+    deliver(&cloud, &batch([&of_instrument(1), &of_instrument(2)])).await;
+    rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+    let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+    let applied = rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
+    assert_eq!(applied, json!({ "applied": 1, "failed": [] }));
+    append(&cloud, &of_instrument(3));
+    cloud
+}
+
+#[test]
+fn a_rebuild_without_a_live_event_is_not_finished_until_the_event_is_applied() {
+    cloud::run(async {
+        let cloud = with_a_gap().await;
+        let finish = || rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0));
+        let response = deliver(&cloud, &batch([&of_instrument(3)])).await;
+        assert_eq!(response["batchItemFailures"], json!([]), "readers see the event");
+        let refused = finish().await.expect_err("an event is missing");
+        assert_eq!(refused.kind, ErrorKind::InvalidInput);
+        assert!(refused.message.contains(&instrument()), "{refused}");
+        // A further `apply` can't apply it either.
+        let apply = || {
+            let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+            rebuild_at(&cloud, apply, noon(0))
+        };
+        let applied = apply().await.expect("a reply");
+        assert_eq!(applied["failed"][0]["entity"], json!(instrument()));
+        finish().await.expect_err("the event is still missing");
+        append(&cloud, &of_instrument(2));
+        finish().await.expect_err("the event is in the log, but not applied");
+        let applied = apply().await.expect("a reply");
+        assert_eq!(applied, json!({ "applied": 2, "failed": [] }));
+        finish().await.expect("finished");
+        rebuild_at(&cloud, Rebuild::Clean, noon(60)).await.expect("cleaned");
+        assert_eq!(count_of_types(&cloud, |kind| kind == "sample.taken"), 3);
+    });
+}
+
+#[test]
+fn an_event_that_can_not_be_applied_while_a_rebuild_is_finished_is_delivered_again() {
+    let (mut refused, mut delivered_again) = (0, 0);
+    for polls in 1..80 {
+        cloud::run(async {
+            let cloud = with_a_gap().await;
+            let (consumer, payload) = (watch_network(&cloud), batch([&of_instrument(3)]));
+            let mut handling = Box::pin(consumer.handle(&payload, TIME));
+            let early = until_poll(&mut handling, polls).await;
+            let finish = Rebuild::Finish { generation: 2 };
+            let finished = rebuild_at(&cloud, finish, noon(0)).await;
+            let response = match early {
+                Some(response) => response,
+                None => handling.await,
+            };
+            let failures = response.expect("a response")["batchItemFailures"].clone();
+            match finished {
+                Ok(_) => assert_ne!(failures, json!([]), "{polls}: the event is missing"),
+                Err(_) => assert_eq!(failures, json!([]), "{polls}"),
+            }
+            refused += u32::from(failures == json!([]));
+            delivered_again += u32::from(failures != json!([]));
+        });
+    }
+    assert!(refused > 0 && delivered_again > 0, "{refused}, {delivered_again}");
+}
+
+#[test]
+fn a_rebuild_without_events_of_very_many_entities_is_only_aborted() {
+    cloud::run(async {
+        let cloud = cloud();
+        rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        let of = |n: u32, sequence| {
+            event(other_operator(), ("acme.sample", &n.to_string()), sequence, "sample.taken")
+        };
+        for n in 0..120 {
+            // Event 1 is in neither the log nor any generation.
+            deliver(&cloud, &batch([&of(n, 2)])).await;
+            let state = State::read(&cloud.table(NETWORK)).await.expect("a state");
+            assert!(state.unapplied.len() <= 101, "{}", state.unapplied.len());
+        }
+        let refused = rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0)).await;
+        assert!(refused.expect_err("missing").message.contains("abort"));
+        let aborted = rebuild_at(&cloud, Rebuild::Abort, noon(0)).await.expect("aborted");
+        assert_eq!(aborted, json!({ "generation": 2 }));
+        let state = State::read(&cloud.table(NETWORK)).await.expect("a state");
+        assert_eq!(state.unapplied, Default::default());
+        rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
+        rebuild_at(&cloud, Rebuild::Finish { generation: 3 }, noon(0)).await.expect("finished");
     });
 }
 

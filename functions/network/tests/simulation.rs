@@ -11,7 +11,6 @@ mod support;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    panic::AssertUnwindSafe,
     rc::Rc,
     time::Duration,
 };
@@ -21,8 +20,8 @@ use contracts::{
     open::OpenEnvelope,
     replay::{Begun, Cleaned, Rebuild},
 };
-use fault::ReplayResponse;
-use futures_util::{FutureExt, future::LocalBoxFuture};
+use fault::{ErrorKind, InvocationError, ReplayResponse};
+use futures_util::future::LocalBoxFuture;
 use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
 use support::{WatchNetwork, rows_of_current, watch_network};
@@ -40,9 +39,6 @@ use tokio::{
 };
 
 const SEEDS: u64 = 120;
-
-/// The part of the function's time that is reserved for the response, as in production.
-const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Returns the histories of some entities, each in order.
 fn histories(rng: &mut Rng) -> Vec<Vec<OpenEnvelope>> {
@@ -93,12 +89,9 @@ impl Function for Watch {
         records: Vec<Rc<Record>>,
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
-        Box::pin(async move {
-            let batch = mapping::event(&records);
-            let work = environment.handle(&batch, time.saturating_sub(RESPONSE_MARGIN));
-            let ended = AssertUnwindSafe(work).catch_unwind().await;
-            ended.unwrap_or_else(|_| Err("the function panicked".to_owned()))
-        })
+        Box::pin(mapping::invoke(mapping::event(&records), time, async move |payload, deadline| {
+            environment.0.handle(payload, deadline).await
+        }))
     }
 
     fn gave_up(&self, records: &[Rc<Record>], _: Value) {
@@ -123,6 +116,11 @@ impl Operator {
 
     /// Repeats an action until it succeeds.
     async fn act(&mut self, action: Rebuild) -> Value {
+        self.attempt(action).await.expect("the action is not refused")
+    }
+
+    /// Repeats an action until it succeeds or is refused.
+    async fn attempt(&mut self, action: Rebuild) -> Result<Value, InvocationError> {
         loop {
             let polls =
                 if self.rng.percent(self.crashes) { 1 + self.rng.below(40) } else { u64::MAX };
@@ -133,11 +131,21 @@ impl Operator {
                 let work = Box::pin(consumer.rebuild(action, now, Deadline::after(time)));
                 until_poll(work, polls).await
             });
-            if let Ok(Some(Ok(reply))) = attempt.await {
-                return reply;
+            match attempt.await {
+                Ok(Some(Ok(reply))) => return Ok(reply),
+                Ok(Some(Err(refused))) if refused.kind == ErrorKind::InvalidInput => {
+                    return Err(refused);
+                }
+                _ => self.pause(500).await,
             }
-            self.pause(500).await;
         }
+    }
+
+    /// Returns the entities of the log.
+    fn entities(&self) -> Vec<String> {
+        let rows = self.cloud.rows(EVENTS);
+        let entity = |row: &Value| row["entity"]["S"].as_str().expect("a key").to_owned();
+        rows.iter().map(entity).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     async fn pause(&mut self, millis: u64) {
@@ -146,10 +154,7 @@ impl Operator {
 
     async fn rebuild(&mut self) {
         let begun: Begun = serde_json::from_value(self.act(Rebuild::Begin).await).expect("begun");
-        let rows = self.cloud.rows(EVENTS);
-        let entities: BTreeSet<_> =
-            rows.iter().map(|row| row["entity"]["S"].as_str().expect("a key").to_owned()).collect();
-        let mut entities: Vec<_> = entities.into_iter().collect();
+        let mut entities = self.entities();
         while !entities.is_empty() {
             let at = self.rng.index(entities.len());
             let entities = entities.split_off(at);
@@ -161,7 +166,12 @@ impl Operator {
                 return;
             }
         }
-        self.act(Rebuild::Finish { generation: begun.generation }).await;
+        let generation = begun.generation;
+        // A live event that can't be applied yet, because it is delivered before it is in the log, is applied again.
+        while self.attempt(Rebuild::Finish { generation }).await.is_err() {
+            self.act(Rebuild::Apply { generation, entities: self.entities() }).await;
+            self.pause(500).await;
+        }
         for _ in 0..self.rng.below(4) {
             self.act(Rebuild::Clean).await;
             self.pause(40_000).await;

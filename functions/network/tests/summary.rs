@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use contracts::{OperatorId, Scope, SiteId, replay::Rebuild};
 use lambda::{
@@ -122,8 +122,20 @@ fn a_rebuild_does_not_show_in_the_summary_before_it_is_finished() {
     });
 }
 
+/// Returns the number of calls of get-summary by operation.
+async fn calls(cloud: &Cloud, days: &[(&str, &str)]) -> (Value, BTreeMap<String, u32>) {
+    let before = cloud.calls();
+    let sent = get(cloud, OperatorId::DEFAULT, Scope::Read, days).await;
+    let mut calls = cloud.calls();
+    for (operation, count) in &mut calls {
+        *count -= before.get(operation).copied().unwrap_or_default();
+    }
+    calls.retain(|_, count| *count > 0);
+    (sent, calls.into_iter().map(|(operation, count)| (operation.to_string(), count)).collect())
+}
+
 #[test]
-fn get_summary_reads_each_shard_of_each_day_once() {
+fn get_summary_reads_each_shard_once_for_any_number_of_days() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let mut events = Vec::new();
@@ -135,25 +147,56 @@ fn get_summary_reads_each_shard_of_each_day_once() {
         }
         let response = watch_network(&cloud).handle(&batch(&events), TIME).await;
         assert_eq!(response.expect("a response")["batchItemFailures"], json!([]));
-        let calls = cloud.calls();
-        let days = [("from", "2026-01-01"), ("to", "2026-04-02")];
-        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
+        let (sent, calls) = calls(&cloud, &[("from", "2026-01-01"), ("to", "2026-04-02")]).await;
         assert_eq!(sent["body"]["sites"]["ONBOARDING"], 400);
-        let read = |name: &str| cloud.calls()[name] - calls.get(name).copied().unwrap_or_default();
-        // A query for each day and shard, and one for the sites.
-        assert_eq!((read("GetItem"), read("Query")), (1, 92 * u32::from(store::SHARDS) + 1));
-        // At most one row for each day and shard, because there is one type, and one for each shard.
-        let rows = cloud.rows(NETWORK);
-        let of_counts = rows.iter().filter(|row| row["row"]["S"] != "cursor").count();
-        assert!(of_counts <= 92 * usize::from(store::SHARDS) + usize::from(store::SHARDS));
+        let counts = sent["body"]["events"].as_array().expect("days").iter();
+        let counts = counts.map(|day| day["types"]["SiteCreated"].as_u64().expect("a count"));
+        assert_eq!(counts.sum::<u64>(), 400);
+        // The state, the shards and the sites.
+        let queries = u32::from(store::SHARDS) + 1;
+        let expected = [("GetItem", 1), ("Query", queries)];
+        assert_eq!(calls, expected.map(|(name, count)| (name.to_owned(), count)).into());
+    });
+}
+
+#[test]
+fn get_summary_never_needs_more_than_20_calls() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        for shard in 0..store::SHARDS {
+            put_types(&cloud, "2026-01-02", shard, 0..1250);
+        }
+        let days = [("from", "2026-01-01"), ("to", "2026-04-02")];
+        let (sent, most) = calls(&cloud, &days).await;
+        assert_eq!(sent["statusCode"], 200, "as many rows as are shown");
+        put_types(&cloud, "2026-03-02", 0, 0..9_000);
+        let (sent, refused) = calls(&cloud, &days).await;
+        assert_eq!(sent["statusCode"], 400, "more rows than are shown");
+        for calls in [most, refused] {
+            assert!(calls.values().sum::<u32>() <= 20, "{calls:?}");
+        }
+    });
+}
+
+#[test]
+fn get_summary_shows_the_first_and_the_last_day_and_no_other() {
+    cloud::run(async {
+        let cloud = Cloud::new(Rng::from_seed(1));
+        for day in ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"] {
+            put_types(&cloud, day, 3, 0..1);
+        }
+        let days = [("from", "2026-01-02"), ("to", "2026-01-03")];
+        let sent = get(&cloud, OperatorId::DEFAULT, Scope::Read, &days).await;
+        let day = |day| json!({ "day": day, "types": { "type 0": 2 } });
+        assert_eq!(sent["body"]["events"], json!([day("2026-01-02"), day("2026-01-03")]));
     });
 }
 
 /// Puts rows of types of a day, as watch-network writes them.
 fn put_types(cloud: &Cloud, day: &str, shard: u8, types: std::ops::Range<u32>) {
     for n in types {
-        let id = format!("1/{}/day#{day}#{shard}", OperatorId::DEFAULT);
-        cloud.put(NETWORK, json!({ "id": id, "row": format!("type {n}"), "count": 2 }));
+        let id = format!("1/{}/events#{shard}", OperatorId::DEFAULT);
+        cloud.put(NETWORK, json!({ "id": id, "row": format!("{day}#type {n}"), "count": 2 }));
     }
 }
 

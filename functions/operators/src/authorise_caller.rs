@@ -10,7 +10,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{OnboardingId, OperatorId, Scope, Timestamp};
+use contracts::{OnboardingId, OperatorId, Plan, Scope, Timestamp, operators::OperatorStatus};
 use keys::{ApiKey, SharedSecret};
 use lambda::{Step, http::Caller};
 use secret::{Secret, Source};
@@ -20,7 +20,7 @@ use store::{StoreError, Table, Transaction};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    KeyRow, OperatorState, OperatorStatus, OperatorsError,
+    KeyRow, OperatorState, OperatorsError,
     credential::Credential,
     issuer::{Issuer, TokenError},
 };
@@ -29,7 +29,8 @@ use crate::{
 const SECRET_MAX_AGE: Duration = Duration::from_mins(2);
 /// The minimum length of the first administrator's secret, in characters.
 const MIN_SECRET: usize = 32;
-/// How long the state of a token's operator is cached.
+/// How long the state of an operator is cached. With API Gateway's cache of decisions, a change of an operator counts
+/// after at most twice this time.
 const OPERATOR_MAX_AGE: Duration = Duration::from_mins(1);
 /// The maximum number of cached operators, which limits the memory.
 const MAX_CACHED_OPERATORS: usize = 1000;
@@ -79,7 +80,7 @@ pub enum Refusal {
     InvalidOperatorClaim,
     /// The claim `fieldstation_scope` is not a scope that a token can have.
     InvalidScopeClaim,
-    /// The operator of the token does not exist.
+    /// The operator of the token or the key does not exist.
     UnknownOperator,
 }
 
@@ -144,7 +145,7 @@ pub struct AuthoriseCaller {
     pub bootstrap: BootstrapSecret,
     /// The issuer of tokens. Without one, tokens are refused.
     pub issuer: Option<Issuer>,
-    /// The states of the operators of tokens.
+    /// The states of operators.
     pub cached_operators: CachedOperators,
 }
 
@@ -219,15 +220,16 @@ impl AuthoriseCaller {
         if row.expires_at.is_some_and(|end| end <= now) {
             return refused(Refusal::ExpiredKey);
         }
-        if row.operator.status == OperatorStatus::Suspended {
-            return refused(Refusal::SuspendedOperator);
-        }
+        let plan = match self.plan(row.operator_id).await? {
+            Ok(plan) => plan,
+            Err(refusal) => return refused(refusal),
+        };
         self.record_use(&hash, &row, now).await;
         Ok(Check::Accepted(Caller {
             operator: row.operator_id,
             scope: row.scope,
             actor: format!("key:{prefix}"),
-            plan: row.operator.plan,
+            plan,
         }))
     }
 
@@ -282,22 +284,31 @@ impl AuthoriseCaller {
             Err(TokenError::Refused(refusal)) => return refused(refusal),
             Err(TokenError::KeySet(error)) => return Err(error.into()),
         };
-        match self.operator(subject.operator).await? {
-            None => refused(Refusal::UnknownOperator),
-            Some(OperatorState { status: OperatorStatus::Suspended, .. }) => {
-                refused(Refusal::SuspendedOperator)
-            }
-            Some(OperatorState { status: OperatorStatus::Active, plan }) => {
-                Ok(Check::Accepted(Caller {
-                    operator: subject.operator,
-                    scope: subject.scope,
-                    actor: format!("jwt:{}", printable(&subject.subject)),
-                    plan,
-                }))
-            }
-        }
+        let plan = match self.plan(subject.operator).await? {
+            Ok(plan) => plan,
+            Err(refusal) => return refused(refusal),
+        };
+        Ok(Check::Accepted(Caller {
+            operator: subject.operator,
+            scope: subject.scope,
+            actor: format!("jwt:{}", printable(&subject.subject)),
+            plan,
+        }))
     }
 
+    /// Returns the operator's plan, or why its callers are refused.
+    async fn plan(&self, operator: OperatorId) -> Result<Result<Plan, Refusal>, StoreError> {
+        Ok(match self.operator(operator).await? {
+            None => Err(Refusal::UnknownOperator),
+            Some(OperatorState { status: OperatorStatus::Suspended, .. }) => {
+                Err(Refusal::SuspendedOperator)
+            }
+            Some(OperatorState { status: OperatorStatus::Active, plan }) => Ok(plan),
+        })
+    }
+
+    /// Returns the operator's state, which may be as old as [`OPERATOR_MAX_AGE`]. An operator with many keys is read once
+    /// in that time.
     async fn operator(&self, operator: OperatorId) -> Result<Option<OperatorState>, StoreError> {
         let mut cached = self.cached_operators.0.lock().await;
         if let Some((read, state)) = cached.get(&operator)

@@ -4,16 +4,14 @@ use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
     OperatorId, Scope, Timestamp,
-    operators::{KeyId, KeyRequest},
+    operators::{KeyId, KeyRequest, OperatorStatus},
 };
 use keys::ApiKey;
 use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
-use crate::{
-    KeyIdRow, KeyRow, OperatorState, OperatorStatus, OperatorsError, listing::position, may_manage,
-};
+use crate::{KeyIdRow, KeyRow, OperatorState, OperatorsError, listing::position, may_manage};
 
 /// The maximum size of the request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;
@@ -114,7 +112,6 @@ impl CreateKey {
         let row = KeyRow {
             key_id,
             operator_id: operator,
-            operator: state,
             name: body.name.trim().to_owned(),
             scope: body.scope,
             prefix: key.visible_prefix().to_owned(),

@@ -1,13 +1,16 @@
 //! `POST /operators`: registers an operator.
 
 use audit::{Action, Entry, Trail};
-use contracts::{OperatorId, Plan, Scope, Timestamp, operators::OperatorRegistration};
+use contracts::{
+    OperatorId, Plan, Scope, Timestamp,
+    operators::{OperatorRegistration, OperatorStatus},
+};
 use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
 
-use crate::{OperatorRow, OperatorStatus, OperatorsError, listing::position};
+use crate::{OperatorRow, OperatorsError, listing::position};
 
 /// The maximum size of the request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;

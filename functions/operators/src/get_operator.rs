@@ -1,11 +1,13 @@
 //! `GET /operators/{operatorId}` returns an operator. `GET /operators` lists the registered operators.
 
 use contracts::{OperatorId, Scope};
-use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
 use store::{StoreError, Table, from_item};
 
-use crate::{OperatorRow, create_operator::Operator, listing::Listing};
+use crate::{
+    OperatorRow, create_operator::Operator, listing::Listing, operator_in_path, unknown_operator,
+};
 
 /// The dependencies of the function `get-operator`.
 #[derive(Debug)]
@@ -27,22 +29,15 @@ impl GetOperator {
     /// The list does not contain the default operator, which nobody registered.
     pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
         caller.require(caller.scope == Scope::Admin)?;
-        let Some(text) = request.path_parameters.get("operatorId") else {
+        if !request.path_parameters.contains_key("operatorId") {
             let listing = Listing::from_request(request)?;
             let page = self.list(listing).await.map_err(|error| Problem::from_fault(&error))?;
             return Response::new(200, &page);
-        };
+        }
         http::reject_query(request)?;
-        let operator = text.parse().map_err(|_| {
-            let message = format!("is {text:?}; give the UUID that POST /operators returned");
-            Problem::invalid(vec![FieldError::new("path operatorId", message)])
-        })?;
+        let operator = operator_in_path(request)?;
         let body = self.operator(operator).await.map_err(|error| Problem::from_fault(&error))?;
-        let body = body.ok_or_else(|| {
-            let detail =
-                format!("There is no operator {operator}. GET /operators lists all operators.");
-            Problem::not_found(detail)
-        })?;
+        let body = body.ok_or_else(|| unknown_operator(operator))?;
         Response::new(200, &body)
     }
 

@@ -3,9 +3,10 @@
 //! An operator is an organisation that runs sites. This crate owns four tables.
 //!
 //! - The operators table has a row for each operator ([`OperatorRow`]). The default operator always exists and needs no
-//!   row.
+//!   row. Its plan and its status are in no other row, so a change reaches all its keys at once. The authorizer caches
+//!   them.
 //! - The keys table has two rows for each API key. Their key attribute is `id`. The row with the hash of the API key
-//!   ([`KeyRow`]) has everything that the authorizer needs, so a check is one read. The row `key#<key id>`
+//!   ([`KeyRow`]) is found by one read. The row `key#<key id>`
 //!   ([`KeyIdRow`]) finds that row by the key's id, which is public. Only the first row is in the index `byOperator`.
 //! - The audit table has a row for each administrative action. Only the crate `audit` writes it.
 //! - The limits table has a row for each bucket of the rate limits. Only the crate `limits` uses it.
@@ -22,24 +23,19 @@ pub mod get_operator;
 pub mod issuer;
 mod listing;
 pub mod revoke_key;
+pub mod update_operator;
 
-use contracts::{OperatorId, Plan, Scope, Timestamp, operators::KeyId};
+use contracts::{
+    OperatorId, Plan, Scope, Timestamp,
+    operators::{KeyId, OperatorStatus},
+};
 use fault::{ErrorKind, Fault};
 use keys::NoRandomness;
+use lambda::http::{FieldError, Problem, Request};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError, Table};
 
 use crate::issuer::KeySetError;
-
-/// The status of an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum OperatorStatus {
-    /// Its callers are accepted.
-    Active,
-    /// All its callers are refused.
-    Suspended,
-}
 
 /// The row of an operator. Its key is the operator's id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,9 +68,8 @@ impl OperatorRow {
     }
 }
 
-/// The part of an operator that each of its keys copies, so that a check needs no second read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// The part of an operator that decides about its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct OperatorState {
     /// The status.
     pub status: OperatorStatus,
@@ -106,8 +101,6 @@ pub struct KeyRow {
     pub key_id: KeyId,
     /// The operator that the key belongs to.
     pub operator_id: OperatorId,
-    /// A copy of the operator's state.
-    pub operator: OperatorState,
     /// The name.
     pub name: String,
     /// What the key may do.
@@ -169,6 +162,22 @@ impl KeyIdRow {
     }
 }
 
+/// Parses the path parameter `operatorId`.
+fn operator_in_path(request: &Request) -> Result<OperatorId, Problem> {
+    let text = request.path_parameters.get("operatorId").map_or("", String::as_str);
+    text.parse().map_err(|_| {
+        let message = format!("is {text:?}; give the UUID that POST /operators returned");
+        Problem::invalid(vec![FieldError::new("path operatorId", message)])
+    })
+}
+
+/// Returns the response for an operator that does not exist.
+fn unknown_operator(operator: OperatorId) -> Problem {
+    Problem::not_found(format!(
+        "There is no operator {operator}. GET /operators lists all operators."
+    ))
+}
+
 /// Parses the query parameter `operatorId`.
 fn named_operator(text: &str) -> Result<OperatorId, String> {
     text.parse().map_err(|_| "is not the UUID of an operator".to_owned())
@@ -190,6 +199,9 @@ pub enum OperatorsError {
     /// Another writer changed the key between the read and the conditional write.
     #[error("another writer changed key {0}")]
     Busy(KeyId),
+    /// Another writer changed the operator between the read and the conditional write.
+    #[error("another writer changed operator {0}")]
+    OperatorBusy(OperatorId),
     /// The request of API Gateway has no ARN of a method, so no policy can be returned.
     #[error("methodArn: is not the ARN of a method")]
     NoMethod,
@@ -210,7 +222,9 @@ pub enum OperatorsError {
 impl Fault for OperatorsError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Busy(_) | Self::KeySet(_) | Self::Secret(_) => ErrorKind::Transient,
+            Self::Busy(_) | Self::OperatorBusy(_) | Self::KeySet(_) | Self::Secret(_) => {
+                ErrorKind::Transient
+            }
             Self::NoMethod => ErrorKind::InvalidInput,
             Self::NoRandomness(_) => ErrorKind::Internal,
             Self::Store(error) => error.into(),

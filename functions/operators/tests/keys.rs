@@ -11,11 +11,11 @@ use operators::get_key::GetKey;
 use serde_json::{Value, json};
 use support::{
     admin, api_response, bootstrap, check, create_key, list, new_key, operator, post, post_key,
-    revoke_key, with_path,
+    revoke_key, set_status, with_path,
 };
 use testkit::{
     Dynamo,
-    dynamo::{KEYS, OPERATORS},
+    dynamo::KEYS,
     sample::{caller, noon},
 };
 
@@ -62,9 +62,7 @@ async fn a_key_is_shown_once_and_stored_as_its_hash() {
 async fn a_suspended_operator_gets_no_key() {
     let dynamo = Dynamo::start().await;
     let own = operator(&dynamo, "own").await;
-    let mut row = dynamo.row(OPERATORS, &own.to_string()).await.expect("the row");
-    row["status"] = "SUSPENDED".into();
-    dynamo.put(OPERATORS, row).await;
+    set_status(&dynamo, own, "SUSPENDED").await;
     let before = dynamo.all_rows().await;
     let body = json!({ "name": "A", "scope": "read", "operatorId": own }).to_string();
     let step = create_key(&dynamo);

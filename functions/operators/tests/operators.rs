@@ -1,4 +1,4 @@
-//! Tests of `POST /operators` and `GET /operators` with requests and responses in API Gateway's format.
+//! Tests of `POST /operators`, `GET /operators` and `PATCH /operators/{operatorId}` with requests and responses in API Gateway's format.
 
 mod support;
 
@@ -6,10 +6,13 @@ use contracts::{OperatorId, Scope, SiteId};
 use futures_util::future::join_all;
 use operators::get_operator::GetOperator;
 use serde_json::{Value, json};
-use support::{admin, api_response, check, create_operator, list, operator, post, with_path};
+use support::{
+    admin, api_response, check, create_operator, list, operator, patch_operator, post,
+    update_operator, with_path,
+};
 use testkit::{
     Dynamo,
-    dynamo::OPERATORS,
+    dynamo::{AUDIT, OPERATORS},
     sample::{caller, noon},
 };
 
@@ -73,6 +76,9 @@ async fn only_an_administrator_may_see_or_create_operators() {
             create_operator(&dynamo).handle(&caller, &create, noon(0)).await,
             step.handle(&caller, &get).await,
             step.handle(&caller, &list("get-operator", &[])).await,
+            update_operator(&dynamo)
+                .handle(&caller, &patch_operator(&id.to_string(), r#"{"name": "x"}"#), noon(0))
+                .await,
         ] {
             let sent = api_response(sent);
             assert_eq!(sent["statusCode"], 403, "{scope}: {sent}");
@@ -128,4 +134,98 @@ async fn operators_are_listed_page_by_page_in_the_order_of_creation() {
     assert_eq!(names, ["a", "b", "c", "d", "e"]);
     let wrong = [("limit", "0"), ("next", "eA"), ("status", "ACTIVE")];
     check("list-operators.wrong-query", step.handle(&admin(), &list("get-operator", &wrong)).await);
+}
+
+async fn patch(dynamo: &Dynamo, operator: &str, body: &Value, seconds: i64) -> Value {
+    let request = patch_operator(operator, &body.to_string());
+    api_response(update_operator(dynamo).handle(&admin(), &request, noon(seconds)).await)
+}
+
+#[tokio::test]
+async fn a_change_is_stored_once_with_an_entry_of_the_audit_trail() {
+    let dynamo = Dynamo::start().await;
+    let id = operator(&dynamo, "noaa").await.to_string();
+    let before = dynamo.row(OPERATORS, &id).await.expect("the row");
+    let change = json!({ "name": " NOAA ", "plan": "professional", "status": "SUSPENDED" });
+    let request = patch_operator(&id, &change.to_string());
+    let step = update_operator(&dynamo);
+    check("update-operator.changed", step.handle(&admin(), &request, noon(5)).await);
+    let mut expected = before;
+    expected["name"] = "NOAA".into();
+    expected["plan"] = "professional".into();
+    expected["status"] = "SUSPENDED".into();
+    assert_eq!(dynamo.row(OPERATORS, &id).await, Some(expected));
+    let get = with_path("get-operator", "operatorId", &id);
+    check("update-operator.changed", get_operator(&dynamo).handle(&admin(), &get).await);
+
+    // What is left out stays, and what changes nothing writes nothing.
+    let after = dynamo.all_rows().await;
+    for same in [json!({}), json!({ "name": "NOAA" }), change] {
+        drop(dynamo.take_usage());
+        assert_eq!(patch(&dynamo, &id, &same, 6).await["statusCode"], 200);
+        let calls = dynamo.take_usage().calls;
+        assert_eq!(calls.keys().collect::<Vec<_>>(), ["GetItem"]);
+    }
+    assert_eq!(dynamo.all_rows().await, after);
+
+    let active = patch(&dynamo, &id, &json!({ "status": "ACTIVE" }), 7).await;
+    assert_eq!(active["body"]["plan"], "professional");
+    assert_eq!(active["body"]["status"], "ACTIVE");
+    let mut entries = dynamo.rows(AUDIT).await;
+    entries.sort_by_key(|entry| entry["at"].to_string());
+    let details: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry["action"] == "UpdateOperator")
+        .map(|entry| (&entry["operatorId"], &entry["target"], &entry["details"]))
+        .collect();
+    let id = json!(id);
+    let first = json!("name, plan standard to professional, status ACTIVE to SUSPENDED");
+    let second = json!("status SUSPENDED to ACTIVE");
+    assert_eq!(details, [(&id, &id, &first), (&id, &id, &second)]);
+}
+
+#[tokio::test]
+async fn an_invalid_change_is_refused() {
+    let dynamo = Dynamo::start().await;
+    let id = operator(&dynamo, "noaa").await.to_string();
+    let before = dynamo.all_rows().await;
+    let unknown = OperatorId::registered("x").to_string();
+    let default = OperatorId::DEFAULT.to_string();
+    let wrong = r#"{"name": "", "plan": null, "status": "CLOSED", "x": 1}"#;
+    for (name, operator, body) in [
+        ("update-operator.wrong-fields", &*id, wrong),
+        ("update-operator.no-object", &id, "[]"),
+        ("update-operator.unknown", &unknown, "{}"),
+        ("update-operator.default", &default, r#"{"status": "SUSPENDED"}"#),
+        ("update-operator.no-id", "noaa", "{}"),
+    ] {
+        let request = patch_operator(operator, body);
+        check(name, update_operator(&dynamo).handle(&admin(), &request, noon(0)).await);
+    }
+    // Another administrator has changed the operator since it was read.
+    let mut request = patch_operator(&id, r#"{"name": "A"}"#);
+    request.headers.insert("if-match", "\"0123\"".parse().expect("a header"));
+    check(
+        "update-operator.changed-since",
+        update_operator(&dynamo).handle(&admin(), &request, noon(0)).await,
+    );
+    // An administrator may belong to any operator.
+    let own = caller(id.parse().expect("an id"), Scope::Admin);
+    let request = patch_operator(&id, r#"{"status": "SUSPENDED"}"#);
+    check("update-operator.own", update_operator(&dynamo).handle(&own, &request, noon(0)).await);
+    assert_eq!(dynamo.all_rows().await, before);
+}
+
+#[tokio::test]
+async fn of_concurrent_changes_none_is_lost_without_an_error() {
+    let dynamo = Dynamo::start().await;
+    let id = operator(&dynamo, "noaa").await.to_string();
+    let changes = [json!({ "name": "A" }), json!({ "plan": "community" }), json!({ "name": "B" })];
+    let sent = join_all(changes.iter().map(|change| patch(&dynamo, &id, change, 1))).await;
+    let statuses: Vec<_> = sent.iter().map(|sent| sent["statusCode"].clone()).collect();
+    let done = statuses.iter().filter(|status| **status == 200).count();
+    assert!(statuses.iter().all(|status| *status == 200 || *status == 503), "{sent:?}");
+    let entries = dynamo.rows(AUDIT).await;
+    let entries = entries.iter().filter(|entry| entry["action"] == "UpdateOperator").count();
+    assert!(done >= 1 && entries == done, "{done} done, {entries} entries");
 }

@@ -9,8 +9,9 @@ use crate::{SitesError, Status, registration::Registrar};
 /// The channel of sites registered over HTTP. It differs from the channel of every event, because an event's
 /// source is never empty.
 pub const HTTP: &str = "";
-/// The maximum size of the request body, in bytes. A registration with 100 sensors has about 12 KB.
-const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The maximum size of the request body, in bytes. A registration with 100 sensors has about 12 KB, and with
+/// all metadata 230 KB.
+const MAX_BODY_BYTES: usize = 256 * 1024;
 
 /// The dependencies of the function `create-site`.
 #[derive(Debug)]

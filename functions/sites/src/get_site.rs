@@ -1,20 +1,21 @@
 //! `GET /sites/{siteId}` returns a site with the state of its onboarding. `GET /sites` lists the sites.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Contact, Location, Metric, OnboardingFailure, OnboardingId, OperatorId, SensorId, SiteId,
-    Timestamp,
+    Contact, Location, Metric, OnboardingFailure, OnboardingId, OperatorId, Sensor, SensorId,
+    SiteId, Timestamp,
     names::operator_status,
     saga::{ACTIVATE_SITE, STEPS},
+    sensor::SensorMetadata,
 };
 use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use store::{Item, StoreError, Table, from_item};
 
-use crate::{SiteRow, Status, StepRow, StepStatus};
+use crate::{ChangedSensorRow, SiteRow, Status, StepRow, StepStatus};
 
 const DEFAULT_LIMIT: i32 = 25;
 const MAX_LIMIT: i32 = 100;
@@ -50,6 +51,8 @@ struct SiteSensor {
     sensor_id: SensorId,
     metric: Metric,
     unit: String,
+    #[serde(flatten)]
+    metadata: SensorMetadata,
 }
 
 #[expect(clippy::struct_field_names, reason = "names of the wire format")]
@@ -76,6 +79,8 @@ pub(crate) struct StoredSite {
     pub row: SiteRow,
     /// The steps of its onboarding.
     pub steps: Vec<StepRow>,
+    /// The sensors that were changed after the registration.
+    pub changed: HashMap<SensorId, Sensor>,
 }
 
 impl StoredSite {
@@ -88,21 +93,26 @@ impl StoredSite {
     ) -> Result<Option<Self>, StoreError> {
         let query = sites.query("siteId = :site").text("site", site).consistent();
         let mut row: Option<SiteRow> = None;
-        let mut steps = Vec::new();
+        let (mut steps, mut changed) = (Vec::new(), HashMap::new());
         for item in query.page(None).await?.items {
             match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
                 Some("SITE") => row = Some(parse(item)?),
+                Some(name) if name.starts_with("SENSOR#") => {
+                    let ChangedSensorRow { sensor, .. } = parse(item)?;
+                    changed.insert(sensor.sensor_id, sensor);
+                }
                 _ => steps.push(parse(item)?),
             }
         }
         let row = row.filter(|row| row.owned.operator_id == operator);
-        Ok(row.map(|row| Self { row, steps }))
+        Ok(row.map(|row| Self { row, steps, changed }))
     }
 }
 
 impl Site {
     /// Returns the site as this caller sees it.
-    pub fn new(site_id: SiteId, StoredSite { row, steps }: StoredSite, caller: &Caller) -> Self {
+    pub fn new(site_id: SiteId, stored: StoredSite, caller: &Caller) -> Self {
+        let StoredSite { row, steps, mut changed } = stored;
         let mut steps: Vec<_> = steps
             .into_iter()
             .map(|step| OnboardingStep { name: step.name, status: step.status, at: step.at })
@@ -124,10 +134,13 @@ impl Site {
             add(&failure.step, StepStatus::Failed, at);
         }
         steps.sort_by_key(|step| STEPS.iter().position(|known| known.name == step.name));
-        let sensors = row.sensors.into_iter().map(|sensor| SiteSensor {
+        let sensors = row.sensors.into_iter();
+        let sensors = sensors.map(|sensor| changed.remove(&sensor.sensor_id).unwrap_or(sensor));
+        let sensors = sensors.map(|sensor| SiteSensor {
             sensor_id: sensor.sensor_id,
             metric: sensor.metric,
             unit: sensor.unit,
+            metadata: sensor.metadata,
         });
         Self {
             site_id,

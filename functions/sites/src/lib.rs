@@ -2,7 +2,8 @@
 //!
 //! This crate owns the sites table. Its key is `siteId` and `row`. The row `SITE` is the site itself
 //! ([`SiteRow`]). Rows `STEP#<name>` hold the state of the onboarding's other steps, projected from their events
-//! ([`StepRow`]). The state of the step `ActivateSite` is in the row `SITE`. The crate emits the events of the entity
+//! ([`StepRow`]). The state of the step `ActivateSite` is in the row `SITE`. Rows `SENSOR#<sensor id>` hold the sensors that
+//! were changed after the registration ([`ChangedSensorRow`]). The crate emits the events of the entity
 //! `site`.
 //!
 //! A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or ONBOARDING -> REJECTED.
@@ -27,7 +28,7 @@ pub mod update_site;
 
 use contracts::{
     Contact, IdMismatch, Location, OnboardingFailure, OnboardingId, OperatorId, Plan, Sensor,
-    SiteId, Timestamp,
+    SensorId, SiteId, Timestamp,
     input::{FieldError, join_errors},
     names::operator_status,
 };
@@ -191,6 +192,24 @@ impl StepRow {
     #[must_use]
     pub fn key(site: SiteId, name: &str) -> Key {
         Key::pair(("siteId", site.to_string()), ("row", format!("STEP#{name}")))
+    }
+}
+
+/// The row `SENSOR#<sensor id>`: a sensor that was changed after the registration, projected from `SensorChanged`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangedSensorRow {
+    /// The sensor after the change.
+    pub sensor: Sensor,
+    /// The sequence number of the event.
+    pub sequence: u64,
+}
+
+impl ChangedSensorRow {
+    /// Returns the key of the sensor's row.
+    #[must_use]
+    pub fn key(site: SiteId, sensor: SensorId) -> Key {
+        Key::pair(("siteId", site.to_string()), ("row", format!("SENSOR#{sensor}")))
     }
 }
 

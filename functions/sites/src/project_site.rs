@@ -1,19 +1,20 @@
-//! Projects the events of the saga's steps into the read model of the site.
+//! Projects the events of the saga's steps, and changes of sensors, into the read model of the site.
 //!
-//! EventBridge does not preserve order and delivers at least once. The projection therefore has the mode `latest`: a
-//! step's row is only replaced by an event of the same entity with a higher sequence number.
+//! EventBridge does not preserve order and delivers at least once. The projection therefore has the mode `latest`: the row
+//! of a step or of a changed sensor is only replaced by an event of the same entity with a higher sequence number.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use consumer::latest::{self, Projection};
 use contracts::{
-    Envelope, OnboardingId, SiteData, SiteId, Timestamp,
+    Envelope, Event, OnboardingId, Sensor, SiteData, SiteId, Timestamp,
+    events::SensorChanged,
     saga::{self, StepOutcome},
 };
 use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::Table;
 
-use crate::{SitesError, StepRow, StepStatus};
+use crate::{ChangedSensorRow, SitesError, StepRow, StepStatus};
 
 /// The dependencies of the function `project-site`.
 #[derive(Debug)]
@@ -28,6 +29,9 @@ pub struct ProjectSite {
 pub struct Data {
     /// The site of the event.
     pub site_id: SiteId,
+    /// The sensor that was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor: Option<Sensor>,
 }
 
 impl SiteData for Data {
@@ -43,8 +47,17 @@ pub enum Reply {
     Projected,
     /// The event is a duplicate, or older than the row.
     Stale,
-    /// The event is not about a step that has a row of its own.
+    /// The event is about neither a step with a row of its own nor a changed sensor.
     Ignored,
+}
+
+impl From<Projection> for Reply {
+    fn from(projection: Projection) -> Self {
+        match projection {
+            Projection::Stored => Self::Projected,
+            Projection::Stale => Self::Stale,
+        }
+    }
 }
 
 /// Returns the step that an event is about, and the step's new status. Returns `None` for an event of no step, and for
@@ -69,21 +82,23 @@ impl Step for ProjectSite {
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, SitesError> {
-        let Some((name, status)) = step_status(&command.detail.metadata.kind) else {
+        let step = step_status(&command.detail.metadata.kind);
+        let is_change = command.detail.metadata.kind == SensorChanged::TYPE;
+        if step.is_none() && !is_change {
             return Ok(Reply::Ignored);
-        };
+        }
         let saga = command.detail.saga()?;
-        let metadata = command.detail.metadata;
-        let row = StepRow {
-            name: name.to_owned(),
-            status,
-            at: metadata.occurred_at,
-            sequence: metadata.sequence,
-        };
+        let Envelope { metadata, data } = command.detail;
+        let sequence = metadata.sequence;
+        if let (true, Some(sensor)) = (is_change, data.sensor) {
+            saga.check_sensor(sensor.sensor_id)?;
+            let key = ChangedSensorRow::key(saga.site_id, sensor.sensor_id);
+            let row = ChangedSensorRow { sensor, sequence };
+            return Ok(latest::project(&self.sites, &key, &row, sequence).await?.into());
+        }
+        let Some((name, status)) = step else { return Ok(Reply::Ignored) };
+        let row = StepRow { name: name.to_owned(), status, at: metadata.occurred_at, sequence };
         let key = StepRow::key(saga.site_id, name);
-        Ok(match latest::project(&self.sites, &key, &row, row.sequence).await? {
-            Projection::Stored => Reply::Projected,
-            Projection::Stale => Reply::Stale,
-        })
+        Ok(latest::project(&self.sites, &key, &row, sequence).await?.into())
     }
 }

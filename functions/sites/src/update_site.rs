@@ -44,13 +44,14 @@ fn decide_update(row: &SiteRow, patch: &SitePatch) -> Option<SiteUpdate> {
         ("location", location != row.location),
     ]
     .into_iter()
-    .filter_map(|(field, is_changed)| is_changed.then(|| field.to_owned()))
+    .filter(|(_, is_changed)| *is_changed)
+    .map(|(field, _)| field.to_owned())
     .collect();
     if changed.is_empty() {
         return None;
     }
     let sequence = row.sequence + 1;
-    Some(SiteUpdate { row: SiteRow { name, contact, location, sequence, ..row.clone() }, changed })
+    Some(SiteUpdate { row: SiteRow { name, location, contact, sequence, ..row.clone() }, changed })
 }
 
 /// Refuses (409) a site that is not ACTIVE. While a saga runs, only its steps change the site.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use contracts::inbound::SITE_REGISTRATION_REQUESTED;
+use contracts::{inbound::SITE_REGISTRATION_REQUESTED, sensor::MAX_METADATA_BYTES};
 use lambda::Step;
 use serde_json::{Value, json};
 use sites::create_site::CreateSite;
@@ -18,13 +18,20 @@ use testkit::{
 
 const CASES: u64 = 300;
 
-/// Enforces the rule that the schema can't express: a sensor's `min` is less than its `max`.
+/// Enforces the rules that the schema can't express: a sensor's `min` is less than its `max`, only a counter has a `counter`, and
+/// the metadata are not too large.
 fn in_order(mut registration: Value) -> Value {
     for sensor in registration["sensors"].as_array_mut().expect("sensors") {
         if let (Some(min), Some(max)) = (sensor["min"].as_f64(), sensor["max"].as_f64())
             && min >= max
         {
             sensor["max"] = Value::Null;
+        }
+        if !sensor["counter"].is_null() {
+            sensor["kind"] = json!("counter");
+        }
+        if sensor.to_string().len() > MAX_METADATA_BYTES {
+            sensor["externalIds"] = Value::Null;
         }
     }
     registration

@@ -257,6 +257,47 @@ async fn every_event_of_a_step_updates_the_row_of_its_step() {
     }
 }
 
+/// Returns the event that the first sensor of the site has this label.
+fn sensor_changed(saga: contracts::SagaContext, label: &str, sequence: u64) -> Value {
+    let sensor = json!({
+        "sensorId": contracts::SensorId::from_onboarding(saga.onboarding_id, 0),
+        "metric": "air_temperature", "unit": "Cel", "min": -60.0, "max": 60.0, "label": label,
+        "calibrations": [{ "validFrom": "2026-01-01T00:00:00.000Z", "gain": 2.0, "offset": 0.5 }],
+    });
+    let data = json!({ "siteId": saga.site_id, "sensor": sensor });
+    let kind = contracts::EntityType::Sensors;
+    let mut event = testkit::sample::event_of("project-site", saga, kind, data);
+    event["detail-type"] = "SensorChanged".into();
+    event["detail"]["metadata"]["type"] = "SensorChanged".into();
+    event["detail"]["metadata"]["sequence"] = sequence.into();
+    event
+}
+
+#[tokio::test]
+async fn a_site_has_its_sensors_as_they_were_last_changed() {
+    let dynamo = Dynamo::start().await;
+    let saga = create(&dynamo, "key-1").await;
+    assert_eq!(project(&dynamo, &sensor_changed(saga, "third", 3)).await, "Projected");
+    assert_eq!(project(&dynamo, &sensor_changed(saga, "second", 2)).await, "Stale");
+    assert_eq!(project(&dynamo, &sensor_changed(saga, "third", 3)).await, "Stale");
+    let step = sites::get_site::GetSite { sites: dynamo.table(SITES) };
+    let request = support::on_site("get-site", &saga.site_id.to_string());
+    let caller = testkit::sample::default_caller();
+    let site = support::api_response(step.handle(&caller, &request).await);
+    let sensors = site["body"]["sensors"].as_array().expect("sensors");
+    assert_eq!(sensors.len(), 2);
+    assert_eq!(
+        sensors[0],
+        json!({
+            "sensorId": contracts::SensorId::from_onboarding(saga.onboarding_id, 0),
+            "metric": "air_temperature", "unit": "Cel", "label": "third",
+            "calibrations": [{ "validFrom": "2026-01-01T00:00:00.000Z", "gain": 2.0, "offset": 0.5 }],
+        })
+    );
+    assert_eq!(sensors[1].get("label"), None);
+    assert_eq!(site["body"]["onboarding"]["steps"], json!([]));
+}
+
 #[tokio::test]
 async fn stale_events_and_other_events_are_not_projected() {
     let dynamo = Dynamo::start().await;

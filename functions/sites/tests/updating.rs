@@ -79,9 +79,9 @@ async fn check_events(dynamo: &Dynamo, saga: SagaContext, changes: usize) {
     let sequences: Vec<_> = events.iter().map(|event| event.sequence).collect();
     let row = row(dynamo, saga).await;
     assert_eq!(sequences, (1..=row.sequence).collect::<Vec<_>>());
-    let changed: Vec<_> = events.iter().filter(|event| event.kind == "SiteChanged").collect();
-    assert_eq!(changed.len(), changes);
-    if let Some(last) = changed.last() {
+    let updates: Vec<_> = events.iter().filter(|event| event.kind == "SiteChanged").collect();
+    assert_eq!(updates.len(), changes);
+    if let Some(last) = updates.last() {
         let data = last.envelope().expect("an envelope").data;
         assert_eq!(data["name"], json!(row.name));
         assert_eq!(data["location"], json!(row.location));
@@ -358,7 +358,7 @@ async fn with_if_match_only_the_version_that_was_read_is_changed() {
     let tag = etag(&dynamo, saga).await;
     let (a, b) = (request("C", &tag), request("D", &tag));
     let by = default_caller();
-    let sent = [step.handle(&by, &a, noon(60)), step.handle(&by, &b, noon(60))];
+    let sent = [&a, &b].into_iter().map(|request| step.handle(&by, request, noon(60)));
     let mut statuses: Vec<_> = join_all(sent)
         .await
         .into_iter()

@@ -1,14 +1,14 @@
 //! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
 //! Rows overlap, because bundles arrive late, repeatedly and corrected. The rows are read in the requested order
-//! and merged (`range_merge`) until the page is full.
+//! and merged (`range_merge`) until the page is full. What revisions replace is read first, if the sensor has any.
 
 use std::collections::BTreeMap;
 
 use contracts::{OperatorId, SensorId, Timestamp};
 use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
-use series::SeriesRow;
+use series::{RevisionRow, SeriesRow};
 use store::{StoreError, Table};
 
 use crate::{
@@ -63,9 +63,10 @@ impl GetReadings {
         let row = self.readings.get(&SensorRow::key(sensor)).await;
         let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
         let row = row.filter(|row| row.operator_id == caller.operator);
+        let changes = row.as_ref().map_or(0, |row| row.changes);
         let sensor_info = row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
-        let merge = self.merge(sensor, &query, start).await;
+        let merge = self.merge(sensor, &query, start, changes).await;
         let (content, position) = merge.map_err(|error| Problem::from_fault(&error))?.finish();
         let next = match position {
             None => None,
@@ -74,7 +75,8 @@ impl GetReadings {
                 Some(token.map_err(|error| Problem::from_fault(&error))?)
             }
         };
-        Response::new(200, &Page { sensor_id: sensor, unit: sensor_info.unit, content, next })
+        let page = Page { sensor_id: sensor, unit: sensor_info.unit, content, next };
+        Ok(Response::new(200, &page)?.version(changes))
     }
 
     async fn merge(
@@ -82,8 +84,13 @@ impl GetReadings {
         sensor: SensorId,
         query: &Query,
         start: Option<Position>,
+        changes: u64,
     ) -> Result<RangeMerge, StoreError> {
-        let mut merge = RangeMerge::new(query, start, BUDGET);
+        let markers = match changes {
+            0 => Vec::new(),
+            _ => RevisionRow::markers(&self.readings, sensor).await?,
+        };
+        let mut merge = RangeMerge::new(query, start, BUDGET, markers);
         let (low, high) = merge.bounds(query);
         let call = self
             .readings
@@ -109,7 +116,7 @@ impl GetReadings {
     }
 }
 
-fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
+pub(crate) fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
     let text = request.path_parameters.get("sensorId").map_or("", String::as_str);
     text.parse().map_err(|_| {
         let message = format!("is {text:?}; give a UUID that GET /sites/{{siteId}} lists");
@@ -117,7 +124,7 @@ fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
     })
 }
 
-fn sensor_not_found(sensor: SensorId) -> Problem {
+pub(crate) fn sensor_not_found(sensor: SensorId) -> Problem {
     Problem::not_found(format!(
         "There is no sensor {sensor}. GET /sites/{{siteId}} lists the sensors of a site."
     ))

@@ -1,15 +1,19 @@
 //! Ingestion, storage and queries of readings.
 //!
 //! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has a
-//! row `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), and a row `SENSOR`
-//! for each sensor ([`SensorRow`]).
+//! row `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), with `/<revision>` at the
+//! end for a revision above the first one, a row `REVISION/<bundleId>/<revision>` for each such series
+//! ([`series::RevisionRow`]), and a row `SENSOR` for each sensor ([`SensorRow`]).
 //!
 //! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
-//! `POST /readings` refused ([`refusals`]). The crate emits no events.
+//! `POST /readings` refused ([`refusals`]).
+//!
+//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]).
 
 pub mod accept_readings;
 mod aggregation;
 pub mod get_readings;
+pub mod get_revisions;
 pub mod hold;
 pub mod paging;
 pub mod project_sensors;
@@ -17,6 +21,7 @@ mod query;
 mod range_merge;
 pub mod refusals;
 pub mod register;
+pub mod series_store;
 mod set_aside;
 pub mod store_readings;
 
@@ -39,16 +44,27 @@ pub struct SensorRow {
     /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
+    /// The sequence of the `SensorChanged` that `sensor` is from. Absent if it is from `SensorsProvisioned`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor_sequence: Option<u64>,
     /// When the sensor was deprovisioned. Its readings are refused since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
+    /// The number of changes of stored readings: the sequence of the last `ReadingsRevised`. Absent if there was none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub changes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl SensorRow {
     /// Returns the key of the sensor's row.
     #[must_use]
     pub fn key(sensor: SensorId) -> Key {
-        Key::pair(("sensorId", sensor.to_string()), ("row", "SENSOR"))
+        series::register::key(sensor)
     }
 }
 
@@ -76,9 +92,9 @@ pub enum TelemetryError {
         /// The site of the sensor in the register.
         site: SiteId,
     },
-    /// A row with the same bundle id and first time has different samples.
+    /// A row of the same bundle and revision has different samples, or the revision replaces another range.
     #[error(
-        "sensor {sensor} has a row {row} with different samples; a changed bundle needs a new bundleId"
+        "sensor {sensor} has a row {row} with different samples; a changed bundle needs a greater revision, or a new bundleId"
     )]
     BundleConflict {
         /// The sensor.

@@ -1,21 +1,21 @@
-//! Projects the events `SensorsProvisioned` and `SensorsDeprovisioned` into the sensor register.
+//! Projects the events `SensorsProvisioned`, `SensorChanged` and `SensorsDeprovisioned` into the sensor register.
 //!
-//! EventBridge does not preserve order and delivers at least once. Each kind of event therefore sets its own
-//! attributes, and a repeated event sets them to the same values. This is the mode `latest` without a sequence: an entity
-//! has at most one event of each kind, so none of them can be older than what the row has of its kind. With one sequence
-//! for the row, the later `SensorsDeprovisioned` would make the sensor's definition stale if it came first.
+//! EventBridge does not preserve order and delivers at least once. The end of a sensor has its own attribute, because with
+//! one sequence for the row, a `SensorsDeprovisioned` that comes first would make the sensor's definition stale.
+//! The definition is in the mode `latest`: the row has the sequence of the `SensorChanged` that it is from, and an older
+//! event does not replace it. `SensorsProvisioned` is older than each change, so its sequence is not stored.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
     ContextWithSensors, Envelope, OnboardingId, SagaContext, Sensor, SensorId, SiteData, SiteId,
     Timestamp,
-    events::{SensorsDeprovisioned, SensorsProvisioned},
+    events::{SensorChanged, SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
 use lambda::Step;
 use serde::{Deserialize, Serialize};
-use store::{Commit, StoreError, Table, Transaction};
+use store::{Commit, Key, StoreError, Table, Transaction};
 
 use crate::{SensorRow, TelemetryError};
 
@@ -35,6 +35,8 @@ pub struct ProjectSensors {
 pub enum Data {
     /// The data of `SensorsProvisioned`.
     Provisioned(SensorsProvisioned),
+    /// The data of `SensorChanged`.
+    Changed(SensorChanged),
     /// The data of `SensorsDeprovisioned`.
     Deprovisioned(SensorsDeprovisioned),
 }
@@ -43,6 +45,7 @@ impl SiteData for Data {
     fn site_id(&self) -> SiteId {
         match self {
             Self::Provisioned(event) => event.site_id,
+            Self::Changed(event) => event.site_id,
             Self::Deprovisioned(event) => event.site_id,
         }
     }
@@ -58,6 +61,7 @@ pub struct Reply {
 /// A change of one sensor's row.
 enum SensorChange {
     Provisioned(Sensor),
+    Changed { sensor: Sensor, sequence: u64 },
     Retired(SensorId),
 }
 
@@ -74,12 +78,25 @@ impl ProjectSensors {
         let update = match change {
             SensorChange::Provisioned(sensor) => {
                 let key = SensorRow::key(sensor.sensor_id);
-                let row = serde_dynamo::to_attribute_value(&sensor).map_err(|error| {
-                    StoreError::Corrupt { row: key.to_string(), reason: error.to_string() }
-                })?;
                 let set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor";
-                let values = [site_id, operator_id, ("sensor", row)];
-                update.update(&self.readings, &key, set, None, values)
+                let unchanged = "attribute_not_exists(#sensorSequence)";
+                let values = [site_id, operator_id, ("sensor", attribute(&key, &sensor)?)];
+                update.update(&self.readings, &key, set, Some(unchanged), values)
+            }
+            SensorChange::Changed { sensor, sequence } => {
+                let key = SensorRow::key(sensor.sensor_id);
+                let set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor, \
+                           #sensorSequence = :sensorSequence";
+                let newer = "attribute_not_exists(#sensorSequence) OR \
+                             #sensorSequence < :sensorSequence";
+                let sequence = AttributeValue::N(sequence.to_string());
+                let values = [
+                    site_id,
+                    operator_id,
+                    ("sensor", attribute(&key, &sensor)?),
+                    ("sensorSequence", sequence),
+                ];
+                update.update(&self.readings, &key, set, Some(newer), values)
             }
             SensorChange::Retired(sensor) => {
                 let key = SensorRow::key(sensor);
@@ -90,10 +107,16 @@ impl ProjectSensors {
             }
         };
         match update.commit().await? {
-            // The update has no condition, so it can't be refused.
+            // A refused event is a duplicate, or older than the row.
             Commit::Done | Commit::Refused(_) => Ok(()),
         }
     }
+}
+
+/// Returns the sensor as an attribute of the row at `key`.
+fn attribute(key: &Key, sensor: &Sensor) -> Result<AttributeValue, StoreError> {
+    serde_dynamo::to_attribute_value(sensor)
+        .map_err(|error| StoreError::Corrupt { row: key.to_string(), reason: error.to_string() })
 }
 
 impl Step for ProjectSensors {
@@ -112,6 +135,10 @@ impl Step for ProjectSensors {
             Data::Provisioned(event) => {
                 let sensors = ContextWithSensors::new(saga, event.sensors)?.sensors;
                 sensors.into_iter().map(SensorChange::Provisioned).collect()
+            }
+            Data::Changed(SensorChanged { sensor, .. }) => {
+                saga.check_sensor(sensor.sensor_id)?;
+                vec![SensorChange::Changed { sensor, sequence: metadata.sequence }]
             }
             Data::Deprovisioned(event) => {
                 saga.check_sensors(event.sensor_ids.iter().copied())?;

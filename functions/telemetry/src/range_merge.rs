@@ -1,16 +1,16 @@
 //! Merges the overlapping rows of a time range into one sample per instant, and cuts the result into pages.
 //!
 //! Rows are read in the requested order. A sample is final when no later row can contain the same instant. If
-//! several rows have a sample of the same instant, the one that was stored last wins. Final samples are added to
-//! the page until it is full.
+//! several rows have a sample of the same instant, one of them wins ([`Precedence`]). Samples in a range that a greater
+//! revision replaces vanish ([`Marker`]). Final samples are added to the page until it is full.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
 };
 
-use contracts::{Timestamp, sample::Sample};
-use series::{AFTER_ALL_TIMES, SeriesRow, packing::unpack};
+use contracts::{Timestamp, sample::Sample, stream::Arrival};
+use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack};
 
 use crate::{
     aggregation::{Content, Output},
@@ -49,12 +49,23 @@ impl Position {
     }
 }
 
+/// What decides between samples of the same instant. The greatest one wins.
+///
+/// The revision comes first, so neither a late nor a replayed original wins against its correction. Of two bundles with the
+/// same revision, the one that arrived later wins.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Precedence {
+    revision: u32,
+    arrival: Arrival,
+    bundle: Box<str>,
+    row: Arc<str>,
+}
+
 /// A sample that a later row may still replace.
 #[derive(Debug)]
 struct Candidate {
     sample: Sample,
-    stored_at: i64,
-    row: Arc<str>,
+    precedence: Arc<Precedence>,
 }
 
 /// Merges rows, which arrive in the requested order, into a page.
@@ -66,6 +77,8 @@ pub(crate) struct RangeMerge {
     last: i64,
     budget: Budget,
     output: Output,
+    /// The ranges that revisions replace.
+    markers: Vec<Marker>,
     /// The candidates by ordinal: at most as many as fit into the page, plus one that shows that there are more.
     pending: BTreeMap<i64, Candidate>,
     /// The rows that have samples for the next page, with their last ordinal.
@@ -80,7 +93,12 @@ pub(crate) struct RangeMerge {
 }
 
 impl RangeMerge {
-    pub(crate) fn new(query: &Query, start: Option<Position>, budget: Budget) -> Self {
+    pub(crate) fn new(
+        query: &Query,
+        start: Option<Position>,
+        budget: Budget,
+        markers: Vec<Marker>,
+    ) -> Self {
         let (from, to) = query.range();
         let (first, last) = match query.order {
             Order::Asc => (from, to - 1),
@@ -92,6 +110,7 @@ impl RangeMerge {
             last,
             budget,
             output: Output::new(query.aggregate, query.limit),
+            markers,
             pending: BTreeMap::new(),
             open: Vec::new(),
             first_row: None,
@@ -149,11 +168,11 @@ impl RangeMerge {
     }
 
     fn add(&mut self, row: SeriesRow) -> Result<(), String> {
-        let (start, _) = row.row.split_once('/').ok_or("its sort key has no bundle id")?;
-        let start: Timestamp =
-            start.parse().map_err(|error| format!("its sort key has no valid time: {error}"))?;
+        let parsed = RowKey::parse(&row.row);
+        let RowKey { start, bundle, revision } =
+            parsed.ok_or("its sort key is not a time and a bundle id")?;
         let start = start.millis();
-        let key: Arc<str> = row.row.into();
+        let key: Arc<str> = row.row.as_str().into();
         self.rows += 1;
         self.first_row.get_or_insert_with(|| Arc::clone(&key));
         self.last_row = Some(Arc::clone(&key));
@@ -169,17 +188,33 @@ impl RangeMerge {
         self.open.push((Arc::clone(&key), last));
         let samples = unpack(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
-        for sample in samples {
+        let markers = self.markers.iter().filter(|marker| marker.revision > revision);
+        let replaced: Vec<_> = markers.map(|marker| marker.replaces).collect();
+        let precedence = |arrival| {
+            let (bundle, row) = (bundle.into(), Arc::clone(&key));
+            Arc::new(Precedence { revision, arrival, bundle, row })
+        };
+        let earlier = row.earlier.iter().map(|(count, arrival)| (*count, arrival.clone()));
+        let mut arrivals = earlier.chain([(usize::MAX, row.first_arrival())]).peekable();
+        let mut current = None;
+        for (index, sample) in samples.into_iter().enumerate() {
+            while arrivals.peek().is_some_and(|(count, _)| index >= *count) {
+                arrivals.next();
+                current = None;
+            }
             let ordinal = self.order.ordinal(sample.at.millis());
-            if !(self.start.ordinal..=self.last).contains(&ordinal) {
+            let is_requested = (self.start.ordinal..=self.last).contains(&ordinal);
+            if !is_requested || replaced.iter().any(|range| range.contains(sample.at)) {
                 continue;
             }
-            let sample = Candidate { sample, stored_at: row.stored_at, row: Arc::clone(&key) };
+            let Some((_, arrival)) = arrivals.peek() else { break };
+            let precedence = current.get_or_insert_with(|| precedence(arrival.clone()));
+            let candidate = Candidate { sample, precedence: Arc::clone(precedence) };
             match self.pending.entry(ordinal) {
-                Entry::Vacant(entry) => drop(entry.insert(sample)),
+                Entry::Vacant(entry) => drop(entry.insert(candidate)),
                 Entry::Occupied(mut entry) => {
-                    if (sample.stored_at, &sample.row) > (entry.get().stored_at, &entry.get().row) {
-                        entry.insert(sample);
+                    if candidate.precedence > entry.get().precedence {
+                        entry.insert(candidate);
                     }
                 }
             }
@@ -217,7 +252,7 @@ impl RangeMerge {
 
 #[cfg(test)]
 mod tests {
-    use contracts::sample::Qualifiers;
+    use contracts::{readings::TimeRange, sample::Qualifiers};
     use proptest::{
         collection::{btree_map, vec},
         prelude::*,
@@ -235,6 +270,11 @@ mod tests {
     /// The interval of the samples, in milliseconds. It is coarse, so that rows often contain the same instants.
     const STEP: i64 = 20 * 60 * 1000;
 
+    fn arrival(millis: i64) -> Arrival {
+        Arrival::new(Timestamp::from_millis(millis), "1")
+    }
+
+    /// Returns a row of the first revision, as an earlier release stored it.
     fn row(start: i64, bundle: usize, stored_at: i64, samples: &BTreeMap<i64, f64>) -> SeriesRow {
         let samples: Vec<_> = samples
             .iter()
@@ -243,31 +283,57 @@ mod tests {
         let at = |sample: Option<&Sample>| sample.map_or(0, |sample| sample.at.millis());
         let bundle = format!("b-{bundle}").parse().expect("an id");
         SeriesRow {
-            row: SeriesRow::sort_key(Timestamp::from_millis(at(samples.first())), &bundle),
+            row: RowKey::text(Timestamp::from_millis(at(samples.first())), &bundle, 1),
             end: at(samples.last()),
             stored_at,
+            arrival: None,
+            earlier: Vec::new(),
             samples: ByteBuf::from(pack(&samples, &Qualifiers::default())),
             hash: ByteBuf::new(),
         }
     }
 
-    /// Generates rows over five days. Some are short, some span a day. They are stored in random order.
+    /// Generates rows over five days. Some are short, some span a day. They are stored in random order. Some are of a later
+    /// revision, some belong to the same bundle, and some of their samples arrived earlier than others.
     fn rows() -> impl Strategy<Value = Vec<SeriesRow>> {
         let samples = |max| btree_map(0..max, -1e3..1e3, 1..12);
-        let generated_row =
-            (0..360_i64, prop_oneof![3 => samples(6_i64), 1 => samples(72)], 0..5_i64);
+        let generated_row = (
+            0..360_i64,
+            prop_oneof![3 => samples(6_i64), 1 => samples(72)],
+            0..5_i64,
+            prop_oneof![3 => Just(1_u32), 1 => 2..5_u32],
+            proptest::option::of((0..5_i64, 0..6_usize)),
+            0..12_usize,
+        );
         vec(generated_row, 0..30).prop_map(|rows| {
             let mut rows: Vec<_> = rows
                 .into_iter()
-                .enumerate()
-                .map(|(bundle, (start, samples, stored_at))| {
+                .map(|(start, samples, stored_at, revision, arrived, bundle)| {
                     let samples =
                         samples.into_iter().map(|(after, value)| (after * STEP, value)).collect();
-                    row(BEGIN + start * STEP, bundle, stored_at, &samples)
+                    let mut row = row(BEGIN + start * STEP, bundle, stored_at, &samples);
+                    if revision > 1 {
+                        row.row = format!("{}/{revision}", row.row);
+                    }
+                    let Some((millis, count)) = arrived else { return row };
+                    row.arrival = Some(arrival(millis));
+                    row.with_arrival(count, samples.len(), &arrival(millis - 2)).unwrap_or(row)
                 })
                 .collect();
             rows.sort_by(|a, b| a.row.cmp(&b.row));
+            rows.dedup_by(|a, b| a.row == b.row);
             rows
+        })
+    }
+
+    fn markers() -> impl Strategy<Value = Vec<Marker>> {
+        vec((-5..380_i64, 1..100_i64, 2..5_u32), 0..4).prop_map(|markers| {
+            let marker = |(from, length, revision): (i64, i64, u32)| {
+                let time = |steps: i64| Timestamp::from_millis(BEGIN + steps * STEP);
+                let replaces = TimeRange { from: time(from), to: time(from + length) };
+                Marker { replaces, revision }
+            };
+            markers.into_iter().map(marker).collect()
         })
     }
 
@@ -291,19 +357,28 @@ mod tests {
     }
 
     /// Returns the expected content of all pages.
-    fn model(rows: &[SeriesRow], query: &Query) -> Content {
-        let mut all: BTreeMap<i64, (i64, &str, Sample)> = BTreeMap::new();
+    fn model(rows: &[SeriesRow], markers: &[Marker], query: &Query) -> Content {
+        let mut all: BTreeMap<i64, Vec<_>> = BTreeMap::new();
         for row in rows {
-            for sample in unpack(&row.samples).expect("samples") {
-                let new = (row.stored_at, row.row.as_str(), sample);
-                let old = all.entry(sample.at.millis()).or_insert(new);
-                if (new.0, new.1) > (old.0, old.1) {
-                    *old = new;
+            let RowKey { bundle, revision, .. } = RowKey::parse(&row.row).expect("a key");
+            for (index, sample) in unpack(&row.samples).expect("samples").into_iter().enumerate() {
+                let is_replaced = markers.iter().any(|marker| {
+                    let range = marker.replaces.from..marker.replaces.to;
+                    marker.revision > revision && range.contains(&sample.at)
+                });
+                if !is_replaced {
+                    let rank = (revision, row.arrival_of(index), bundle, row.row.as_str());
+                    all.entry(sample.at.millis()).or_default().push((rank, sample));
                 }
             }
         }
         let (from, to) = query.range();
-        let mut samples: Vec<_> = all.range(from..to).map(|(_, (_, _, sample))| *sample).collect();
+        let winner = |candidates: &Vec<((u32, Arrival, &str, &str), Sample)>| {
+            let winner = candidates.iter().max_by(|a, b| a.0.cmp(&b.0));
+            winner.expect("at least one").1
+        };
+        let mut samples: Vec<_> =
+            all.range(from..to).map(|(_, candidates)| winner(candidates)).collect();
         if query.order == Order::Desc {
             samples.reverse();
         }
@@ -331,15 +406,34 @@ mod tests {
         (ordinals().min().expect("a sample"), ordinals().max().expect("a sample"))
     }
 
+    /// Returns whether the row has a sample at or after this ordinal that no revision replaces.
+    fn is_visible(row: &SeriesRow, markers: &[Marker], ordinal: i64, query: &Query) -> bool {
+        let revision = RowKey::parse(&row.row).expect("a key").revision;
+        let is_replaced = |at| {
+            let mut later = markers.iter().filter(|marker| marker.revision > revision);
+            later.any(|marker| marker.replaces.contains(at))
+        };
+        let samples = unpack(&row.samples).expect("samples");
+        samples
+            .iter()
+            .any(|it| query.order.ordinal(it.at.millis()) >= ordinal && !is_replaced(it.at))
+    }
+
     /// Returns the content of all pages. Each call to the table returns `per_call` rows.
-    fn all_pages(rows: &[SeriesRow], query: &Query, per_call: usize, budget: Budget) -> Content {
+    fn all_pages(
+        rows: &[SeriesRow],
+        markers: &[Marker],
+        query: &Query,
+        per_call: usize,
+        budget: Budget,
+    ) -> Content {
         let mut all = match query.aggregate {
             None => Content::Samples(Vec::new()),
             Some(_) => Content::Buckets(Vec::new()),
         };
         let mut start = None;
         for _ in 0..10_000 {
-            let mut merge = RangeMerge::new(query, start.clone(), budget);
+            let mut merge = RangeMerge::new(query, start.clone(), budget, markers.to_vec());
             let (low, high) = merge.bounds(query);
             let within = rows.iter().filter(|row| (&low..=&high).contains(&&row.row)).cloned();
             let mut within: Vec<_> = within.collect();
@@ -377,12 +471,24 @@ mod tests {
             let (content, next) = merge.finish();
             if let Some(next) = &next {
                 // The first row that was read and has samples for the next page, otherwise the last row that was read.
-                let open = read.iter().find(|row| {
+                let has_more = |row: &SeriesRow| {
                     let (first, end) = extent(row, query.order);
                     end >= next.ordinal && first <= last
-                });
-                let row = open.or(read.last()).map(|row| row.row.as_str());
-                assert_eq!(next.row.as_deref(), row.or(start_position.row.as_deref()));
+                };
+                let open = read.iter().find(|row| has_more(row));
+                let expected = open.or(read.last()).map(|row| row.row.as_str());
+                let expected = expected.or(start_position.row.as_deref());
+                let index = |name: &str| read.iter().position(|row| row.row == name);
+                if markers.is_empty() {
+                    assert_eq!(next.row.as_deref(), expected);
+                } else if let Some(visible) = read
+                    .iter()
+                    .find(|row| has_more(row) && is_visible(row, markers, next.ordinal, query))
+                {
+                    // Rows of which only vanished samples are left may be read again or not.
+                    let position = next.row.as_deref().and_then(index);
+                    assert!(position <= index(&visible.row), "{next:?} is after {visible:?}");
+                }
             }
             match (&mut all, content) {
                 (Content::Samples(all), Content::Samples(content)) => {
@@ -433,13 +539,14 @@ mod tests {
         #[test]
         fn all_pages_together_contain_every_sample_once(
             rows in rows(),
+            markers in markers(),
             query in queries(),
             per_call in 1..12_usize,
             budget in (1..20_usize, 1..100_usize),
         ) {
             let budget = Budget { rows: budget.0, samples: budget.1 };
-            let content = all_pages(&rows, &query, per_call, budget);
-            let expected = model(&rows, &query);
+            let content = all_pages(&rows, &markers, &query, per_call, budget);
+            let expected = model(&rows, &markers, &query);
             prop_assert!(nearly_equal(&content, &expected), "{content:?} is not {expected:?}");
         }
     }
@@ -458,15 +565,15 @@ mod tests {
         for (broken, reason) in [
             (
                 SeriesRow { row: "2026-01-01".to_owned(), ..good.clone() },
-                "its sort key has no bundle id",
+                "its sort key is not a time and a bundle id",
             ),
             (
                 SeriesRow { row: "noon/b-2".to_owned(), ..good.clone() },
-                "its sort key has no valid time: ",
+                "its sort key is not a time and a bundle id",
             ),
             (SeriesRow { samples: ByteBuf::from(b"?"), ..good.clone() }, "packed samples"),
         ] {
-            let mut merge = RangeMerge::new(&query, None, BUDGET);
+            let mut merge = RangeMerge::new(&query, None, BUDGET, Vec::new());
             let (name, message) =
                 merge.add_rows(vec![good.clone(), broken.clone()], true).expect_err("a broken row");
             assert_eq!(name, broken.row);

@@ -13,7 +13,8 @@ use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     Metric, OperatorId, Scope, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample},
+    readings::{Bundle, FIRST_REVISION},
+    sample::{Qualifiers, Sample},
 };
 use lambda::{
     Deadline,
@@ -22,7 +23,7 @@ use lambda::{
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
 use series::{
-    SeriesRow,
+    RowKey, SeriesRow,
     packing::{pack, unpack},
 };
 use store::{Commit, Table, Transaction};
@@ -567,6 +568,8 @@ async fn register(dynamo: &Dynamo, retired_at: Option<Timestamp>) {
         operator_id: saga.operator_id,
         sensor: Some(known),
         retired_at,
+        sensor_sequence: None,
+        changes: 0,
     };
     create(dynamo, &SensorRow::key(sensor()), &row).await;
 }
@@ -579,13 +582,15 @@ async fn create(dynamo: &Dynamo, key: &store::Key, row: &impl serde::Serialize) 
 
 /// Returns the row of a series.
 fn row(bundle: &str, stored_at: i64, samples: &[(Timestamp, f64)]) -> SeriesRow {
-    let samples: Vec<_> = samples.iter().map(|(at, value)| Sample(*at, *value)).collect();
-    let (start, end) = (samples[0].0, samples[samples.len() - 1].0);
+    let samples: Vec<_> = samples.iter().map(|(at, value)| Sample::new(*at, *value)).collect();
+    let (start, end) = (samples[0].at, samples[samples.len() - 1].at);
     SeriesRow {
-        row: SeriesRow::sort_key(start, &bundle.parse().expect("an id")),
+        row: RowKey::text(start, &bundle.parse().expect("an id"), FIRST_REVISION),
         end: end.millis(),
         stored_at,
-        samples: ByteBuf::from(pack(&samples)),
+        arrival: None,
+        earlier: Vec::new(),
+        samples: ByteBuf::from(pack(&samples, &Qualifiers::default())),
         hash: ByteBuf::from([0; 16]),
     }
 }
@@ -686,6 +691,8 @@ async fn a_sensor_of_another_operator_is_answered_like_an_unknown_sensor() {
         operator_id: other.operator_id,
         sensor: Some(described.clone()),
         retired_at: None,
+        sensor_sequence: None,
+        changes: 0,
     };
     create(&dynamo, &SensorRow::key(described.sensor_id), &row).await;
     fill_sensor(&dynamo, described.sensor_id, &sample_rows()).await;
@@ -753,6 +760,8 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
         operator_id: OperatorId::DEFAULT,
         sensor: None,
         retired_at: Some(noon(0)),
+        sensor_sequence: None,
+        changes: 0,
     };
     let early = SensorId::from_onboarding(saga("a").onboarding_id, 1);
     create(&dynamo, &SensorRow::key(early), &row).await;
@@ -862,7 +871,8 @@ async fn all_pages_of_many_rows_contain_every_sample_once() {
     fill(&dynamo, &rows).await;
     let mut expected: BTreeMap<Timestamp, (i64, f64)> = BTreeMap::new();
     for row in &rows {
-        for Sample(at, value) in unpack(&row.samples).expect("samples") {
+        for Sample { at, value, .. } in unpack(&row.samples).expect("samples") {
+            let value = value.expect("a value");
             let last = expected.entry(at).or_insert((row.stored_at, value));
             if row.stored_at > last.0 {
                 *last = (row.stored_at, value);

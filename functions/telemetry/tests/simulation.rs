@@ -19,7 +19,8 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     Metric, OperatorId, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Sample, Series},
+    readings::{Bundle, Series},
+    sample::Sample,
 };
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -27,7 +28,10 @@ use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
-use telemetry::{SensorRow, hold::Hold, register::Register, store_readings::StoreReadings};
+use telemetry::{
+    SensorRow, hold::Hold, register::Register, series_store::SeriesStore,
+    store_readings::StoreReadings,
+};
 use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::READINGS,
@@ -139,17 +143,20 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 }
 
 fn bits(samples: &[Sample]) -> SampleBits {
-    samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
+    samples
+        .iter()
+        .map(|Sample { at, value, .. }| (at.millis(), value.expect("a value").to_bits()))
+        .collect()
 }
 
 /// Returns the rows of a bundle. No row spans a day.
 fn rows(bundle: &Bundle) -> Rows {
     let mut rows = Rows::new();
     for series in &bundle.series {
-        let mut start = series.samples[0].0;
+        let mut start = series.samples[0].at;
         for sample in &series.samples {
-            if sample.0.millis() - start.millis() >= 24 * 60 * 60 * 1000 {
-                start = sample.0;
+            if sample.at.millis() - start.millis() >= 24 * 60 * 60 * 1000 {
+                start = sample.at;
             }
             let row = format!("{start}/{}", bundle.bundle_id);
             let row = rows.entry((series.sensor_id.to_string(), row)).or_default();
@@ -183,12 +190,12 @@ impl BundleGenerator {
         let fast = self.rng.percent(25);
         let (min, max) = if fast { (100, 400) } else { (1, 4) };
         for _ in 0..self.rng.in_range(min, max) {
-            samples.push(Sample(at, self.value()));
+            samples.push(Sample::new(at, self.value()));
             let gap = !fast && self.rng.percent(5);
             let max = if gap { 30 * 60 * 60 * 1000 } else { 120_000 };
             at = at.plus_millis(1 + i64::try_from(self.rng.below(max)).expect("a time"));
         }
-        Series { sensor_id: sensor, samples }
+        Series::new(sensor, samples)
     }
 
     fn bundle(&mut self, site: usize) -> Bundle {
@@ -204,7 +211,7 @@ impl BundleGenerator {
         let count = self.rng.in_range(1, sensors.len());
         let series = sensors[..count].iter().map(|&sensor| self.series(sensor, start)).collect();
         let bundle_id = format!("b-{}", self.bundles).parse().expect("a bundle id");
-        Bundle { bundle_id, site_id: id, series }
+        Bundle::new(bundle_id, id, series)
     }
 
     /// Returns the partition key and the data of a record that can never be stored completely, and the rows that are
@@ -213,7 +220,7 @@ impl BundleGenerator {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
         let other_site = self.sites[(site + 1) % self.sites.len()].sensors[0];
-        let at = bundle.series[0].samples[0].0;
+        let at = bundle.series[0].samples[0].at;
         let mut good = Rows::new();
         let data = match poison {
             Poison::NotJson => b"{\"bundleId\": 1".to_vec(),
@@ -228,11 +235,11 @@ impl BundleGenerator {
             }
             Poison::TooFarAhead => {
                 let ahead = "2199-01-01T00:00:00Z".parse().expect("a time");
-                bundle.series[0].samples.push(Sample(ahead, 1.0));
+                bundle.series[0].samples.push(Sample::new(ahead, 1.0));
                 plain(&bundle)
             }
             Poison::Unsorted => {
-                bundle.series[0].samples.push(Sample(at, 1.0));
+                bundle.series[0].samples.push(Sample::new(at, 1.0));
                 plain(&bundle)
             }
             Poison::Unknown | Poison::Retired | Poison::OtherSite => {
@@ -299,9 +306,9 @@ impl Workload {
                 (35..43, Some(mut bundle)) => {
                     let new = rng.percent(50);
                     let (series, others) = bundle.series.split_last_mut().expect("a series");
-                    series.samples[0].1 = generator.value();
+                    series.samples[0] = Sample::new(series.samples[0].at, generator.value());
                     for series in others.iter_mut().filter(|_| new) {
-                        series.samples[0].0 = series.samples[0].0.plus_millis(-1);
+                        series.samples[0].at = series.samples[0].at.plus_millis(-1);
                     }
                     (
                         bundle.site_id.to_string(),
@@ -534,7 +541,7 @@ impl Function for Consumer {
         let readings = cloud.table(READINGS);
         StoreReadings {
             register: Register::new(readings.clone(), self.register_age),
-            readings,
+            series: SeriesStore { readings, outbox: cloud.outbox() },
             hold: Hold { queues: cloud.queues(), url: "http://cloud/hold".to_owned() },
             quarantine: Quarantine {
                 queues: cloud.queues(),
@@ -616,6 +623,8 @@ fn simulate(seed: u64) -> Counts {
                 operator_id: OperatorId::DEFAULT,
                 sensor: Some(described),
                 retired_at,
+                sensor_sequence: None,
+                changes: 0,
             };
             let mut row = serde_json::to_value(row).expect("JSON");
             row["sensorId"] = json!(sensor);

@@ -18,7 +18,7 @@ use series::{SeriesRow, packing::unpack};
 use store::Table;
 use telemetry::{
     SensorRow, hold::Hold, project_sensors::ProjectSensors, register::Register,
-    store_readings::StoreReadings,
+    series_store::SeriesStore, store_readings::StoreReadings,
 };
 use testkit::{
     cloud::{self, CallFault, Cloud},
@@ -61,7 +61,7 @@ impl World {
         let readings = cloud.table(READINGS);
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
-            readings,
+            series: SeriesStore { readings, outbox: cloud.outbox() },
             hold: Hold { queues: cloud.queues(), url: HOLD.to_owned() },
             quarantine: Quarantine {
                 queues: cloud.queues(),
@@ -265,7 +265,7 @@ fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
             "error": "BundleConflict",
             "reason": format!(
                 "sensor {a} has a row 2026-01-01T12:00:00.000Z/b-1 with different samples; \
-                 a changed bundle needs a new bundleId"
+                 a changed bundle needs a greater revision, or a new bundleId"
             ),
             "sensorId": a,
             "sensorSiteId": site("a"),
@@ -363,7 +363,7 @@ fn a_record_with_several_bad_series_is_quarantined_once_with_all_reasons() {
         let mut world = World::new().await;
         world.project(&provisioned("b")).await;
         let mut changed = samples(2, 60);
-        changed[1].1 = -0.5;
+        changed[1].value = Some(-0.5);
         world.deliver_bundle(&bundle("b-1", vec![(sensor("a", 2), samples(2, 60))])).await;
         let bad = [sensor("nobody", 0), sensor("b", 0), sensor("a", 2)];
         let series = vec![
@@ -900,7 +900,7 @@ fn a_transient_error_beside_a_conflict_is_retried_and_the_conflict_is_found_then
             let mut world = World::new().await;
             // Now the register is cached, and a row of one sensor has different samples.
             world.deliver_bundle(&quarter_hour("b-0")).await;
-            let other = vec![(sensor("a", conflict), samples(3, 60))];
+            let other = vec![(sensor("a", conflict), samples(3, 30))];
             world.deliver_bundle(&bundle("b-1", other)).await;
 
             let record = world.put_bundle(&quarter_hour("b-1"));

@@ -321,7 +321,7 @@ impl<E: Effect> Work<'_, E> {
 
     /// Adds the events that follow the cursor in the log to a run that is empty. Returns `None` at the end of the log.
     ///
-    /// `has_later` says that a later event exists, so that the end of the log is an error.
+    /// `has_later` says that a later event exists, so that the end of the log is an error. So is a later event in the log.
     async fn read_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
         let log_key = run.log_key.clone();
         let cursor = self.cursor(&log_key).sequence;
@@ -334,6 +334,7 @@ impl<E: Effect> Work<'_, E> {
             .limit(PAGE)
             .page(None)
             .await?;
+        let has_later = has_later || !page.items.is_empty();
         for item in page.items {
             let row: EventRow = from_item(item, || format!("of the log of {log_key}"))?;
             if row.sequence != cursor + 1 + run.events.len() as u64 || run.bytes > MAX_RUN_BYTES {

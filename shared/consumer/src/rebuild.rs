@@ -9,8 +9,9 @@
 //! from there. An event that is appended later is delivered to an execution that knows the new generation.
 //!
 //! An event that can't be applied to the generation that is being built does not fail a live batch: it would stop the
-//! counts that readers see. It is logged and counted. A later event of the entity, or `apply`, reads it again from the
-//! log. `apply` names the entities that still fail, and the rebuild can be aborted.
+//! counts that readers see. It is logged and counted, and its entity is recorded in the state row. `finish` refuses the
+//! generation while an entity is recorded. `apply` forgets its entities, reads their events again from the log, and records
+//! and names those that still fail. The rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,13 +22,13 @@ use contracts::{
 };
 use fault::{ErrorKind, InvocationError};
 use lambda::Deadline;
-use serde::Deserialize;
-use store::{Commit, Item, Key, StoreError, Table, Transaction};
+use store::{
+    Commit, Item, Key, StoreError, Table, Transaction,
+    generation::{self, State},
+};
 
 use crate::every::{self, Effect, Lane};
 
-/// The generation of a consumer that was never rebuilt.
-const FIRST: u64 = 1;
 /// The time after `finish` or `abort` in which an execution may still write to the generation that ended: more than the
 /// function's timeout.
 const LINGER_MILLIS: i64 = 60_000;
@@ -37,6 +38,10 @@ const PAGE: i32 = 500;
 const MAX_DELETES: usize = 25;
 /// The maximum number of pages in one `clean`.
 const MAX_PAGES: u32 = 10;
+/// The maximum number of entities that are recorded because a live event could not be applied.
+const MAX_UNAPPLIED: usize = 100;
+/// Recorded instead of the entities if they are more than [`MAX_UNAPPLIED`]. No entity's key in the log is equal to it.
+const OTHERS: &str = "*";
 /// No page is started with less time than this.
 const PAGE_TIME: Duration = Duration::from_secs(2);
 
@@ -45,62 +50,11 @@ pub trait Generations {
     /// The effect on one generation.
     type Effect: Effect;
 
-    /// Returns the effect on a generation. All its keys must be from [`key`] with this generation.
+    /// Returns the effect on a generation. All its keys must be from [`store::generation`] with this generation.
     fn effect(&self, generation: u64) -> Self::Effect;
 
     /// Returns the table of all generations.
     fn table(&self) -> &Table;
-}
-
-/// The generations that exist.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct State {
-    /// The generation that readers see.
-    pub current: u64,
-    /// The generation that is being built.
-    pub building: Option<u64>,
-    /// The last generation whose build was aborted. Its number is not used again, because some of its rows may be left.
-    aborted: Option<u64>,
-    /// From when on the rows of other generations may be deleted. Absent if there are none.
-    clean_after: Option<Timestamp>,
-    /// Where the deletion continues.
-    clean_from: Option<[String; 2]>,
-}
-
-/// Returns the key of a row of a generation.
-#[must_use]
-pub fn key(generation: u64, id: &str, row: &str) -> Key {
-    Key::pair(("id", format!("{generation}/{id}")), ("row", row))
-}
-
-/// Returns the key of the row that names the generations.
-#[must_use]
-pub fn state_key() -> Key {
-    Key::pair(("id", "state"), ("row", "state"))
-}
-
-impl State {
-    /// Reads the state. A consumer that was never rebuilt has no state row.
-    pub async fn read(table: &Table) -> Result<Self, StoreError> {
-        let row = table.get(&state_key()).await?;
-        Ok(row.unwrap_or(Self {
-            current: FIRST,
-            building: None,
-            aborted: None,
-            clean_after: None,
-            clean_from: None,
-        }))
-    }
-
-    /// Returns the generations to which live events are applied.
-    pub fn live(&self) -> impl Iterator<Item = u64> {
-        [Some(self.current), self.building].into_iter().flatten()
-    }
-
-    fn is_live(&self, generation: u64) -> bool {
-        self.live().any(|live| live == generation)
-    }
 }
 
 fn number(value: u64) -> AttributeValue {
@@ -130,7 +84,7 @@ pub async fn begin(table: &Table) -> Result<Begun, InvocationError> {
     let commit = Transaction::on(table)
         .update(
             table,
-            &state_key(),
+            &State::key(),
             "SET #current = :current, #building = :building",
             Some(
                 "attribute_not_exists(#id) OR (#current = :current AND attribute_not_exists(#building) AND (attribute_not_exists(#aborted) OR #aborted < :building))",
@@ -154,19 +108,83 @@ pub async fn finish(table: &Table, generation: u64, now: Timestamp) -> Result<()
         let message = format!("generation: {generation} is not being built; call begin first");
         return Err(invalid(message));
     }
+    if !state.unapplied.is_empty() {
+        return Err(unapplied(&state));
+    }
     let clean_after = now.plus_millis(LINGER_MILLIS).to_string();
     let commit = Transaction::on(table)
         .update(
             table,
-            &state_key(),
+            &State::key(),
             "SET #current = :generation, #cleanAfter = :after REMOVE #building, #cleanFrom",
-            Some("#building = :generation"),
+            Some("#building = :generation AND attribute_not_exists(#unapplied)"),
             [("generation", number(generation)), ("after", AttributeValue::S(clean_after))],
         )
         .commit();
     match commit.await.map_err(|error| failed(&error))? {
         Commit::Done => Ok(()),
         Commit::Refused(_) => Err(busy()),
+    }
+}
+
+fn unapplied(state: &State) -> InvocationError {
+    let (advice, entities) = if state.unapplied.contains(OTHERS) {
+        ("abort the rebuild and remove the cause", "too many entities to name them".to_owned())
+    } else {
+        let entities = state.unapplied.iter().map(String::as_str).collect::<Vec<_>>();
+        ("remove the cause and apply these entities again", entities.join(", "))
+    };
+    let message = format!(
+        "events that happened during the rebuild could not be applied to it; {advice}: {entities}"
+    );
+    invalid(message)
+}
+
+/// Records that live events of these entities could not be applied to the generation that is being built, so that
+/// `finish` refuses it. Returns `false` if it is not being built any more. Then nothing is recorded.
+pub(crate) async fn record_unapplied(
+    table: &Table,
+    state: &State,
+    generation: u64,
+    entities: impl IntoIterator<Item = String>,
+) -> Result<bool, StoreError> {
+    // An entity that is recorded stays so until an `apply` begins. That call then reads the event from the log.
+    let mut new: Vec<_> = entities.into_iter().filter(|it| !state.unapplied.contains(it)).collect();
+    if new.is_empty() || state.unapplied.contains(OTHERS) {
+        return Ok(true);
+    }
+    if state.unapplied.len() + new.len() > MAX_UNAPPLIED {
+        new = vec![OTHERS.to_owned()];
+    }
+    let values = [("entities", AttributeValue::Ss(new)), ("generation", number(generation))];
+    let condition = Some("#building = :generation");
+    let add = "ADD #unapplied :entities";
+    let update = Transaction::on(table).update(table, &State::key(), add, condition, values);
+    match update.commit().await? {
+        Commit::Done => Ok(true),
+        Commit::Refused(_) => Ok(false),
+    }
+}
+
+/// Forgets that events of these entities could not be applied, before they are applied again. Returns `false` if the
+/// generation is not being built any more.
+async fn forget_unapplied(
+    table: &Table,
+    state: &mut State,
+    generation: u64,
+    entities: &[String],
+) -> Result<bool, StoreError> {
+    let recorded: Vec<_> = entities.iter().filter_map(|it| state.unapplied.take(it)).collect();
+    if recorded.is_empty() {
+        return Ok(true);
+    }
+    let values = [("entities", AttributeValue::Ss(recorded)), ("generation", number(generation))];
+    let condition = Some("#building = :generation");
+    let delete = "DELETE #unapplied :entities";
+    let update = Transaction::on(table).update(table, &State::key(), delete, condition, values);
+    match update.commit().await? {
+        Commit::Done => Ok(true),
+        Commit::Refused(_) => Ok(false),
     }
 }
 
@@ -178,8 +196,8 @@ pub async fn abort(table: &Table, now: Timestamp) -> Result<Aborted, InvocationE
     let commit = Transaction::on(table)
         .update(
             table,
-            &state_key(),
-            "SET #aborted = :generation, #cleanAfter = :after REMOVE #building, #cleanFrom",
+            &State::key(),
+            "SET #aborted = :generation, #cleanAfter = :after REMOVE #building, #unapplied, #cleanFrom",
             Some("#building = :generation"),
             [("generation", number(generation)), ("after", AttributeValue::S(clean_after))],
         )
@@ -206,10 +224,15 @@ pub async fn apply<G: Generations>(
         let max = Rebuild::MAX_ENTITIES;
         return Err(invalid(format!("entities: give at most {max}, not {}", entities.len())));
     }
-    let state = State::read(consumer.table()).await.map_err(|error| failed(&error))?;
+    let mut state = State::read(consumer.table()).await.map_err(|error| failed(&error))?;
     if !state.is_live(generation) {
         let message = format!("generation: {generation} is not being built; call begin first");
         return Err(invalid(message));
+    }
+    // First forget, then read the log: it has all events that were recorded before. What is recorded later stays so.
+    let forgotten = forget_unapplied(consumer.table(), &mut state, generation, &entities).await;
+    if !forgotten.map_err(|error| failed(&error))? {
+        return Err(busy());
     }
     let to_the_end = || Lane { to_the_end: true, ..Lane::default() };
     let lanes: HashMap<_, _> =
@@ -224,6 +247,13 @@ pub async fn apply<G: Generations>(
         refused.push(FailedEntity { entity: entity.clone(), reason: message });
     }
     refused.sort_unstable();
+    if state.building == Some(generation) {
+        let entities = refused.iter().map(|it| it.entity.clone());
+        let recorded = record_unapplied(consumer.table(), &state, generation, entities).await;
+        if !recorded.map_err(|error| failed(&error))? {
+            return Err(busy());
+        }
+    }
     if outcome.timed_out {
         let message =
             "the function's deadline passed; send the same call again to continue".to_owned();
@@ -258,8 +288,8 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     let page = table.scan().project("#id, #row").consistent().limit(PAGE).page(start).await?;
     let is_old = |item: &Item| {
         let id = item.get("id").and_then(|id| id.as_s().ok());
-        let generation = id.and_then(|id| id.split_once('/')?.0.parse().ok());
-        generation.is_some_and(|generation: u64| !state.is_live(generation))
+        let generation = id.and_then(|id| generation::of_row(id));
+        generation.is_some_and(|generation| !state.is_live(generation))
     };
     let old: Vec<_> = page.items.into_iter().filter(is_old).collect();
     let deleted = old.len() as u64;
@@ -275,7 +305,7 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     let after = state.clean_after.map(|after| AttributeValue::S(after.to_string()));
     let after = after.map(|after| ("after", after));
     let unchanged = Some("#cleanAfter = :after");
-    let key = state_key();
+    let key = State::key();
     let update = Transaction::on(table);
     let update = if let Some((id, row)) = text("id").zip(text("row")) {
         let from = AttributeValue::L(vec![id, row]);

@@ -15,12 +15,12 @@ use lambda::{Deadline, Error, serve_raw};
 use quarantine::{Quarantine, Reason};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
-use store::{StoreError, Table};
+use store::{StoreError, Table, generation::State};
 use tokio::time::timeout;
 
 use crate::{
     every::{self, Lane, Outcome},
-    rebuild::{self, Generations, State},
+    rebuild::{self, Generations},
 };
 
 /// A consumer in mode `every`.
@@ -94,7 +94,7 @@ struct Outcomes {
 impl Outcomes {
     /// Returns why an event has to be delivered again. Returns `None` if there is no reason to do so.
     ///
-    /// A permanent error in the generation that is being built is no reason. A transient one is: without a repetition,
+    /// A permanent error in the generation that is being built is no reason: it is recorded. A transient one is: without a repetition,
     /// the event could be missing in the counts when the rebuild is finished.
     fn failure(&self, log_key: &str, sequence: u64) -> Option<(ErrorKind, String)> {
         let kind = |outcome: &Outcome| {
@@ -194,12 +194,9 @@ impl<G: Generations> Consumer<G> {
             }
             let effect = self.generations.effect(generation);
             let replay = generation != state.current;
-            let outcome = every::apply(&effect, &self.log, lanes, replay, deadline).await;
+            let mut outcome = every::apply(&effect, &self.log, lanes, replay, deadline).await;
             if replay {
-                for (entity, error) in &outcome.errors {
-                    tracing::error!(%entity, generation, %error, "not applied to the rebuild");
-                    metrics::counter!("RebuildErrors").increment(1);
-                }
+                self.record_unapplied(&state, generation, &mut outcome).await?;
                 outcomes.building = Some(outcome);
             } else {
                 metrics::counter!("EventsApplied").increment(outcome.applied);
@@ -207,6 +204,30 @@ impl<G: Generations> Consumer<G> {
             }
         }
         Ok(outcomes)
+    }
+
+    /// Records the entities whose events can't be applied to the generation that is being built. If that generation ended
+    /// meanwhile, the events are delivered again: it may be the current one.
+    async fn record_unapplied(
+        &self,
+        state: &State,
+        generation: u64,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
+        let mut unapplied = Vec::new();
+        for (entity, error) in &outcome.errors {
+            tracing::error!(%entity, generation, %error, "not applied to the rebuild");
+            metrics::counter!("RebuildErrors").increment(1);
+            if ErrorKind::from(error) != ErrorKind::Transient {
+                unapplied.push(entity.clone());
+            }
+        }
+        let table = self.generations.table();
+        if !rebuild::record_unapplied(table, state, generation, unapplied.clone()).await? {
+            let ended = || StoreError::Transient(format!("the rebuild of {generation} ended"));
+            outcome.errors.extend(unapplied.into_iter().map(|entity| (entity, ended())));
+        }
+        Ok(())
     }
 
     /// Applies one record that an operator replays. A record that is not an event is not quarantined again.

@@ -64,7 +64,7 @@ pub const WATCH_NETWORK: &str = "watch-network";
 
 /// All functions that consume Fieldstation's events. Functions that consume only events of other systems, `import-site`
 /// and `receive-kits`, are not in the list.
-pub const EVENT_CONSUMERS: [EventConsumer; 4] = [
+pub const EVENT_CONSUMERS: [EventConsumer; 5] = [
     EventConsumer {
         function: "start-onboarding",
         mode: Mode::Command,
@@ -79,6 +79,12 @@ pub const EVENT_CONSUMERS: [EventConsumer; 4] = [
     },
     EventConsumer {
         function: "project-sensors",
+        mode: Mode::Latest,
+        source: EventSource::Bus,
+        replayable: false,
+    },
+    EventConsumer {
+        function: "project-rules",
         mode: Mode::Latest,
         source: EventSource::Bus,
         replayable: false,

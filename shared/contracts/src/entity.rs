@@ -1,5 +1,5 @@
-//! The entities that emit events: the site, for each onboarding one entity of most other types, and the stock of each
-//! metric's kits.
+//! The entities that emit events: the site, for each onboarding one entity of most other types, the readings of each
+//! sensor, and the stock of each metric's kits.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Metric, OnboardingId, SiteId,
+    Metric, OnboardingId, SensorId, SiteId,
     id::{FIELDSTATION, derive, id},
 };
 
@@ -26,16 +26,18 @@ macro_rules! entities {
             /// A monitoring site, owned by the service `sites`.
             Site,
             $($(#[$doc])* $kind,)*
+            /// The readings of one sensor, owned by the service `telemetry`. Its id is the sensor's.
+            Readings,
             /// The stock of one metric's kits, owned by the service `inventory`. It belongs to no site.
             Stock,
         }
 
         impl EntityType {
-            /// The types of a site's entities. A site has one entity of each.
+            /// The types of which a site has exactly one entity.
             pub const OF_SITE: [Self; 1 + [$($name),*].len()] = [Self::Site, $(Self::$kind),*];
             /// The names of all types.
-            pub const NAMES: [&'static str; Self::OF_SITE.len() + 1] =
-                [Self::Site.name(), $($name,)* Self::Stock.name()];
+            pub const NAMES: [&'static str; Self::OF_SITE.len() + 2] =
+                [Self::Site.name(), $($name,)* Self::Readings.name(), Self::Stock.name()];
 
             /// Returns the name in JSON and in keys.
             #[must_use]
@@ -43,8 +45,15 @@ macro_rules! entities {
                 match self {
                     Self::Site => "site",
                     $(Self::$kind => $name,)*
+                    Self::Readings => "readings",
                     Self::Stock => "stock",
                 }
+            }
+
+            /// Returns whether each entity of this type belongs to a site. Its events have the site's id and onboarding.
+            #[must_use]
+            pub const fn belongs_to_site(self) -> bool {
+                !matches!(self, Self::Stock)
             }
 
             /// Returns the service that owns the entity.
@@ -53,6 +62,7 @@ macro_rules! entities {
                 match self {
                     Self::Site => "sites",
                     $(Self::$kind => $service,)*
+                    Self::Readings => "telemetry",
                     Self::Stock => "inventory",
                 }
             }
@@ -63,6 +73,7 @@ macro_rules! entities {
                 match self {
                     Self::Site => "fieldstation.sites",
                     $(Self::$kind => concat!("fieldstation.", $service),)*
+                    Self::Readings => "fieldstation.telemetry",
                     Self::Stock => "fieldstation.inventory",
                 }
             }
@@ -78,8 +89,14 @@ macro_rules! entities {
                     $(EntityType::$kind => {
                         Some($id::from_onboarding(OnboardingId::from_site(site)).into())
                     })*
-                    EntityType::Stock => None,
+                    EntityType::Readings | EntityType::Stock => None,
                 }
+            }
+
+            /// Returns the readings of this sensor.
+            #[must_use]
+            pub fn readings(sensor: SensorId) -> Self {
+                Self { kind: EntityType::Readings, id: sensor.uuid() }
             }
 
             /// Returns the stock of this metric's kits.

@@ -16,7 +16,7 @@ use crate::{
     inbound::{MAX_NAME, MAX_QUANTITY, MAX_SENSORS},
     input::WholeNumber,
     number,
-    readings::BundleId,
+    readings::{BundleId, MAX_REASON},
     site::{MAX_ERROR, MAX_MESSAGE, MAX_PROVIDER_ID, MAX_UNIT},
 };
 
@@ -360,7 +360,7 @@ events! {
             revision: Option<u32>,
             /// Why the readings were revised.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            #[schemars(length(max = 500))]
+            #[schemars(length(max = MAX_REASON))]
             reason: Option<String>,
         }
     }

@@ -10,6 +10,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor},
 };
+use serde_json::value::RawValue;
 
 use crate::{number, text};
 
@@ -17,6 +18,8 @@ use crate::{number, text};
 pub const MAX_PROBLEMS: usize = 100;
 /// The maximum length of a line of errors, in characters.
 pub const MAX_LINE: usize = 2_000;
+/// The minimum number of zeros after the decimal point of a number without an exponent that is read as 0.
+const MIN_ZEROS: usize = 300;
 /// The maximum length of a quotation of the input in a message, in characters.
 const MAX_QUOTED: usize = 80;
 
@@ -184,6 +187,10 @@ pub enum JsonValue {
     Bool(bool),
     /// A number. An integer beyond 2^53 is rounded.
     Number(f64),
+    /// A number that is too large for an `f64`.
+    TooLarge,
+    /// A number other than 0 that is too close to 0 for an `f64`.
+    TooSmall,
     /// A string.
     Text(String),
     /// An array.
@@ -199,11 +206,69 @@ impl JsonValue {
             Self::Null => "null",
             Self::Bool(_) => "a boolean",
             Self::Number(_) => "a number",
+            Self::TooLarge => "a number that is too large to be read",
+            Self::TooSmall => "a number that is too close to 0 to be read",
             Self::Text(_) => "a string",
             Self::List(_) => "an array",
             Self::Object(_) => "an object",
         };
         format!("is {kind}; give {expected}")
+    }
+
+    /// Parses a value whose numbers may be out of range. It is slower than `Deserialize`, which refuses numbers that are
+    /// too large and reads those that are too close to 0 as 0.
+    fn parse_out_of_range(raw: &RawValue) -> serde_json::Result<Self> {
+        struct Members(Vec<(String, Box<RawValue>)>);
+
+        impl<'de> Deserialize<'de> for Members {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Reader;
+
+                impl<'de> Visitor<'de> for Reader {
+                    type Value = Members;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("an object")
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(
+                        self,
+                        mut object: A,
+                    ) -> Result<Members, A::Error> {
+                        let mut members = Vec::new();
+                        while let Some(member) = object.next_entry()? {
+                            members.push(member);
+                        }
+                        Ok(Members(members))
+                    }
+                }
+
+                deserializer.deserialize_map(Reader)
+            }
+        }
+
+        let json = raw.get();
+        match json.as_bytes().first() {
+            Some(b'{') => {
+                let Members(members) = serde_json::from_str(json)?;
+                let parsed = |(name, raw): (String, Box<RawValue>)| {
+                    Ok((name, Self::parse_out_of_range(&raw)?))
+                };
+                members.into_iter().map(parsed).collect::<Result<_, _>>().map(Self::Object)
+            }
+            Some(b'[') => {
+                let items: Vec<&RawValue> = serde_json::from_str(json)?;
+                let items = items.into_iter().map(Self::parse_out_of_range);
+                items.collect::<Result<_, _>>().map(Self::List)
+            }
+            Some(b'-' | b'0'..=b'9') => Ok(match json.parse::<f64>() {
+                Ok(number) if number.is_infinite() => Self::TooLarge,
+                Ok(_) if is_too_small(json) => Self::TooSmall,
+                Ok(number) => Self::Number(number),
+                Err(_) => serde_json::from_str(json)?,
+            }),
+            _ => serde_json::from_str(json),
+        }
     }
 
     /// Returns the string, or adds a problem if the value is not a string.
@@ -506,7 +571,8 @@ pub(crate) fn quoted(text: &str) -> String {
 }
 
 /// Returns an unknown field's name for a message. The name is quoted unless it is a plain word.
-pub(crate) fn quoted_name(name: &str) -> String {
+#[must_use]
+pub fn quoted_name(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !name.is_empty() && name.len() <= MAX_QUOTED && name.bytes().all(plain) {
         name.to_owned()
@@ -758,20 +824,47 @@ fn tree(json: &str, expected: &str) -> Result<JsonValue, FieldError> {
         return Err(whole("begins with a byte order mark; send the JSON without it".to_owned()));
     }
     let error = match serde_json::from_str(json) {
-        Ok(tree) => return Ok(tree),
-        Err(error) => error,
+        Ok(tree) if !has_too_small_number(json) => return Ok(tree),
+        Ok(_) => None,
+        Err(error) => Some(error),
     };
-    // Parses the text again to find the path. This costs as much as the first pass, so only errors pay for it.
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    match serde_path_to_error::deserialize::<_, JsonValue>(&mut deserializer) {
-        Err(at) if at.inner().to_string().starts_with("number out of range") => {
-            let path = at.path().to_string();
-            let field = if path == "." { String::new() } else { path };
-            let message = "is a number that is too large to be read; give a smaller one".to_owned();
-            Err(FieldError::new(field, message))
-        }
-        _ => Err(whole(format!("is not JSON: {error}"))),
-    }
+    let raw = serde_json::from_str::<&RawValue>(json);
+    let error = match raw.and_then(JsonValue::parse_out_of_range) {
+        Ok(tree) => return Ok(tree),
+        // The error of the first attempt has the position in the whole text.
+        Err(other) => error.filter(|error| !is_out_of_range(error)).unwrap_or(other),
+    };
+    Err(whole(format!("is not JSON: {error}")))
+}
+
+fn is_out_of_range(error: &serde_json::Error) -> bool {
+    error.to_string().starts_with("number out of range")
+}
+
+/// Returns whether the text has a number other than 0 that is too close to 0 for an `f64`. A reader of numbers takes
+/// it for 0.
+pub(crate) fn has_too_small_number(json: &str) -> bool {
+    // Only a number with a negative exponent, or with hundreds of digits, is that small.
+    let bytes = json.as_bytes();
+    let exponents =
+        json.match_indices(['e', 'E']).filter(|(at, _)| bytes.get(at + 1) == Some(&b'-'));
+    let zeros = "0".repeat(MIN_ZEROS);
+    let long = json.match_indices(&zeros);
+    exponents.chain(long).any(|(at, _)| {
+        let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+        let start = bytes[..at].iter().rposition(|byte| !is_part(byte)).map_or(0, |at| at + 1);
+        let end =
+            bytes[at..].iter().position(|byte| !is_part(byte)).map_or(bytes.len(), |to| at + to);
+        // In a string, the text is part of a longer word or stands between quotes.
+        let before = bytes[..start].last();
+        before.is_none_or(|byte| b"[,: \t\r\n".contains(byte)) && is_too_small(&json[start..end])
+    })
+}
+
+/// Returns whether the number is not 0 but read as 0.
+fn is_too_small(number: &str) -> bool {
+    let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+    number.parse() == Ok(0.0) && mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'))
 }
 
 /// Reads a `T` from JSON text.

@@ -7,6 +7,7 @@
 mod access;
 pub mod cloud_event;
 pub mod consumers;
+pub mod effective;
 mod entity;
 mod envelope;
 pub mod events;

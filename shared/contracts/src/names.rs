@@ -205,6 +205,7 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
     consumer(RECORD_FAILURE, Source::Queue("onboarding-failures")),
     consumer(RECORD_FAILURE, Source::Queue("inventory-failures")),
     consumer(RECORD_FAILURE, Source::Queue("telemetry-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("alerting-failures")),
     consumer(RECORD_FAILURE, Source::Queue("events-failures")),
     consumer(RECORD_FAILURE, Source::Queue("billing-failures")),
     consumer(RECORD_FAILURE, Source::Queue("network-failures")),

@@ -4,7 +4,7 @@
 //! problems at once.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     OperatorId, Plan, Scope,
@@ -16,6 +16,8 @@ use crate::{
 
 /// The name of the schema of [`OperatorRegistration`].
 pub const OPERATOR_REGISTRATION: &str = "OperatorRegistration";
+/// The name of the schema of [`OperatorPatch`].
+pub const OPERATOR_PATCH: &str = "OperatorPatch";
 /// The name of the schema of [`KeyRequest`].
 pub const KEY_REQUEST: &str = "KeyRequest";
 
@@ -26,6 +28,8 @@ pub const MAX_OVERLAP_SECONDS: u32 = 30 * 86_400;
 
 const NAME: Text = Text { purpose: Purpose::Name, max: MAX_NAME };
 const PLAN: OneOf<Plan> = OneOf { all: Plan::ALL, name: Plan::name };
+const STATUS: OneOf<OperatorStatus> =
+    OneOf { all: OperatorStatus::ALL, name: OperatorStatus::name };
 const DAYS: WholeNumber = WholeNumber { min: 1, max: MAX_KEY_DAYS };
 const OVERLAP: WholeNumber = WholeNumber { min: 0, max: MAX_OVERLAP_SECONDS };
 const OPERATOR_ID: Parsed<OperatorId> = Parsed::new("the UUID of an operator");
@@ -48,6 +52,30 @@ impl KeyId {
     }
 }
 
+/// The status of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OperatorStatus {
+    /// Its callers are accepted.
+    Active,
+    /// All its callers are refused.
+    Suspended,
+}
+
+impl OperatorStatus {
+    /// All statuses.
+    pub const ALL: &'static [Self] = &[Self::Active, Self::Suspended];
+
+    /// Returns the name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Suspended => "SUSPENDED",
+        }
+    }
+}
+
 /// A new operator. It is the body of `POST /operators`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -58,6 +86,26 @@ pub struct OperatorRegistration {
     pub name: String,
     /// The plan of the operator.
     pub plan: Plan,
+}
+
+/// Changes of an operator. It is the body of `PATCH /operators/{operatorId}`: a JSON merge patch (RFC 7396). What is left
+/// out stays as it is. Nothing can be removed, so no value may be `null`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OperatorPatch {
+    /// The new name: 1 to 200 characters, not blank, without control or invisible characters. Leading and trailing white
+    /// space is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
+    pub name: Option<String>,
+    /// The new plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Plan")]
+    pub plan: Option<Plan>,
+    /// The new status. All callers of a suspended operator are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "OperatorStatus")]
+    pub status: Option<OperatorStatus>,
 }
 
 /// A new API key. It is the body of `POST /keys`.
@@ -102,6 +150,18 @@ impl Input for OperatorRegistration {
     }
 }
 
+impl Input for OperatorPatch {
+    const FIELDS: &'static [&'static str] = &["name", "plan", "status"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        Some(Self {
+            name: fields.replacement("name", &NAME, problems),
+            plan: fields.replacement("plan", &PLAN, problems),
+            status: fields.replacement("status", &STATUS, problems),
+        })
+    }
+}
+
 impl Input for KeyRequest {
     const FIELDS: &'static [&'static str] =
         &["name", "scope", "expiresInDays", "replaces", "overlapSeconds", "operatorId"];
@@ -133,6 +193,7 @@ impl Input for KeyRequest {
 pub fn schemas() -> Vec<(&'static str, Schema)> {
     vec![
         (OPERATOR_REGISTRATION, schemars::schema_for!(OperatorRegistration)),
+        (OPERATOR_PATCH, schemars::schema_for!(OperatorPatch)),
         (KEY_REQUEST, schemars::schema_for!(KeyRequest)),
     ]
 }

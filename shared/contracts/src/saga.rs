@@ -10,6 +10,7 @@ use crate::{
         SensorsProvisioned, SiteActivated, SiteDecommissioned, SiteRejected, StockDepleted,
         SubscriptionCancelled, SubscriptionFailed, SubscriptionInitialized,
     },
+    inbound::MAX_SENSORS,
     names::kebab,
 };
 
@@ -223,6 +224,13 @@ impl SagaContext {
             IdMismatch::check("sensorId", self.site_id, found.uuid(), expected)?;
         }
         Ok(())
+    }
+
+    /// Checks that this is the id of a sensor of the site.
+    pub fn check_sensor(self, found: SensorId) -> Result<(), IdMismatch> {
+        let id = |index| SensorId::from_onboarding(self.onboarding_id, index);
+        let expected = (0..MAX_SENSORS).map(id).find(|id| *id == found).unwrap_or_else(|| id(0));
+        IdMismatch::check("sensorId", self.site_id, found.uuid(), expected.uuid())
     }
 }
 
@@ -444,6 +452,9 @@ mod tests {
             read::<ContextWithSensors>(input).map(|read| read.sensors)
         };
         let own = [sensor(saga(), 0), sensor(saga(), 1)];
+        let last = sensor(saga(), MAX_SENSORS - 1).sensor_id;
+        assert_eq!(saga().check_sensor(last), Ok(()));
+        assert!(saga().check_sensor(sensor(other(), 1).sensor_id).is_err());
         assert_eq!(read(own.clone()), Ok(own.to_vec()));
         for wrong in
             [[sensor(saga(), 0), sensor(other(), 1)], [sensor(saga(), 1), sensor(saga(), 0)]]

@@ -120,6 +120,7 @@ impl Stamp {
 /// The properties of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
 pub struct Counter {
     /// The value at which the counter starts at 0 again, in the sensor's unit.
     #[schemars(schema_with = "positive")]
@@ -147,6 +148,7 @@ pub struct NoDataValues {
 /// A linear calibration: the calibrated value is `raw * gain + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
 pub struct Calibration {
     /// The factor. It is not 0.
     #[schemars(schema_with = "nonzero")]
@@ -560,15 +562,16 @@ impl FieldRule for SensorChangeRule {
     }
 
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<SensorChange> {
-        let known: Vec<_> = SensorChange::FIELDS.iter().chain(FIXED).copied().collect();
-        if !matches!(tree, JsonValue::Object(_)) {
-            problems.add(at, tree.is_not(&self.expected()));
-            return None;
-        }
-        let fields = Fields::parse(tree, at, &known, problems)?;
-        for (name, _) in fields.members().filter(|(name, _)| FIXED.contains(name)) {
-            let message = "can't be changed; register another sensor, or leave it out";
-            problems.add(fields.path(name), message);
+        let fields = Fields::open(tree, at, &self.expected(), problems)?;
+        for (name, _) in fields.members() {
+            if FIXED.contains(&name) {
+                let message = "can't be changed; register another sensor, or leave it out";
+                problems.add(fields.path(name), message);
+            } else if !SensorChange::FIELDS.contains(&name) {
+                let known = SensorChange::FIELDS.join(", ");
+                let message = format!("is not known; the fields are {known}");
+                problems.add_as(Reason::UnknownField, fields.path(&quoted_name(name)), message);
+            }
         }
         let change = SensorChange {
             label: fields.change("label", &Label, problems),

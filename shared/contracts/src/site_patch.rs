@@ -127,7 +127,7 @@ impl Input for SitePatch {
         let name = fields.replacement("name", &NAME, problems);
         let contact = fields.change("contact", &Object::default(), problems);
         let location = fields.replacement("location", &Object::default(), problems);
-        Some(Self { name: name.map(trimmed), contact, location })
+        Some(Self { name: name.map(|name| trimmed(&name)), contact, location })
     }
 }
 
@@ -135,7 +135,7 @@ impl Input for ContactPatch {
     const FIELDS: &'static [&'static str] = &["name", "email", "phone"];
 
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
-        let name = fields.change("name", &NAME, problems).map(trimmed);
+        let name = fields.change("name", &NAME, problems).map(|name| trimmed(&name));
         let email = fields.change("email", &Email, problems);
         let phone = fields.change("phone", &Phone, problems);
         Some(Self { name, email, phone })
@@ -153,7 +153,7 @@ impl Input for LocationPatch {
     }
 }
 
-fn trimmed(text: String) -> String {
+fn trimmed(text: &str) -> String {
     text.trim().to_owned()
 }
 

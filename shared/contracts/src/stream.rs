@@ -89,7 +89,61 @@ impl From<Part> for String {
     }
 }
 
+/// When a record arrived at the stream: `<milliseconds since the epoch>/<sequence number>`, padded with zeros, so that
+/// the texts sort in the order of arrival.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Arrival(String);
+
+impl Arrival {
+    /// The length of the longest sequence number that Kinesis gives.
+    const SEQUENCE_DIGITS: usize = 56;
+
+    /// Creates the arrival of a record with this sequence number.
+    #[must_use]
+    pub fn new(at: Timestamp, sequence_number: &str) -> Self {
+        Self(format!(
+            "{:013}/{sequence_number:0>width$}",
+            at.millis(),
+            width = Self::SEQUENCE_DIGITS
+        ))
+    }
+
+    /// Creates the arrival of data whose record is unknown. It is before each record of the same millisecond.
+    #[must_use]
+    pub fn unrecorded(at: Timestamp) -> Self {
+        Self(format!("{:013}/", at.millis()))
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the time of the arrival. `None` if the text was not made by this type.
+    #[must_use]
+    pub fn at(&self) -> Option<Timestamp> {
+        let (millis, _) = self.0.split_once('/')?;
+        millis.parse().ok().map(Timestamp::from_millis)
+    }
+}
+
 impl Record<'_> {
+    /// Returns when the record arrived. A record keeps it in the quarantine and in a replay. `None` if the record does
+    /// not have it.
+    #[must_use]
+    pub fn arrival(&self) -> Option<Arrival> {
+        let Data { sequence_number, approximate_arrival_timestamp, .. } = &self.kinesis;
+        let digits = sequence_number.bytes().all(|byte| byte.is_ascii_digit());
+        if *approximate_arrival_timestamp <= 0.0 || sequence_number.is_empty() || !digits {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "exact for some 200,000 years")]
+        let millis = (approximate_arrival_timestamp * 1000.0).round() as i64;
+        Some(Arrival::new(Timestamp::from_millis(millis), sequence_number))
+    }
+
     /// Returns the time since the record arrived, in milliseconds.
     #[must_use]
     pub fn age_millis(&self, now: Timestamp) -> f64 {
@@ -169,6 +223,44 @@ mod tests {
         assert_eq!(Record::join(&parts[1..]), None);
         assert_eq!(Record::join(&[parts[0].clone(), parts[1].clone(), parts[1].clone()]), None);
         assert_eq!(Record::join(&[]), None);
+    }
+
+    #[test]
+    fn arrivals_sort_in_the_order_of_time_and_sequence_number() {
+        let arrival = |seconds: f64, sequence_number: &str| {
+            let mut record = delivered();
+            record["kinesis"]["approximateArrivalTimestamp"] = json!(seconds);
+            record["kinesis"]["sequenceNumber"] = sequence_number.into();
+            let text = record.to_string();
+            serde_json::from_str::<Record>(&text).unwrap().arrival()
+        };
+        let in_order = [
+            arrival(999.999, "1"),
+            // 1,767,268,800.123 has no exact binary form.
+            arrival(1_767_268_800.123, "9"),
+            arrival(1_767_268_800.123, "10"),
+            arrival(1_767_268_800.124, "2"),
+        ];
+        assert!(in_order.iter().all(Option::is_some) && in_order.is_sorted(), "{in_order:?}");
+        let at = Timestamp::from_millis(1_767_268_800_123);
+        let second = in_order[1].clone().unwrap();
+        assert_eq!(second.as_str(), format!("1767268800123/{}9", "0".repeat(55)));
+        assert_eq!(second.at(), Some(at));
+        let unrecorded = Some(Arrival::unrecorded(at));
+        assert!(in_order[0] < unrecorded && unrecorded < in_order[1]);
+        assert_eq!(unrecorded.unwrap().at(), Some(at));
+        assert_eq!(arrival(0.0, "1"), None);
+        assert_eq!(arrival(1.0, ""), None);
+        assert_eq!(arrival(1.0, "a"), None);
+    }
+
+    #[test]
+    fn the_parts_of_a_record_keep_its_arrival() {
+        let text = delivered().to_string();
+        let record: Record = serde_json::from_str(&text).unwrap();
+        let parts: Vec<_> = record.split(&record.kinesis.data, 3).collect();
+        assert!(record.arrival().is_some());
+        assert_eq!(Record::join(&parts).unwrap().arrival(), record.arrival());
     }
 
     #[test]

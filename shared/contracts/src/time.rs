@@ -37,6 +37,12 @@ impl Timestamp {
         self.0.as_second()
     }
 
+    /// Returns the day in UTC, such as `2026-11-29`.
+    #[must_use]
+    pub fn day(self) -> String {
+        self.0.strftime("%F").to_string()
+    }
+
     /// Returns this time plus `millis` milliseconds.
     #[must_use]
     pub fn plus_millis(self, millis: i64) -> Self {
@@ -87,6 +93,12 @@ mod tests {
     fn a_time_out_of_range_is_clamped() {
         assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-30T22:00:00.999Z");
         assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "-009999-01-02T01:59:59.000Z");
+    }
+
+    #[test]
+    fn the_day_is_that_of_utc() {
+        let last: Timestamp = "2026-01-01T01:59:59.999+02:00".parse().expect("a time");
+        assert_eq!([last, last.plus_millis(1)].map(Timestamp::day), ["2025-12-31", "2026-01-01"]);
     }
 
     #[test]

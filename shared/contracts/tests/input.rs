@@ -61,12 +61,23 @@ fn text_that_is_not_json_has_one_error() {
         ("\u{feff}{}", "begins with a byte order mark; send the JSON without it"),
         (r#""D-1""#, "is a string; give an object with the fields deliveryId, kits"),
         (r#"["D-1", []]"#, "is an array; give an object with the fields deliveryId, kits"),
-        (
-            r#"{"deliveryId": "D-1", "kits": [{"quantity": 1e999}]}"#,
-            "kits[0].quantity: is a number that is too large to be read; give a smaller one",
-        ),
     ] {
         assert_eq!(kits(json), line, "{json:?}");
+    }
+}
+
+#[test]
+fn a_number_that_is_out_of_range_is_named() {
+    for (number, problem) in [
+        ("1e999", "too large"),
+        ("-1e999", "too large"),
+        ("1e-400", "too close to 0"),
+        (&format!("0.{}1", "0".repeat(400)), "too close to 0"),
+    ] {
+        let kit = format!(r#"{{"metric": "wind_speed", "quantity": {number}}}"#);
+        let line = kits(&format!(r#"{{"deliveryId": "1e-400, 1", "kits": [{kit}]}}"#));
+        let expected = format!("kits[0].quantity: is a number that is {problem} to be read; give ");
+        assert!(line.starts_with(&expected), "{line}");
     }
 }
 

@@ -402,7 +402,7 @@ fn a_wrong_change_names_each_field() {
             "calibration.offset",
         ]
     );
-    assert_eq!(errors[4].message, "can't be changed; register another sensor, or leave it out");
+    assert_eq!(errors[1].message, "can't be changed; register another sensor, or leave it out");
     let undated = json!({ "label": "a", "validFrom": "2026-01-01T00:00:00Z" });
     let errors = input::from_json(&undated.to_string(), &SensorChangeRule).expect_err("wrong");
     assert_eq!(

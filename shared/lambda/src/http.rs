@@ -173,6 +173,7 @@ pub struct Response {
     /// JSON.
     body: String,
     location: Option<String>,
+    version: Option<u64>,
 }
 
 impl Response {
@@ -186,7 +187,7 @@ impl Response {
     /// Creates a response with this body, which is JSON already. Its numbers are sent as they are.
     #[must_use]
     pub fn json(status: u16, body: String) -> Self {
-        Self { status, body, location: None }
+        Self { status, body, location: None, version: None }
     }
 
     /// Adds a `Location` header: a reference relative to the request's URL ([`relative_location`]). The client resolves
@@ -194,6 +195,12 @@ impl Response {
     #[must_use]
     pub fn at(self, location: String) -> Self {
         Self { location: Some(location), ..self }
+    }
+
+    /// Adds the version of the resource to its `ETag`: `"<version>-<hash of the body>"`.
+    #[must_use]
+    pub fn version(self, version: u64) -> Self {
+        Self { version: Some(version), ..self }
     }
 }
 
@@ -334,13 +341,13 @@ async fn respond(
         Ok(caller) => caller,
         Err(error) => {
             tracing::error!(reason = %error, "a request did not pass the authorizer");
-            return caching.apply(response(Err(Problem::internal())));
+            return caching.apply(Err(Problem::internal()));
         }
     };
     origin.operator = Some(caller.operator);
     if let Err(refusal) = limits.check(caller.sender(), Timestamp::now()).await {
         origin.log_rate_limited(&refusal, &caller.actor);
-        return caching.apply(response(Err(Problem::rate_limited(&refusal))));
+        return caching.apply(Err(Problem::rate_limited(&refusal)));
     }
     let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
     let work = handler(request, caller, Deadline::after(remaining));
@@ -356,7 +363,7 @@ async fn respond(
     if let Err(problem) = &result {
         origin.log_refusal(problem);
     }
-    caching.apply(response(result))
+    caching.apply(result)
 }
 
 /// What the headers for caches depend on.
@@ -377,7 +384,9 @@ impl Caching {
 
     /// Adds the headers for caches. A caller that has the current response gets a 304 without a body. The response to
     /// `HEAD` has no body either.
-    fn apply(&self, mut response: ApiGatewayProxyResponse) -> ApiGatewayProxyResponse {
+    fn apply(&self, result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
+        let version = result.as_ref().map_or(None, |response| response.version);
+        let mut response = response(result);
         let is_read = self.method == Method::GET || self.method == Method::HEAD;
         response.headers.insert(VARY, HeaderValue::from_static("Authorization"));
         let cache = if is_read && response.status_code == 200 {
@@ -385,7 +394,7 @@ impl Caching {
                 Some(Body::Text(text)) => text.as_bytes(),
                 _ => &[],
             };
-            let tag = entity_tag(text);
+            let tag = entity_tag(text, version);
             if self.if_none_match.as_ref().is_some_and(|known| matches(known, &tag)) {
                 response.status_code = 304;
                 response.headers.remove(CONTENT_TYPE);
@@ -406,11 +415,12 @@ impl Caching {
     }
 }
 
-/// Returns the entity tag of a response with this body.
-fn entity_tag(body: &[u8]) -> String {
+/// Returns the entity tag of a response with this body, of this version of the resource if it has one.
+fn entity_tag(body: &[u8], version: Option<u64>) -> String {
     let hash = &Sha256::digest(body)[..16];
     let tag = hash.iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
-    format!("\"{tag}\"")
+    let version = version.map_or_else(String::new, |version| format!("{version}-"));
+    format!("\"{version}{tag}\"")
 }
 
 /// Refuses a change (412) if `If-Match` does not have the tag of the resource as it is now. A request without the header is
@@ -420,7 +430,7 @@ pub fn require_match(request: &Request, current: &Response) -> Result<(), Proble
     if known.peek().is_none() {
         return Ok(());
     }
-    let tag = entity_tag(current.body.as_bytes());
+    let tag = entity_tag(current.body.as_bytes(), current.version);
     // RFC 9110 asks for a strong comparison: a weak tag never matches.
     let is_current = |known: &HeaderValue| {
         let mut known = known.to_str().unwrap_or_default().split(',').map(str::trim);

@@ -11,6 +11,7 @@ mod https;
 mod idempotency;
 mod replay;
 mod serve;
+mod table_batch;
 mod telemetry;
 
 pub use aws::{Aws, ConfigError, env, source_operators};
@@ -20,4 +21,5 @@ pub use http::serve_http;
 pub use lambda_runtime::Error;
 pub use replay::{serve_commands, serve_stream};
 pub use serve::{Step, serve_raw, serve_step};
+pub use table_batch::TableBatch;
 pub use telemetry::report;

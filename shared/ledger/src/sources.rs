@@ -9,10 +9,11 @@ use contracts::{
 pub const STORE_READINGS: &str = "store-readings";
 
 /// The functions that events and schedules invoke asynchronously.
-const ASYNCHRONOUS: [&str; 11] = [
+const ASYNCHRONOUS: [&str; 12] = [
     "check-consumers",
     "check-sagas",
     "import-site",
+    "project-rules",
     "project-sensors",
     "project-site",
     "receive-kits",

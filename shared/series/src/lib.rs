@@ -1,32 +1,50 @@
-//! Rows that telemetry writes and fieldctl also reads: the samples of a bundle ([`SeriesRow`]) and the counters of
-//! refused bundles ([`RefusalRow`]).
+//! Rows that telemetry writes and fieldctl also reads: the samples of a bundle ([`SeriesRow`]), the revisions of a
+//! sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
 
 pub mod packing;
+pub mod register;
 mod refusal;
+mod revision;
 
-use contracts::{SensorId, Timestamp, readings::BundleId};
+use contracts::{
+    SensorId, Timestamp,
+    readings::{BundleId, FIRST_REVISION},
+    stream::Arrival,
+};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use store::{Item, Key, StoreError, Table};
 
 pub use refusal::{RefusalRow, partition, start_of_hour};
+pub use revision::{Marker, RevisionRow};
 
-/// A sort key after the times of all rows and before the row `SENSOR`.
+/// A sort key after the times of all rows and before the rows `REVISION/` and `SENSOR`.
 pub const AFTER_ALL_TIMES: &str = ":";
 /// The page size of [`SeriesRow::newest`], in rows.
 const PAGE_ROWS: i32 = 100;
+/// The maximum number of entries in [`SeriesRow::earlier`].
+const MAX_EARLIER: usize = 100;
 
 /// One sensor's samples of one bundle. All of them cost one write.
+///
+/// A bundle that was sent again with more samples has a further row for the samples that were new.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeriesRow {
-    /// The sort key: the first sample's time and the bundle's id.
+    /// The sort key; see [`RowKey`].
     pub row: String,
     /// The last sample's time, in milliseconds since the epoch.
     pub end: i64,
-    /// The time of storage, in milliseconds since the epoch. Of two samples with the same time, the one stored last
-    /// counts.
+    /// The time of storage, in milliseconds since the epoch.
     pub stored_at: i64,
+    /// The first arrival of a record that had all samples of the row. Rows of earlier releases have none; `storedAt` takes
+    /// its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrival: Option<Arrival>,
+    /// The first arrivals of records that had only the first samples of the row, and arrived before `arrival`: the number
+    /// of samples and the arrival, both ascending. Nearly all rows have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<(usize, Arrival)>,
     /// The samples, encoded by [`packing`].
     pub samples: ByteBuf,
     /// A hash of the samples, independent of the encoding. It distinguishes a repeated bundle from a changed one.
@@ -39,12 +57,6 @@ impl SeriesRow {
     /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
     pub const MAX_SAMPLES: usize = 10_000;
 
-    /// Returns the sort key of a series that starts at this time.
-    #[must_use]
-    pub fn sort_key(start: Timestamp, bundle: &BundleId) -> String {
-        format!("{start}/{bundle}")
-    }
-
     /// Returns the key of a row.
     #[must_use]
     pub fn key(sensor: SensorId, row: &str) -> Key {
@@ -54,7 +66,42 @@ impl SeriesRow {
     /// Returns the time of the first sample, from the sort key.
     #[must_use]
     pub fn start(&self) -> Option<Timestamp> {
-        self.row.split_once('/')?.0.parse().ok()
+        RowKey::parse(&self.row).map(|key| key.start)
+    }
+
+    /// Returns the first arrival of all samples of the row.
+    #[must_use]
+    pub fn first_arrival(&self) -> Arrival {
+        let stored_at = || Arrival::unrecorded(Timestamp::from_millis(self.stored_at));
+        self.arrival.clone().unwrap_or_else(stored_at)
+    }
+
+    /// Returns the first arrival of the sample with this index.
+    #[must_use]
+    pub fn arrival_of(&self, index: usize) -> Arrival {
+        let earlier = self.earlier.iter().find(|(count, _)| *count > index);
+        earlier.map_or_else(|| self.first_arrival(), |(_, arrival)| arrival.clone())
+    }
+
+    /// Returns the row's arrivals after another arrival of a record with its first `samples` samples. `all` is the number
+    /// of the row's samples. Returns `None` if that changes nothing.
+    #[must_use]
+    pub fn with_arrival(&self, samples: usize, all: usize, arrival: &Arrival) -> Option<Self> {
+        if *arrival >= self.arrival_of(samples.checked_sub(1)?) {
+            return None;
+        }
+        let mut row = self.clone();
+        // What arrived later than this record no longer counts for the samples that the record had.
+        row.earlier.retain(|(count, earlier)| *count > samples || earlier < arrival);
+        if samples >= all {
+            row.arrival = Some(arrival.clone());
+        } else if row.earlier.len() < MAX_EARLIER {
+            let index = row.earlier.partition_point(|(count, _)| *count <= samples);
+            row.earlier.insert(index, (samples, arrival.clone()));
+        } else {
+            return None;
+        }
+        Some(row)
     }
 
     /// Reads a sensor's newest rows, newest first.
@@ -98,5 +145,130 @@ impl SeriesRow {
     pub fn from_item(sensor: SensorId, item: Item) -> Result<Self, StoreError> {
         let row = item.get("row").and_then(|row| row.as_s().ok()).cloned().unwrap_or_default();
         store::from_item(item, || Self::key(sensor, &row).to_string())
+    }
+}
+
+/// The sort key of a [`SeriesRow`]: `<first sample's time>/<bundleId>`, followed by `/<revision>` above the first revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowKey<'a> {
+    /// The time of the first sample.
+    pub start: Timestamp,
+    /// The id of the bundle.
+    pub bundle: &'a str,
+    /// The revision of the bundle.
+    pub revision: u32,
+}
+
+impl<'a> RowKey<'a> {
+    /// Returns the sort key of a bundle's row.
+    #[must_use]
+    pub fn text(start: Timestamp, bundle: &BundleId, revision: u32) -> String {
+        match revision {
+            FIRST_REVISION => format!("{start}/{bundle}"),
+            revision => format!("{start}/{bundle}/{revision}"),
+        }
+    }
+
+    /// Parses a sort key. Returns `None` for the key of another kind of row.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let (start, bundle) = text.split_once('/')?;
+        let (bundle, revision) = match bundle.split_once('/') {
+            Some((bundle, revision)) => (bundle, revision.parse().ok()?),
+            None => (bundle, FIRST_REVISION),
+        };
+        Some(Self { start: start.parse().ok()?, bundle, revision })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, test_runner::RngSeed};
+
+    use super::*;
+
+    fn arrival(millis: i64) -> Arrival {
+        Arrival::new(Timestamp::from_millis(millis), "7")
+    }
+
+    fn row(arrival: Option<Arrival>) -> SeriesRow {
+        SeriesRow {
+            row: "2026-01-01T12:00:00.000Z/b-1".to_owned(),
+            end: 0,
+            stored_at: 1_000,
+            arrival,
+            earlier: Vec::new(),
+            samples: ByteBuf::new(),
+            hash: ByteBuf::new(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 1_000,
+            rng_seed: RngSeed::Fixed(1),
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn each_sample_has_its_first_arrival_in_any_order(
+            records in vec((1..9_usize, 0..20_i64), 0..12),
+            first in 0..20_i64,
+        ) {
+            let mut stored = row(Some(arrival(first)));
+            let mut expected = vec![arrival(first); 8];
+            for (samples, millis) in records {
+                let lowered = stored.with_arrival(samples, 8, &arrival(millis));
+                let changes = expected[..samples].iter().any(|it| *it > arrival(millis));
+                prop_assert_eq!(lowered.is_some(), changes);
+                for sample in &mut expected[..samples] {
+                    *sample = sample.clone().min(arrival(millis));
+                }
+                stored = lowered.unwrap_or(stored);
+                let arrivals: Vec<_> = (0..8).map(|index| stored.arrival_of(index)).collect();
+                prop_assert_eq!(&arrivals, &expected);
+                prop_assert!(stored.earlier.is_sorted());
+                prop_assert!(stored.earlier.iter().all(|(_, it)| *it < stored.first_arrival()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_of_storage_takes_the_place_of_an_unknown_arrival() {
+        let old = row(None);
+        assert_eq!(old.with_arrival(8, 8, &arrival(1_000)), None);
+        let lowered = old.with_arrival(8, 8, &arrival(999)).expect("an earlier arrival");
+        assert_eq!(lowered.arrival, Some(arrival(999)));
+    }
+
+    #[test]
+    fn a_row_keeps_a_limited_number_of_arrivals() {
+        let mut stored = row(Some(arrival(1_000)));
+        for n in 0..200 {
+            let millis = 900 - i64::try_from(n).expect("a small number");
+            stored = stored.with_arrival(400 - n, 500, &arrival(millis)).unwrap_or(stored);
+        }
+        // Each record had fewer samples and arrived before the others.
+        assert_eq!(stored.earlier.len(), MAX_EARLIER);
+    }
+
+    #[test]
+    fn a_sort_key_is_parsed_as_it_is_written() {
+        let start: Timestamp = "2026-01-01T12:00:00Z".parse().expect("a time");
+        let id: BundleId = "a:b-1".parse().expect("an id");
+        for (revision, text) in [
+            (1, "2026-01-01T12:00:00.000Z/a:b-1"),
+            (2, "2026-01-01T12:00:00.000Z/a:b-1/2"),
+            (1_000_000, "2026-01-01T12:00:00.000Z/a:b-1/1000000"),
+        ] {
+            assert_eq!(RowKey::text(start, &id, revision), text);
+            assert_eq!(RowKey::parse(text), Some(RowKey { start, bundle: "a:b-1", revision }));
+        }
+        for other in ["SENSOR", "REVISION/a:b-1/2", "2026-01-01T12:00:00.000Z", "noon/b-1"] {
+            assert_eq!(RowKey::parse(other), None, "{other}");
+        }
+        let revision = RevisionRow::sort_key(&id, 2);
+        assert!(AFTER_ALL_TIMES < revision.as_str() && revision.as_str() < "SENSOR");
     }
 }

@@ -5,9 +5,11 @@
 //! is needed. [`Idempotency`] is for effects outside DynamoDB.
 
 mod error;
+pub mod generation;
 mod idempotency;
 mod outbox;
 mod read;
+mod source;
 mod table;
 mod transaction;
 
@@ -15,5 +17,6 @@ pub use error::StoreError;
 pub use idempotency::{BeginResult, Idempotency, Lock};
 pub use outbox::{EventRow, NewEvent, Outbox, SHARDS, shard, type_bucket};
 pub use read::{BatchGet, Item, Page, Query, from_item};
+pub use source::SourceRow;
 pub use table::{Key, Table};
 pub use transaction::{Commit, FailedConditions, Transaction, jittered};

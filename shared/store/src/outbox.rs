@@ -27,9 +27,7 @@ pub fn shard(entity: &str) -> u8 {
 /// comes first, so that a query never reads events of another operator.
 #[must_use]
 pub fn type_bucket(operator: OperatorId, kind: &str, at: Timestamp, shard: u8) -> String {
-    let at = at.to_string();
-    let day = at.split('T').next().unwrap_or_default();
-    format!("{operator}/{kind}/{day}/{shard}")
+    format!("{operator}/{kind}/{}/{shard}", at.day())
 }
 
 /// A handle for adding events to the events table.

@@ -13,7 +13,7 @@ use aws_sdk_dynamodb::{
         TransactWriteItem, Update,
     },
 };
-use contracts::Event;
+use contracts::{Event, Timestamp};
 use fault::AwsErrorKind;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -124,6 +124,24 @@ impl Transaction {
             ("sequence", AttributeValue::N(sequence.to_string())),
         ];
         self.put(table, key, row, "#status = :status AND #sequence = :sequence", values)
+    }
+
+    /// Replaces a row if its attributes `sequence` and `at` still have these values, which the caller has read. Use it for a
+    /// row that some writes change without increasing `sequence`: those writes must change `at`.
+    #[must_use]
+    pub fn put_if_same_version<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        sequence: u64,
+        at: Timestamp,
+    ) -> Self {
+        let values = [
+            ("sequence", AttributeValue::N(sequence.to_string())),
+            ("at", AttributeValue::S(at.to_string())),
+        ];
+        self.put(table, key, row, "#sequence = :sequence AND #at = :at", values)
     }
 
     /// Puts a row, unless the existing one has the same or a higher `sequence`. A projection from events therefore

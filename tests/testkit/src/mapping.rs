@@ -8,23 +8,28 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
-    future::poll_fn,
-    pin::pin,
+    fmt::Display,
+    panic::AssertUnwindSafe,
     rc::Rc,
-    task::Poll,
     time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::Timestamp;
-use futures_util::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
-use serde_json::{Value, json};
+use futures_util::{FutureExt, StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
+use lambda::Deadline;
+use serde::Serialize;
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
 use tokio::{
     task::spawn_local,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
+    consuming::until_poll,
     rng::{Rng, mix},
     sample::noon,
 };
@@ -32,6 +37,8 @@ use crate::{
 const STREAM_ARN: &str = "arn:aws:kinesis:eu-central-1:111122223333:stream/readings";
 const TABLE_ARN: &str =
     "arn:aws:dynamodb:eu-central-1:111122223333:table/events/stream/2026-01-01T00:00:00.000";
+/// The part of the function's time that is reserved for the response, as in production.
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 const FUNCTION_ARN: &str = "arn:aws:lambda:eu-central-1:111122223333:function:consumer:live";
 
 /// A record of the stream.
@@ -111,6 +118,34 @@ fn shard_id(shard: usize) -> String {
 #[must_use]
 pub fn event(records: &[Rc<Record>]) -> Value {
     json!({ "Records": records.iter().map(|record| record.event()).collect::<Vec<_>>() })
+}
+
+/// Returns a batch in the format of Lambda's event for a DynamoDB stream (see [`Record::table_event`]).
+#[must_use]
+pub fn table_event(records: &[Rc<Record>]) -> Value {
+    json!({ "Records": records.iter().map(|record| record.table_event()).collect::<Vec<_>>() })
+}
+
+/// Invokes a function that handles a batch within this time, less what is reserved for the response. Returns its response,
+/// or its error as text. A panic is an error.
+///
+/// # Errors
+/// If the function fails.
+///
+/// # Panics
+/// Never: each batch and each response can be written as JSON.
+pub async fn invoke<R: Serialize, E: Display>(
+    batch: Value,
+    time: Duration,
+    handle: impl AsyncFnOnce(&RawValue, Deadline) -> Result<R, E>,
+) -> Result<Value, String> {
+    let payload = to_raw_value(&batch).expect("JSON");
+    let deadline = Deadline::after(time.saturating_sub(RESPONSE_MARGIN));
+    match AssertUnwindSafe(handle(&payload, deadline)).catch_unwind().await {
+        Ok(Ok(response)) => Ok(json!(response)),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the function panicked".to_owned()),
+    }
 }
 
 /// A stream, with everything that was put on it.
@@ -604,20 +639,6 @@ impl<F: Function> Mapping<F> {
     fn count(&self, event: MappingEvent) {
         *self.event_counts.borrow_mut().entry(event).or_default() += 1;
     }
-}
-
-/// Drops the work before poll number `polls + 1`.
-async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
-    let mut work = pin!(work);
-    let mut left = polls;
-    poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        work.as_mut().poll(context).map(Some)
-    })
-    .await
 }
 
 /// Interprets the response to a batch.

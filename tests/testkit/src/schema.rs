@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use contracts::input::quoted_name;
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
@@ -153,8 +154,15 @@ impl Schema {
     }
 
     fn object(&self, schema: &Value, rng: &mut Rng) -> Value {
-        let properties = schema["properties"].as_object().expect("properties");
         let mut object = Map::new();
+        if let Some(member) = additional(schema) {
+            let max = schema["maxProperties"].as_u64().expect("a maximum");
+            for _ in 0..rng.below(max + 1) {
+                object.insert(self.string(&schema["propertyNames"], rng), self.value(member, rng));
+            }
+            return object.into();
+        }
+        let properties = schema["properties"].as_object().expect("properties");
         for (name, property) in properties {
             if is_required(schema, name) || rng.percent(60) {
                 object.insert(name.clone(), self.value(property, rng));
@@ -164,10 +172,11 @@ impl Schema {
     }
 
     fn array(&self, schema: &Value, rng: &mut Rng) -> Value {
-        if let Some(items) = schema["prefixItems"].as_array() {
-            return items.iter().map(|item| self.value(item, rng)).collect();
-        }
         let (min, max) = counts(schema);
+        if let Some(items) = schema["prefixItems"].as_array() {
+            let count = rng.in_range(min, max);
+            return items.iter().take(count).map(|item| self.value(item, rng)).collect();
+        }
         let count = match rng.below(20) {
             0 => min,
             1 if max <= 100 => max,
@@ -190,7 +199,10 @@ impl Schema {
                 );
                 let at = at.to_string();
                 let offset = rng.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
-                let fraction = rng.pick(&["", ".5", ".123", ".123456789"]);
+                // A time with a pattern has at most milliseconds.
+                let fractions = ["", ".5", ".123", ".123000", ".123456789"];
+                let count = fractions.len() - usize::from(schema["pattern"].is_string());
+                let fraction = rng.pick(&fractions[..count]);
                 // Shortly after the epoch, an offset could result in a time before it.
                 return match &at[..4] {
                     "1970" => at,
@@ -280,6 +292,16 @@ impl Schema {
         InvalidDocument { field, what, document: invalid }
     }
 
+    /// Returns an array's schema with the case of `oneOf` merged into it that accepts the value.
+    fn case_of(&self, schema: &Value, value: &Value) -> Value {
+        let mut schema = schema.clone();
+        let cases = schema["oneOf"].as_array().filter(|_| value.is_array()).cloned();
+        if let Some(case) = cases.iter().flatten().find(|case| self.rule(case).is_valid(value)) {
+            merge(&mut schema, case);
+        }
+        schema
+    }
+
     /// Collects changes that each break one keyword.
     fn collect_changes(
         &self,
@@ -289,7 +311,7 @@ impl Schema {
         pointer: &str,
         changes: &mut Vec<Change>,
     ) {
-        let schema = self.resolved(schema);
+        let schema = self.case_of(&self.resolved(schema), value);
         let mut add = |what: &str, wrong: Value| {
             changes.push((field.to_owned(), pointer.to_owned(), what.to_owned(), wrong));
         };
@@ -338,7 +360,7 @@ impl Schema {
                 if min > 0 {
                     add("minItems", json!(items[..min - 1]));
                 }
-                if max <= 1_000 {
+                if max <= 1_000 && !items.is_empty() {
                     let more = items.iter().cycle().take(max + 1);
                     add("maxItems", more.cloned().collect());
                 }
@@ -362,20 +384,27 @@ impl Schema {
                     let field = join_path(field, name);
                     changes.push((field, pointer.to_owned(), what.to_owned(), members.into()));
                 };
-                add_edited("colour", "additionalProperties", &|members| {
-                    members.insert("colour".to_owned(), "red".into());
-                });
+                if let Some(max) = schema["maxProperties"].as_u64() {
+                    add_edited("", "maxProperties", &|members| {
+                        let more = (0..=max).map(|index| (format!("n{index}"), "red".into()));
+                        members.extend(more);
+                    });
+                } else {
+                    add_edited("colour", "additionalProperties", &|members| {
+                        members.insert("colour".to_owned(), "red".into());
+                    });
+                }
                 for name in members.keys().filter(|name| is_required(&schema, name)) {
                     add_edited(name, "required", &|members| drop(members.remove(name)));
                 }
                 for (name, member) in members {
-                    let schema = &schema["properties"][name];
-                    let field = join_path(field, name);
+                    let schema = additional(&schema).unwrap_or(&schema["properties"][name]);
+                    let field = join_path(field, &quoted_name(name));
                     self.collect_changes(
                         schema,
                         member,
                         &field,
-                        &format!("{pointer}/{name}"),
+                        &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")),
                         changes,
                     );
                 }
@@ -385,7 +414,16 @@ impl Schema {
 }
 
 fn join_path(field: &str, name: &str) -> String {
-    if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") }
+    if field.is_empty() || name.is_empty() {
+        format!("{field}{name}")
+    } else {
+        format!("{field}.{name}")
+    }
+}
+
+/// Returns the schema of the members of an object that may have any names.
+fn additional(schema: &Value) -> Option<&Value> {
+    schema.get("additionalProperties").filter(|members| members.is_object())
 }
 
 fn is_required(schema: &Value, name: &str) -> bool {

@@ -27,7 +27,8 @@ use serde_json::{json, value::to_raw_value};
 use store::EventRow;
 use surfrad::Day;
 use telemetry::{
-    hold::Hold, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
+    hold::Hold, project_sensors::ProjectSensors, register::Register, series_store::SeriesStore,
+    store_readings::StoreReadings,
 };
 use testkit::{
     Dynamo,
@@ -78,6 +79,8 @@ impl Station {
             alerting: self.dynamo.table(ALERTING),
             outbox: self.dynamo.outbox(),
             watermarks: WatermarkCache::default(),
+            // The day is years old.
+            max_age: Duration::MAX,
         }
     }
 
@@ -87,7 +90,7 @@ impl Station {
         let readings = || dynamo.table(READINGS);
         let queue = Stub::start(|_| (200, json!({ "MessageId": "1" }))).await;
         let step = StoreReadings {
-            readings: readings(),
+            series: SeriesStore { readings: readings(), outbox: dynamo.outbox() },
             register: Register::new(readings(), Duration::from_hours(1)),
             hold: Hold { queues: aws_sdk_sqs::Client::new(&queue.config()), url: queue.url() },
             quarantine: Quarantine {

@@ -68,7 +68,7 @@ const COMPLETE_TASK: &[&str] =
 
 const LIMITED: &str =
     "the functions behind the API take tokens from the buckets of the rate limits";
-const AUDITED: &str = "each change and each deletion of a site is an entry of the audit trail";
+const AUDITED: &str = "each change of a site or a sensor and each deletion of a site is an entry of the audit trail";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
@@ -158,6 +158,9 @@ const BY_HAND: &[AllowedGrant] = &[
     // devices
     own("devices", "DevicesTable", &[GET, PUT]),
     other("devices", "EventsTable", &[PUT], OUTBOX),
+    other("devices", "AuditTable", &[PUT], AUDITED),
+    other("devices", "LimitsTable", &[UPDATE], LIMITED),
+    other("devices", "ReadingsTable", &[GET], "update-sensor reads the site of a sensor in the register"),
     // billing
     own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE, "dynamodb:Scan"]),
     own("billing", "BillingFailures", &[SEND]),
@@ -171,6 +174,7 @@ const BY_HAND: &[AllowedGrant] = &[
     other("billing", "executions of SiteTeardown", &["states:DescribeExecution"], PROOF),
     // alerting
     own("alerting", "AlertingTable", &[GET, PUT]),
+    own("alerting", "AlertingFailures", &[SEND]),
     other("alerting", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("alerting", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     other("alerting", "EventsTable", &[PUT], OUTBOX),

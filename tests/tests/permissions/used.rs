@@ -150,6 +150,12 @@ const UNUSED: &[Unused] = &[
         "*",
         "the messages of a queue are counted when its mapping does not run",
     ),
+    unused(
+        "project-rules",
+        "sqs:SendMessage",
+        "AlertingFailures",
+        "a change of a sensor that can't be projected",
+    ),
     unused("check-sagas", "states:DescribeExecution", "executions of *", "a saga is stuck"),
     unused(
         "check-sagas",

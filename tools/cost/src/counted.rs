@@ -88,6 +88,47 @@ pub struct Alert {
     pub publish_write_units: f64,
 }
 
+/// `consumers.json`, written by testkit's test `consumer_units`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Consumers {
+    /// Batches of watch-network, the smallest first.
+    pub watch_network: Vec<ConsumedBatch>,
+    /// The effects of watch-stock.
+    pub watch_stock: Stock,
+}
+
+/// A batch of appended events of one type, each of another entity.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsumedBatch {
+    /// The number of events.
+    pub events: u32,
+    /// The write units of all of them.
+    pub write_units: f64,
+}
+
+/// The write units of a change of the stock.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stock {
+    /// If it changes no level.
+    pub unchanged: f64,
+    /// If it changes the level: the level and its event, without the mark of the publisher.
+    pub crossing: f64,
+}
+
+impl Consumers {
+    /// Returns the write units of an event in watch-network, if its batches have this number of events: those of the
+    /// largest counted batch that is not larger.
+    #[must_use]
+    pub fn write_units(&self, batch: f64) -> f64 {
+        let fitting = self.watch_network.iter().rfind(|it| f64::from(it.events) <= batch);
+        let counted = fitting.or(self.watch_network.first());
+        counted.map_or(0.0, |it| it.write_units / f64::from(it.events))
+    }
+}
+
 /// `stack.json`, written by `tests/tests/cost.rs` on the deployed local stack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

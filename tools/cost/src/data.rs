@@ -282,8 +282,6 @@ pub struct EventAssumptions {
     pub consumed_like: String,
     /// The maximum number of records in a batch of a consumer of the stream.
     pub consumer_batch: f64,
-    /// The write units of a consumer's effect.
-    pub consumer_write_units: f64,
     /// The number of messages in a batch of a consumer with a queue.
     pub queue_batch: f64,
     /// The number of reads of a shard per second that all consumers with shared throughput have.

@@ -59,7 +59,7 @@ pub fn events(inputs: &Inputs) -> Result<String> {
     rows.push(row);
     for (what, amounts) in [
         ("the stream with shards instead", columns.map(|it| it.stream(Capacity::Provisioned))),
-        ("each consumer's effects, a write unit for each event", columns.map(|it| it.effects())),
+        ("the effects of watch-network", columns.map(|it| it.effects())),
         ("storage of a month's events, in each following month", columns.map(|it| it.retention())),
     ] {
         let mut row = vec![what.to_owned()];

@@ -140,11 +140,22 @@ impl<'a> Events<'a> {
         Amounts::from([(Item::StoredGigabyte, gigabytes), (Item::RecoverableGigabyte, gigabytes)])
     }
 
-    /// Returns the monthly amounts of the effects of a consumer that gets all events.
+    /// Returns the monthly amounts of the effects of watch-network, which gets all events.
     #[must_use]
     pub fn effects(&self) -> Amounts {
-        let units = self.rate * MONTH * self.assumed().consumer_write_units;
+        let batch = self.rate / self.batches();
+        let units = self.rate * MONTH * self.inputs.consumers.write_units(batch);
         Amounts::from([(Item::WriteUnit, units)])
+    }
+
+    /// Returns the number of batches per second that a consumer of the stream gets.
+    fn batches(&self) -> f64 {
+        let Inputs { assumed, .. } = self.inputs;
+        let mapping =
+            Mapping { batch_size: self.assumed().consumer_batch, parallelization_factor: 1.0 };
+        let largest = batch(mapping, self.assumed().record_bytes, assumed);
+        let lanes = self.shards(0.0).max(assumed.least_shards);
+        invocations(self.rate, lanes, largest, assumed.polls)
     }
 
     /// Returns the monthly cost in USD of this number of consumers that each get a part of the events, without their
@@ -211,15 +222,7 @@ impl<'a> Events<'a> {
         let invoked = match delivery {
             Delivery::Function => rate,
             Delivery::Queue => rate / self.assumed().queue_batch,
-            Delivery::Shared(_) | Delivery::FanOut(_) => {
-                let mapping = Mapping {
-                    batch_size: self.assumed().consumer_batch,
-                    parallelization_factor: 1.0,
-                };
-                let largest = batch(mapping, self.assumed().record_bytes, assumed);
-                let lanes = self.shards(0.0).max(assumed.least_shards);
-                invocations(self.rate, lanes, largest, assumed.polls)
-            }
+            Delivery::Shared(_) | Delivery::FanOut(_) => self.batches(),
         };
         let records = match delivery {
             Delivery::Function => 1.0,
@@ -271,7 +274,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::readings::add;
+    use crate::{counted::ConsumedBatch, readings::add};
 
     fn inputs() -> Inputs {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -341,6 +344,18 @@ mod tests {
         assert!(events.delivery(Delivery::Queue, 1.0, part * 0.9)? < stream);
         assert!(events.delivery(Delivery::Queue, 1.0, part * 1.1)? > stream);
         Ok(())
+    }
+
+    #[test]
+    fn the_effects_of_watch_network_cost_less_in_larger_batches() {
+        let mut inputs = inputs();
+        let batch = |events, write_units| ConsumedBatch { events, write_units };
+        inputs.consumers.watch_network = vec![batch(1, 4.0), batch(100, 220.0)];
+        // Four shards, each polled once a second: batches of one event, and full ones.
+        for (rate, units) in [(2.0, 4.0), (1000.0, 2.2)] {
+            let effects = Events::a_day(&inputs, rate * SECONDS).effects();
+            assert_near(effects[&Item::WriteUnit], rate * MONTH * units);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    counted::{Onboardings, Readings, Stack},
+    counted::{Consumers, Onboardings, Readings, Stack},
     data::{Assumptions, Prices, Quotas, prices, read},
     figures::Figures,
 };
@@ -26,6 +26,8 @@ pub struct Inputs {
     pub onboardings: Onboardings,
     /// The readings that testkit counted.
     pub readings: Readings,
+    /// The consumers that testkit counted.
+    pub consumers: Consumers,
     /// The onboardings that were counted on the deployed local stack.
     pub stack: Stack,
     /// The state machine site-onboarding.
@@ -46,6 +48,7 @@ impl Inputs {
             figures: Figures::read(root)?,
             onboardings: read(&folder.join("counted/onboarding.json"))?,
             readings: read(&folder.join("counted/readings.json"))?,
+            consumers: read(&folder.join("counted/consumers.json"))?,
             stack: read(&folder.join("counted/stack.json"))?,
             saga: machine("site-onboarding")?,
             teardown: machine("site-teardown")?,

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, 
 use ::audit::Action;
 use clap::Args;
 use contracts::{
-    OnboardingId, OperatorId, Timestamp, names,
+    OnboardingId, Timestamp, names,
     stream::{Part, Record},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::{SelectedFailures, Selection, payload, preview_text, report_none, skipped_text};
 use crate::{
-    audit::Auditor,
+    audit::{Auditor, Owners},
     commands::sites::{self, UndoableSite},
     error::{CliError, Exit},
     failure_pager::{FailureFilter, FailurePager, kind_name},
@@ -110,6 +110,7 @@ struct ReplayRun<'a> {
     ledger: Ledger,
     resend: Resend<'a>,
     auditor: Auditor,
+    owners: Owners<'a>,
     /// The id of all claims of this run.
     id: Uuid,
     by: Option<String>,
@@ -164,6 +165,7 @@ pub async fn run(
         ledger,
         resend: Resend::new(stack),
         auditor,
+        owners: Owners::new(stack),
         id: Uuid::new_v4(),
         by: env::var("USER").ok(),
         options: ClaimOptions { over_limit: options.force, in_doubt: options.in_doubt },
@@ -377,9 +379,7 @@ impl ReplayRun<'_> {
         let Some(first) = claimed.first() else { return skip("does not exist") };
 
         for row in &claimed {
-            // Failures of all operators are in one table, so the entries belong to the default operator.
-            let entry = self.auditor.record(OperatorId::DEFAULT, Action::ReplayFailure, row.id);
-            if let Err(error) = entry.await {
+            if let Err(error) = self.record(row).await {
                 self.release(&claimed).await?;
                 return Ok(ReplayResult::Stop(error));
             }
@@ -464,6 +464,12 @@ impl ReplayRun<'_> {
             // The teardown continues. After its end, record-failure closes or reopens the failure.
             Ok(TeardownStatus::Running) | Err(_) => ReplayOutcome::Unknown,
         }
+    }
+
+    /// Writes the entry of the audit trail.
+    async fn record(&self, row: &FailureRow) -> Result<(), CliError> {
+        let operator = self.owners.of_failure(&row.source, &row.affected_ids()).await?;
+        self.auditor.record(operator, Action::ReplayFailure, row.id).await
     }
 
     /// Withdraws the claims of work that was not sent.

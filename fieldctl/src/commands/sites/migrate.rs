@@ -5,11 +5,12 @@ use contracts::{OperatorId, SiteId, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use store::{Commit, Key, StoreError, Table, Transaction, from_item};
+use store::{Commit, StoreError, Table, Transaction, from_item};
 
 use crate::{
     error::{CliError, Exit},
     output::{Progress, Screen},
+    site_row,
     stack::Stack,
 };
 
@@ -17,8 +18,6 @@ use crate::{
 const MAX_CONCURRENT_WRITES: usize = 8;
 /// The maximum number of attempts to change a site whose status changes at the same time.
 const MAX_ATTEMPTS: usize = 5;
-/// The sort key of a site's own row. The other rows of the table are its steps.
-const SITE: &str = "SITE";
 
 /// The attributes of a site's row that are needed here.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,12 +28,6 @@ struct Row {
     #[serde(default)]
     operator_id: OperatorId,
     operator_status: Option<String>,
-}
-
-impl Row {
-    fn key(&self) -> Key {
-        Key::pair(("siteId", self.site_id.to_string()), ("row", SITE))
-    }
 }
 
 /// Runs the command.
@@ -69,7 +62,7 @@ async fn rows(table: &Table) -> Result<Vec<Row>, CliError> {
     let scan = table.scan().project("#siteId, #row, #status, #operatorId, #operatorStatus");
     let items = scan.consistent().all().await?.into_iter();
     let is_site = |item: &store::Item| {
-        item.get("row").and_then(|row| row.as_s().ok()).is_some_and(|row| row == SITE)
+        item.get("row").and_then(|row| row.as_s().ok()).is_some_and(|row| row == site_row::SITE)
     };
     let rows =
         items.filter(is_site).map(|item| from_item(item, || "of the sites table".to_owned()));
@@ -84,7 +77,7 @@ async fn migrate(table: &Table, mut row: Row) -> Result<bool, CliError> {
         if row.operator_status.is_some() {
             return Ok(false);
         }
-        let key = row.key();
+        let key = site_row::key(row.site_id);
         let operator_status = names::operator_status(row.operator_id, &row.status);
         let update = Transaction::on(table).update(
             table,

@@ -6,7 +6,10 @@
 use audit::Trail;
 use contracts::{OperatorId, Scope, Timestamp};
 use lambda::http::{Caller, Problem, Request, Response, response};
-use operators::{create_key::CreateKey, create_operator::CreateOperator, revoke_key::RevokeKey};
+use operators::{
+    create_key::CreateKey, create_operator::CreateOperator, revoke_key::RevokeKey,
+    update_operator::UpdateOperator,
+};
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
@@ -102,6 +105,26 @@ pub fn create_operator(dynamo: &Dynamo) -> CreateOperator {
 
 pub fn create_key(dynamo: &Dynamo) -> CreateKey {
     CreateKey { keys: dynamo.table(KEYS), operators: dynamo.table(OPERATORS), trail: trail(dynamo) }
+}
+
+pub fn update_operator(dynamo: &Dynamo) -> UpdateOperator {
+    UpdateOperator { operators: dynamo.table(OPERATORS), trail: trail(dynamo) }
+}
+
+/// Returns `PATCH /operators/{operatorId}` of a body in API Gateway's format.
+pub fn patch_operator(operator: &str, body: &str) -> Request {
+    let mut event = sample::event("update-operator");
+    event["pathParameters"] = json!({ "operatorId": operator });
+    event["body"] = body.into();
+    read(&event)
+}
+
+/// Suspends an operator or lets it work again.
+pub async fn set_status(dynamo: &Dynamo, operator: OperatorId, status: &str) {
+    let body = json!({ "status": status }).to_string();
+    let request = patch_operator(&operator.to_string(), &body);
+    let sent = api_response(update_operator(dynamo).handle(&admin(), &request, noon(0)).await);
+    assert_eq!(sent["statusCode"], 200, "{sent}");
 }
 
 /// Registers an operator under this idempotency key.

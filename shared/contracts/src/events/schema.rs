@@ -3,7 +3,7 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use crate::{EntityType, Envelope, Event};
+use crate::{Envelope, Event};
 
 /// The pattern of a UUID, as this system writes it.
 const UUID: &str = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
@@ -38,7 +38,7 @@ pub fn schema_of<E: Event>() -> Schema {
                     field.remove("maximum");
                 }
             }
-            if EntityType::OF_SITE.contains(&E::ENTITY) {
+            if E::ENTITY.belongs_to_site() {
                 if let Some(field) = property(metadata, "correlationId") {
                     field.remove("anyOf");
                     field.insert("$ref".to_owned(), json!("#/$defs/OnboardingId"));

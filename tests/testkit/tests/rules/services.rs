@@ -8,9 +8,11 @@ use testkit::template::{Template, kebab};
 
 use crate::subject::{Subject, Violations, members, text, texts};
 
-/// Calls of a service that is deployed later: sites starts teardowns, and billing completes the sagas' tasks. The
-/// calls happen only while a saga runs, so the callee need not exist when the caller is deployed.
-const CALLBACKS: [(&str, &str); 2] = [("billing", "onboarding"), ("sites", "onboarding")];
+/// Uses of a service that is deployed later: sites starts teardowns, billing completes the sagas' tasks, and devices reads
+/// the site of a sensor in telemetry's register. Each happens only for a site, and there is none before everything is
+/// deployed.
+const CALLBACKS: [(&str, &str); 3] =
+    [("billing", "onboarding"), ("devices", "telemetry"), ("sites", "onboarding")];
 
 /// Returns the logical id of a nested stack: `billing` becomes `Billing`.
 fn nested(service: &str) -> String {

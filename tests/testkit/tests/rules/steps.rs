@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use contracts::{
-    OnboardingFailure, OperatorId, SagaContext, SiteId,
+    Event, OnboardingFailure, OperatorId, SagaContext, SiteId,
+    events::SensorChanged,
     saga::{COMPENSATE, STEPS, SagaStep, TeardownInput, undo_order},
 };
 use serde_json::{Value, json};
@@ -108,6 +109,7 @@ pub fn project_site_gets_the_events(subject: &Subject) -> Violations {
         .iter()
         .filter(|step| !step.is_of_site())
         .flat_map(|step| step.events().map(|(event, _)| event))
+        .chain([SensorChanged::TYPE])
         .collect();
     let function = "ProjectSiteFunction";
     let events = &subject.template.properties(function)["Events"];
@@ -118,7 +120,7 @@ pub fn project_site_gets_the_events(subject: &Subject) -> Violations {
         violations.check(false, function, format!("does not get {event}"));
     }
     for event in received.difference(&expected) {
-        violations.check(false, function, format!("gets {event}, which is not an event of a step"));
+        violations.check(false, function, format!("gets {event}, which is no event of a step and no change of a sensor"));
     }
     violations
 }

@@ -248,8 +248,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "project-site receives the events of all steps and no others",
-        why: "GET /sites/{siteId} would not show the status of a step",
+        name: "project-site receives the events of all steps, changes of sensors, and no others",
+        why: "GET /sites/{siteId} would not show the status of a step, or a changed sensor",
         check: steps::project_site_gets_the_events,
         except: &[],
         breaks: &[

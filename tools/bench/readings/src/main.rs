@@ -30,7 +30,8 @@ use surfrad::Day;
 use telemetry::{
     hold::Hold,
     register::Register,
-    store_readings::{StoreReadings, rows},
+    series_store::{Received, SeriesStore, rows},
+    store_readings::StoreReadings,
 };
 
 /// The metrics with complete data on that day, except three.
@@ -122,7 +123,10 @@ async fn build(batch: &RawValue) -> Result<()> {
     let response = stream::consume(batch, deadline, async |record| {
         let now = Timestamp::now();
         let sent = stream::bundle(record, now).map_err(|error| error.to_string())?;
-        for (sensor, _, row) in rows(&sent.bundle, now) {
+        let arrival = record.arrival();
+        let received =
+            Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
+        for (sensor, _, row) in rows(received) {
             let item: dynamo::Item =
                 serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;
             black_box((sensor, item));
@@ -141,10 +145,12 @@ async fn store(
     repeats: u32,
 ) -> Result<()> {
     let config = dynamo::config(sites);
-    let readings = store::Table::new(aws_sdk_dynamodb::Client::new(&config), "readings");
+    let client = aws_sdk_dynamodb::Client::new(&config);
+    let readings = store::Table::new(client.clone(), "readings");
+    let outbox = store::Outbox::new(store::Table::new(client, "events"));
     let step = StoreReadings {
         register: Register::new(readings.clone(), Duration::from_hours(1)),
-        readings,
+        series: SeriesStore { readings, outbox },
         hold: Hold {
             queues: aws_sdk_sqs::Client::new(&config),
             url: "http://localhost/hold".to_owned(),

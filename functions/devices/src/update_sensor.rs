@@ -1,0 +1,179 @@
+//! `PATCH /sensors/{sensorId}`: changes the metadata of a sensor, by a JSON merge patch.
+
+use audit::{Action, Entry, Trail};
+use contracts::{
+    OnboardingId, SagaContext, Sensor, SensorId, SensorsId, SiteId, Timestamp,
+    events::SensorChanged,
+    input::{FieldError, from_json},
+    sensor::{SensorChange, SensorChangeRule},
+};
+use lambda::http::{self, Caller, Problem, Request, Response};
+use serde::Serialize;
+use store::{Commit, NewEvent, Outbox, StoreError, Table, Transaction};
+
+use crate::{DevicesError, Sensors, SensorsRow};
+
+/// The maximum size of the request body, in bytes.
+const MAX_BODY_BYTES: usize = 16 * 1024;
+/// The maximum number of attempts to change a row that other requests change at the same time.
+const MAX_ATTEMPTS: usize = 5;
+
+/// The dependencies of the function `update-sensor`.
+#[derive(Debug)]
+pub struct UpdateSensor {
+    /// The devices table.
+    pub devices: Table,
+    /// The readings table of telemetry, which contains the register of sensors.
+    pub readings: Table,
+    /// The outbox for `SensorChanged`.
+    pub outbox: Outbox,
+    /// The audit trail.
+    pub trail: Trail,
+}
+
+/// The response body.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reply {
+    site_id: SiteId,
+    #[serde(flatten)]
+    sensor: Sensor,
+}
+
+/// What a request does to the row of the site's sensors.
+#[derive(Debug, PartialEq)]
+enum Decision {
+    /// The sensor already is as the change wants it.
+    Unchanged(Sensor),
+    /// The row and the sensor after the change.
+    Change { row: SensorsRow, sensor: Sensor },
+}
+
+/// Decides what the change does to the row.
+///
+/// Returns 409 for retired sensors, 404 if the site does not have the sensor, and 400 if the metadata would exceed a limit.
+fn decide(
+    row: &SensorsRow,
+    sensor_id: SensorId,
+    change: &SensorChange,
+    now: Timestamp,
+) -> Result<Decision, Problem> {
+    let Sensors::Provisioned { sensors } = &row.state else {
+        let detail = "The sensors of the site were retired. They can't be changed.";
+        return Err(Problem::conflict("decommissioned", detail));
+    };
+    let index = sensors.iter().position(|sensor| sensor.sensor_id == sensor_id);
+    let index = index.ok_or_else(|| not_found(sensor_id))?;
+    let before = &sensors[index];
+    let metadata = change.applied_to(before.metadata.clone(), now).map_err(Problem::invalid)?;
+    if metadata == before.metadata {
+        return Ok(Decision::Unchanged(before.clone()));
+    }
+    let sensor = Sensor { metadata, ..before.clone() };
+    let mut sensors = sensors.clone();
+    sensors[index] = sensor.clone();
+    let state = Sensors::Provisioned { sensors };
+    let row = SensorsRow { saga: row.saga, state, sequence: row.sequence + 1, at: now };
+    Ok(Decision::Change { row, sensor })
+}
+
+impl UpdateSensor {
+    /// Changes the sensor and returns 200 with it. A patch that changes nothing writes nothing, so a repeated request has no
+    /// second effect.
+    ///
+    /// Each change is an event `SensorChanged` and an entry of the audit trail, in the transaction of the row. If another
+    /// request changes a sensor of the site at the same time, the patch is applied to the sensor as it is then.
+    ///
+    /// Returns 400 for an invalid patch, 403 if the caller may not change sensors, 404 for an unknown sensor and for one of
+    /// another operator, and 409 for a retired sensor.
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
+        caller.require(caller.scope.may_write())?;
+        http::reject_query(request)?;
+        let sensor_id = sensor_id(request)?;
+        let change = from_json(http::body(request, MAX_BODY_BYTES)?, &SensorChangeRule);
+        let change = change.map_err(Problem::invalid)?;
+        let row = self.row(sensor_id).await.map_err(|error| Problem::from_fault(&error))?;
+        let row = row.filter(|row| row.saga.operator_id == caller.operator);
+        let mut row = row.ok_or_else(|| not_found(sensor_id))?;
+        let sensors_id = SensorsId::from_onboarding(row.saga.onboarding_id);
+        for _ in 0..MAX_ATTEMPTS {
+            let site_id = row.saga.site_id;
+            match decide(&row, sensor_id, &change, now)? {
+                Decision::Unchanged(sensor) => {
+                    return Response::new(200, &Reply { site_id, sensor });
+                }
+                Decision::Change { row: after, sensor } => {
+                    let commit = self.commit(caller, row.sequence, &after, &sensor, now).await;
+                    match commit.map_err(|error| Problem::from_fault(&error))? {
+                        Commit::Done => return Response::new(200, &Reply { site_id, sensor }),
+                        Commit::Refused(refused) => {
+                            let newer = refused.row(&SensorsRow::key(sensors_id));
+                            let newer = newer.map_err(|error| Problem::from_fault(&error))?;
+                            row = newer.ok_or_else(|| busy(sensors_id))?;
+                        }
+                    }
+                }
+            }
+        }
+        Err(busy(sensors_id))
+    }
+
+    /// Reads the row of the sensors of the sensor's site.
+    async fn row(&self, sensor: SensorId) -> Result<Option<SensorsRow>, StoreError> {
+        let Some(site) = series::register::site_of(&self.readings, sensor).await? else {
+            return Ok(None);
+        };
+        let sensors_id = SensorsId::from_onboarding(OnboardingId::from_site(site));
+        self.devices.get(&SensorsRow::key(sensors_id)).await
+    }
+
+    /// Commits the row, the event and the entry of the audit trail, if the row still has this sequence.
+    async fn commit(
+        &self,
+        caller: &Caller,
+        sequence: u64,
+        after: &SensorsRow,
+        sensor: &Sensor,
+        now: Timestamp,
+    ) -> Result<Commit, StoreError> {
+        let SagaContext { operator_id, site_id, onboarding_id, .. } = after.saga;
+        let sensors_id = SensorsId::from_onboarding(onboarding_id);
+        // The cause of the event is a person, not the event that started the saga.
+        let saga = SagaContext::for_site(operator_id, site_id, None);
+        let event = SensorChanged { site_id, sensor: sensor.clone() };
+        let entry = Entry {
+            operator_id: caller.operator,
+            actor: caller.actor.clone(),
+            action: Action::UpdateSensor,
+            target: sensor.sensor_id.to_string(),
+            details: Some(format!("site {site_id}")),
+        };
+        let transaction = Transaction::on(&self.devices)
+            .put_if_sequence(&self.devices, &SensorsRow::key(sensors_id), after, sequence)
+            .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, after.sequence, now, event));
+        self.trail.add(transaction, &entry, now).commit().await
+    }
+}
+
+/// Parses the sensor's id in the path.
+fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
+    let text = request.path_parameters.get("sensorId").map_or("", String::as_str);
+    text.parse().map_err(|_| {
+        let message = format!("is {text:?}; give a UUID that GET /sites/{{siteId}} lists");
+        Problem::invalid(vec![FieldError::new("path sensorId", message)])
+    })
+}
+
+fn not_found(sensor: SensorId) -> Problem {
+    let detail = format!("There is no sensor {sensor}. GET /sites/{{siteId}} lists the sensors.");
+    Problem::not_found(detail)
+}
+
+fn busy(sensors: SensorsId) -> Problem {
+    Problem::from_fault(&DevicesError::Busy(sensors))
+}
