@@ -1,7 +1,7 @@
 //! Who may do what: each kind of caller and each bad credential on each route of the deployed stack, and two operators
 //! that must not see each other's data.
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use base64::{
@@ -549,4 +549,42 @@ async fn a_path_or_a_method_that_no_route_has_is_never_a_415() -> Result<()> {
         assert_eq!(response.body["status"], expected, "{response}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn the_keys_of_a_suspended_operator_are_refused_until_it_is_active_again() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let name = unique();
+    let body = json!({ "name": name, "plan": "standard" }).to_string();
+    let created = stack.call(Call::new(Method::POST, "/operators").key(&name).text(body)).await?;
+    let id = text(&created.body, "operatorId")?;
+    let path = format!("/operators/{id}");
+    let key_of_operator = json!({ "name": name, "scope": "read", "operatorId": id });
+    // Nothing has cached the operator before the first use of its key.
+    let key = text(&create_key(&stack, None, key_of_operator.clone()).await?, "key")?;
+    let suspended = stack.call(Call::patch(&path, r#"{"status": "SUSPENDED"}"#)).await?;
+    assert_eq!((suspended.status, &suspended.body["status"]), (200, &json!("SUSPENDED")));
+    let refused = stack.call(Call::get("/sites").bearing(&key)).await?;
+    assert_eq!(refused.status, 401, "{refused}");
+    let call = Call::new(Method::POST, "/keys").key(&unique()).text(key_of_operator.to_string());
+    let refused = stack.call(call).await?;
+    assert_eq!(refused.status, 409, "{refused}");
+
+    let body = r#"{"status": "ACTIVE", "plan": "professional"}"#;
+    let active = stack.call(Call::patch(&path, body)).await?;
+    assert_eq!((active.status, &active.body["plan"]), (200, &json!("professional")));
+    let audit = stack.call(Call::get(format!("/audit?operatorId={id}&limit=2"))).await?;
+    let details: Vec<_> =
+        audit.body["entries"].as_array().into_iter().flatten().map(|it| &it["details"]).collect();
+    let expected = [
+        json!("plan standard to professional, status SUSPENDED to ACTIVE"),
+        json!("status ACTIVE to SUSPENDED"),
+    ];
+    assert_eq!(details, expected.iter().collect::<Vec<_>>());
+    // The refusal and the status are cached, each for a minute.
+    until("the key to be accepted", Duration::from_mins(3), async || {
+        let response = stack.call(Call::get("/sites").bearing(&key)).await?;
+        Ok(if response.status == 200 { Poll::Ready(()) } else { Poll::Pending(response) })
+    })
+    .await
 }

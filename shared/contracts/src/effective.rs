@@ -12,6 +12,20 @@ pub enum Values {
     Calibrated,
 }
 
+impl Values {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Raw, Self::Calibrated];
+
+    /// Returns the name that queries use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Calibrated => "calibrated",
+        }
+    }
+}
+
 impl Sensor {
     /// Returns the sample with the sensor's metadata of its time: a value that means "no data" becomes missing, and any
     /// other value is calibrated if calibrated values are used. The flag stays.

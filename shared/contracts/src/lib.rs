@@ -25,6 +25,7 @@ pub mod readings;
 pub mod replay;
 pub mod saga;
 pub mod sample;
+mod sample_time;
 pub mod sensor;
 mod site;
 pub mod site_patch;

@@ -17,6 +17,7 @@ use crate::{
         self, Flag, MAX_QUALIFIERS, MAX_SERIES_QUALIFIERS, NO_VALUE_TEXTS, QualifiedSample,
         Qualifier, Qualifiers, Sample, SampleList,
     },
+    sample_time::{self, InvalidTime},
     text,
 };
 
@@ -38,6 +39,7 @@ pub const MAX_REVISION: u32 = 1_000_000;
 /// The maximum length of the reason of a revision, in characters.
 pub const MAX_REASON: usize = 500;
 const MAX_BUNDLE_ID: usize = 64;
+const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// The data logger's id of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -179,6 +181,7 @@ pub struct Series {
     pub sensor_id: SensorId,
     /// The range that this revision replaces: samples of smaller revisions in it vanish. Only allowed if the revision is
     /// greater than 1.
+    #[schemars(with = "TimeRange")]
     pub replaces: Option<TimeRange>,
     /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
     /// range.
@@ -194,8 +197,12 @@ pub struct Series {
 #[serde(deny_unknown_fields)]
 pub struct TimeRange {
     /// The start, inclusive.
+    #[serde(deserialize_with = "sample_time::deserialize")]
+    #[schemars(schema_with = "sample_time::schema")]
     pub from: Timestamp,
     /// The end, exclusive.
+    #[serde(deserialize_with = "sample_time::deserialize")]
+    #[schemars(schema_with = "sample_time::schema")]
     pub to: Timestamp,
 }
 
@@ -322,18 +329,37 @@ impl Bundle {
     }
 
     /// Reads a bundle from JSON text. The error lists all problems.
-    pub fn read(json: &str, now: Timestamp) -> Result<Self, Vec<FieldError>> {
+    pub fn read(json: &str, limits: impl Into<TimeLimits>) -> Result<Self, Vec<FieldError>> {
+        let GoodSeries { bundle, refused } = Self::read_good_series(json, limits)?;
+        if refused.is_empty() { Ok(bundle) } else { Err(refused) }
+    }
+
+    /// Reads the good series of a bundle from JSON text. The error lists all problems of a bundle that has no good
+    /// series, or that can't be accepted as a whole.
+    pub fn read_good_series(
+        json: &str,
+        limits: impl Into<TimeLimits>,
+    ) -> Result<GoodSeries, Vec<FieldError>> {
+        let limits = limits.into();
         // Most bundles are valid, and serde reads those several times as fast as the rules do.
         if let Ok(bundle) = serde_json::from_str::<Self>(json)
-            && bundle.check(now).is_ok()
+            && bundle.check(limits).is_ok()
+            && !(bundle.has_zero() && input::has_too_small_number(json))
         {
-            return Ok(bundle);
+            return Ok(GoodSeries { bundle, refused: Vec::new() });
         }
-        input::from_json(json, &BundleRule { newest: newest(now) })
+        input::from_json(json, &BundleRule { limits })
+    }
+
+    /// Returns whether a value is 0. serde also reads a number as 0 that is too close to 0.
+    fn has_zero(&self) -> bool {
+        let mut samples = self.series.iter().flat_map(|series| &series.samples);
+        samples.any(|sample| sample.value == Some(0.0))
     }
 
     /// Checks everything that the types do not guarantee.
-    pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
+    pub fn check(&self, limits: impl Into<TimeLimits>) -> Result<(), Vec<FieldError>> {
+        let limits = limits.into().of(self.origin);
         let mut problems = Problems::default();
         check_revision(self.revision, self.reason.as_deref(), &mut problems);
         let count = self.series.len();
@@ -341,14 +367,14 @@ impl Bundle {
             let message = format!("has {count} entries; give 1 to {MAX_SERIES}");
             problems.add_as(Reason::WrongCount, "series", message);
         }
-        check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
+        check_sensors(self.series.iter().map(|series| series.sensor_id), &mut problems);
         for (index, series) in self.series.iter().enumerate() {
             let at = |name: &str| format!("series[{index}].{name}");
             check_replaces(series.replaces, self.revision, || at("replaces"), &mut problems);
             let count = series.samples.len();
             check_count(count, series.replaces, || at("samples"), &mut problems);
             let samples = series.samples.iter().map(|sample| Some(*sample));
-            check_samples(samples, newest(now), || at("samples"), &mut problems);
+            check_samples(samples, limits, || at("samples"), &mut problems);
             check_qualifiers(&series.qualifiers, || at("samples"), &mut problems);
         }
         problems.or(Some(()))
@@ -361,9 +387,54 @@ impl Bundle {
     }
 }
 
-/// Returns the latest accepted time of a sample, in milliseconds since the Unix epoch.
-fn newest(now: Timestamp) -> i64 {
-    now.millis().saturating_add(MAX_AHEAD_MILLIS)
+/// The good series of a bundle, and the problems of the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GoodSeries {
+    /// The bundle with its good series, at least one.
+    pub bundle: Bundle,
+    /// The problems of the other series. Their paths are those in the bundle that was read.
+    pub refused: Vec<FieldError>,
+}
+
+/// The times that samples may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimits {
+    now: Timestamp,
+    /// The earliest time in milliseconds since the Unix epoch, and the maximum age in days that it follows from.
+    oldest: Option<(i64, u32)>,
+}
+
+impl TimeLimits {
+    /// Creates the limits for a bundle that arrived at this time. Live samples may be `max_age_days` old at the arrival,
+    /// and be [`MAX_AHEAD_MILLIS`] ahead of `now`.
+    #[must_use]
+    pub fn new(now: Timestamp, arrival: Timestamp, max_age_days: u32) -> Self {
+        let oldest = arrival.plus_millis(-i64::from(max_age_days) * DAY_MILLIS);
+        Self { now, oldest: Some((oldest.millis(), max_age_days)) }
+    }
+
+    /// Returns the limits of a bundle of this origin. An import may be of any age.
+    fn of(self, origin: Origin) -> Self {
+        match origin {
+            Origin::Live => self,
+            Origin::Import => Self { oldest: None, ..self },
+        }
+    }
+
+    fn oldest_millis(self) -> i64 {
+        self.oldest.map_or(MIN_SAMPLE_MILLIS, |(oldest, _)| oldest.max(MIN_SAMPLE_MILLIS))
+    }
+
+    fn newest_millis(self) -> i64 {
+        self.now.millis().saturating_add(MAX_AHEAD_MILLIS)
+    }
+}
+
+impl From<Timestamp> for TimeLimits {
+    /// Creates the limits without a maximum age.
+    fn from(now: Timestamp) -> Self {
+        Self { now, oldest: None }
+    }
 }
 
 /// Checks that a revision has a reason, and that only a revision has one.
@@ -417,32 +488,38 @@ fn check_count(
     }
 }
 
-/// Checks that each sensor occurs once. A sensor is `None` if it could not be read.
-fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut Problems) {
+/// Checks that each sensor occurs once.
+fn check_sensors(sensors: impl Iterator<Item = SensorId>, problems: &mut Problems) {
     let mut seen = HashSet::with_capacity(sensors.size_hint().0);
     for (index, sensor) in sensors.enumerate() {
-        if let Some(sensor) = sensor
-            && !seen.insert(sensor)
-        {
-            let message = format!("{sensor} is a duplicate; give each sensor once");
-            problems.add_as(Reason::Duplicate, format!("series[{index}].sensorId"), message);
+        if !seen.insert(sensor) {
+            problems.add_as(Reason::Duplicate, sensor_path(index), duplicate(sensor));
         }
     }
+}
+
+fn sensor_path(index: usize) -> String {
+    format!("series[{index}].sensorId")
+}
+
+fn duplicate(sensor: SensorId) -> String {
+    format!("{sensor} is a duplicate; give each sensor once")
 }
 
 /// Checks that times are in order and in range, and that values are finite. A sample is `None` if it could not be
 /// read.
 fn check_samples(
     samples: impl Iterator<Item = Option<Sample>>,
-    newest: i64,
+    limits: TimeLimits,
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let mut previous = MIN_SAMPLE_MILLIS - 1;
+    let (oldest, newest) = (limits.oldest_millis(), limits.newest_millis());
+    let mut previous = i64::MIN;
     for (index, sample) in samples.enumerate() {
         let Some(Sample { at: time, value, .. }) = sample else { continue };
         let millis = time.millis();
-        let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > previous;
+        let in_time = (oldest..=newest).contains(&millis) && millis > previous;
         let is_finite = value.is_none_or(f64::is_finite);
         if in_time && is_finite {
             previous = millis;
@@ -452,8 +529,15 @@ fn check_samples(
         if millis < MIN_SAMPLE_MILLIS {
             let message = format!("{time} is before 1970; set the clock");
             problems.add_as(Reason::ClockNotSet, at.as_str(), message);
+        } else if let Some((oldest, days)) = limits.oldest
+            && millis < oldest
+        {
+            let message = format!(
+                "{time} is more than {days} days ago; set the clock, or give the bundle the origin \"import\""
+            );
+            problems.add_as(Reason::ClockNotSet, at.as_str(), message);
         } else if millis > newest {
-            let now = Timestamp::from_millis(newest - MAX_AHEAD_MILLIS);
+            let now = limits.now;
             let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
             problems.add_as(Reason::ClockAhead, at.as_str(), message);
         } else if millis <= previous {
@@ -490,9 +574,9 @@ fn check_qualifiers(qualifiers: &Qualifiers, at: impl Fn() -> String, problems: 
 const REVISION: WholeNumber = WholeNumber { min: FIRST_REVISION, max: MAX_REVISION };
 const REASON: Text = Text { purpose: Purpose::Name, max: MAX_REASON };
 
-/// The rule of a bundle, with the latest accepted time of a sample.
+/// The rule of a bundle with at least one good series.
 struct BundleRule {
-    newest: i64,
+    limits: TimeLimits,
 }
 
 impl BundleRule {
@@ -504,13 +588,13 @@ impl BundleRule {
 }
 
 impl FieldRule for BundleRule {
-    type Value = Bundle;
+    type Value = GoodSeries;
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Bundle> {
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<GoodSeries> {
         let fields = Fields::parse(value, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
@@ -518,20 +602,53 @@ impl FieldRule for BundleRule {
         let reason = fields.optional("reason", &REASON, problems);
         check_revision(revision, reason.as_deref(), problems);
         let origin = fields.optional("origin", &Self::ORIGIN, problems).unwrap_or_default();
-        let item = SeriesRule { newest: self.newest, revision };
-        let series = List { max: MAX_SERIES, what: "series", item };
+        let item = SeriesRule { limits: self.limits.of(origin), revision };
+        let series = List { max: MAX_SERIES, what: "series", item: Separate(item) };
         let series = fields.required("series", &series, problems)?;
-        let sensors = series.iter().map(|series| series.as_ref().and_then(|(sensor, _)| *sensor));
-        check_sensors(sensors, problems);
-        let series = series.into_iter().map(|series| series?.1);
-        let (bundle_id, site_id) = (bundle_id?, site_id?);
-        let series = series.collect::<Option<_>>()?;
-        Some(Bundle { bundle_id, site_id, revision, reason, origin, series })
+        let (mut good, mut refused) = (Vec::new(), Problems::default());
+        let mut sensors = HashSet::new();
+        for (index, (read, mut own)) in series.into_iter().flatten().enumerate() {
+            let (sensor, series) = read.unwrap_or_default();
+            if let Some(sensor) = sensor
+                && !sensors.insert(sensor)
+            {
+                own.add_as(Reason::Duplicate, sensor_path(index), duplicate(sensor));
+            }
+            match own.or(series) {
+                Ok(series) => good.push(series),
+                Err(errors) => refused.extend(errors),
+            }
+        }
+        let refused = refused.or(None::<Bundle>).err().unwrap_or_default();
+        if good.is_empty() || !problems.is_empty() {
+            problems.extend(refused);
+            return None;
+        }
+        let mut bundle = Bundle::new(bundle_id?, site_id?, good);
+        (bundle.revision, bundle.reason, bundle.origin) = (revision, reason, origin);
+        Some(GoodSeries { bundle, refused })
+    }
+}
+
+/// The rule of an entry of a list whose problems are kept apart from those of the other entries.
+struct Separate<R>(R);
+
+impl<R: FieldRule> FieldRule for Separate<R> {
+    type Value = (Option<R::Value>, Problems);
+
+    fn expected(&self) -> String {
+        self.0.expected()
+    }
+
+    fn read(&self, value: &JsonValue, at: &str, _: &mut Problems) -> Option<Self::Value> {
+        let mut problems = Problems::default();
+        let read = self.0.read(value, at, &mut problems);
+        Some((read, problems))
     }
 }
 
 struct SeriesRule {
-    newest: i64,
+    limits: TimeLimits,
     revision: u32,
 }
 
@@ -558,7 +675,7 @@ impl FieldRule for SeriesRule {
         let at = || fields.path("samples");
         check_count(read.len(), replaces, at, problems);
         let samples = read.iter().map(|entry| entry.as_ref().map(|entry| entry.sample));
-        check_samples(samples, self.newest, at, problems);
+        check_samples(samples, self.limits, at, problems);
         let (mut samples, mut qualifiers) = (Vec::with_capacity(read.len()), Qualifiers::default());
         let complete = read.len();
         for entry in read.into_iter().flatten() {
@@ -584,8 +701,8 @@ impl FieldRule for RangeRule {
 
     fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<TimeRange> {
         let fields = Fields::parse(value, at, &["from", "to"], problems)?;
-        let from = fields.required("from", &SampleRule::TIME, problems);
-        let to = fields.required("to", &SampleRule::TIME, problems);
+        let from = fields.required("from", &TimeRule, problems);
+        let to = fields.required("to", &TimeRule, problems);
         Some(TimeRange { from: from?, to: to? })
     }
 }
@@ -611,10 +728,30 @@ impl FieldRule for SamplesRule {
     }
 }
 
+/// The rule of the time of a sample.
+struct TimeRule;
+
+impl FieldRule for TimeRule {
+    type Value = Timestamp;
+
+    fn expected(&self) -> String {
+        "an RFC 3339 time such as 2026-01-01T00:00:00Z".to_owned()
+    }
+
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Timestamp> {
+        let text = value.string(at, &self.expected(), problems)?;
+        let time = sample_time::parse(text);
+        time.map_err(|error| {
+            let separator = if error == InvalidTime::NotATime { ";" } else { "," };
+            problems.add(at, format!("is {}{separator} {error}", input::quoted(text)));
+        })
+        .ok()
+    }
+}
+
 struct SampleRule;
 
 impl SampleRule {
-    const TIME: Parsed<Timestamp> = Parsed::new("an RFC 3339 time such as 2026-01-01T00:00:00Z");
     const QUALIFIER: Parsed<Qualifier> =
         Parsed::new("1 to 40 printable ASCII characters without quotes and backslashes");
 
@@ -695,7 +832,7 @@ impl FieldRule for SampleRule {
             return None;
         }
         let entry = |index: usize| format!("{at}[{index}]");
-        let time = Self::TIME.read(time, &entry(0), problems);
+        let time = TimeRule.read(time, &entry(0), problems);
         let value = Self::value(value, &entry(1), problems);
         let flag = Self::flag(optional.first(), &entry(2), problems);
         let qualifiers = Self::qualifiers(optional.get(1), &entry(3), problems);
@@ -709,7 +846,7 @@ impl FieldRule for SampleRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{OnboardingId, OperatorId};
+    use crate::{OnboardingId, OperatorId, sample::Quality};
 
     fn site() -> SiteId {
         SiteId::registered(OperatorId::DEFAULT, "", "readings")
@@ -764,6 +901,196 @@ mod tests {
         let mut infinite = bundle(vec![(0, &["2026-01-01T11:00:00Z"])]);
         infinite.series[0].samples[0].value = Some(f64::INFINITY);
         assert!(infinite.check(now).is_err());
+    }
+
+    /// Returns a bundle as JSON with a series for each of these lists of samples.
+    fn json(members: &str, series: &[&str]) -> String {
+        let series = series.iter().enumerate().map(|(index, samples)| {
+            format!(r#"{{ "sensorId": "{}", "samples": [{samples}] }}"#, sensor(index))
+        });
+        let series = series.collect::<Vec<_>>().join(", ");
+        format!(
+            r#"{{ "bundleId": "b-1", "siteId": "{}", {members} "series": [{series}] }}"#,
+            site()
+        )
+    }
+
+    const NOW: &str = "2026-11-28T00:00:00Z";
+
+    fn read(json: &str) -> Result<GoodSeries, String> {
+        let limits = TimeLimits::new(at(NOW), at(NOW), 400);
+        Bundle::read_good_series(json, limits).map_err(|errors| input::join_errors(&errors))
+    }
+
+    /// Returns the reason and the message of the only problem of a bundle with these samples.
+    fn problem(samples: &str) -> (Reason, String) {
+        let errors =
+            Bundle::read_good_series(&json("", &[samples]), TimeLimits::new(at(NOW), at(NOW), 400));
+        let [error] = &errors.expect_err(samples)[..] else { panic!("not one problem: {samples}") };
+        (error.reason, error.to_string())
+    }
+
+    #[test]
+    fn samples_have_flags_qualifiers_or_no_value() {
+        let samples = r#"["2026-11-27T12:00:00Z", 5, 1], ["2026-11-27T12:01:00Z", null, 9],
+            ["2026-11-27T12:02:00Z", 1400, 4, []], ["2026-11-27T12:03:00Z", 600.0, 3.0, ["<"]],
+            ["2026-11-27T12:04:00Z", -0.0]"#;
+        let text = json("", &[samples]);
+        // 3.0 is a whole number, but serde does not read it as a flag. So both readers are compared.
+        let fast: Bundle = serde_json::from_str(&text.replace("3.0", "3")).expect("a bundle");
+        let read = read(&text).expect("a bundle");
+        assert_eq!((&read.bundle, read.refused.len()), (&fast, 0));
+        let series = &fast.series[0];
+        let counted = series.samples.iter().map(|sample| sample.counted(Quality::Usable));
+        let usable = [Some(5.0), None, None, Some(600.0), Some(0.0)];
+        assert_eq!(counted.collect::<Vec<_>>(), usable);
+        assert!(series.samples[4].value.is_some_and(f64::is_sign_positive));
+        assert_eq!(series.qualifiers.of(3)[0].as_str(), "<");
+        let written = serde_json::to_string(&fast).expect("JSON");
+        assert!(
+            written.contains(r#"600.0,3,["<"]],["2026-11-27T12:04:00.000Z",0.0]]"#),
+            "{written}"
+        );
+        assert_eq!(Bundle::read(&written, at(NOW)), Ok(fast));
+    }
+
+    #[test]
+    fn a_bad_sample_is_named_with_its_reason() {
+        for (samples, reason, expected) in [
+            (
+                r#"["2026-11-27T12:00:00Z", 1e-400]"#,
+                Reason::InvalidValue,
+                "[1]: is a number that is too close to 0",
+            ),
+            (
+                r#"["2026-11-27T12:00:00Z", -1e400]"#,
+                Reason::InvalidValue,
+                "[1]: is a number that is too large",
+            ),
+            (
+                r#"["2026-11-27T12:00:00Z", -9999.9, 9]"#,
+                Reason::InvalidValue,
+                "[2]: is 9 (missing), but there is a value",
+            ),
+            (
+                r#"["2026-11-27T12:00:00Z", null, 4]"#,
+                Reason::InvalidValue,
+                "[2]: is not 9 (missing)",
+            ),
+            (r#"["2026-11-27T12:00:00Z", 1, 5]"#, Reason::InvalidValue, "[2]: is not a flag"),
+            (
+                r#"["2026-11-27T12:00:00Z", "nan"]"#,
+                Reason::InvalidValue,
+                "[1]: is a string; give a number, or null",
+            ),
+            (r#"["2026-11-27T12:00:00Z", 1, 1, ["a\"b"]]"#, Reason::InvalidValue, "[3][0]: is "),
+            (
+                r#"["2026-11-27T23:59:60Z", 2]"#,
+                Reason::InvalidValue,
+                "[0]: is \"2026-11-27T23:59:60Z\", which is a leap second",
+            ),
+            (
+                r#"["2026-11-27T12:00:00.0001Z", 2]"#,
+                Reason::InvalidValue,
+                "[0]: is \"2026-11-27T12:00:00.0001Z\", which is more precise",
+            ),
+            (
+                r#"["2026-11-27T12:00:00", 2]"#,
+                Reason::InvalidValue,
+                "[0]: is \"2026-11-27T12:00:00\", which has no UTC offset",
+            ),
+            (
+                r#"["1970-01-01T00:00:03Z", 2]"#,
+                Reason::ClockNotSet,
+                ": 1970-01-01T00:00:03.000Z is more than 400 days ago",
+            ),
+            (
+                r#"["1969-12-31T23:59:59Z", 2]"#,
+                Reason::ClockNotSet,
+                ": 1969-12-31T23:59:59.000Z is before 1970",
+            ),
+            (
+                r#"["2026-11-28T00:15:00.001Z", 2]"#,
+                Reason::ClockAhead,
+                ": 2026-11-28T00:15:00.001Z is more than 15 minutes",
+            ),
+        ] {
+            let (actual, line) = problem(samples);
+            assert!(line.starts_with(&format!("series[0].samples[0]{expected}")), "{line}");
+            assert_eq!(actual, reason, "{line}");
+        }
+        // In one bundle, the second of these is refused like in a bundle of its own.
+        let twice = r#"["2026-11-27T23:59:59Z", 1], ["2026-11-27T23:59:60Z", 2]"#;
+        assert_eq!(problem(twice).0, Reason::InvalidValue);
+        let twice = r#"["2026-11-27T12:00:00.000Z", 1], ["2026-11-27T12:00:00.0005Z", 2]"#;
+        assert_eq!(problem(twice).0, Reason::InvalidValue);
+        assert!(read(&json("", &[r#"["2026-11-27T12:00:00Z", 0e-9]"#])).is_ok());
+    }
+
+    #[test]
+    fn the_good_series_of_a_bundle_are_read() {
+        let good = r#"["2026-11-27T12:00:00Z", 0.0]"#;
+        let bad = r#"["2026-11-27T12:00:00Z", 1e-400]"#;
+        let text = json("", &[good, bad, good, "", good]);
+        let text = text.replace(&sensor(4).to_string(), &sensor(0).to_string());
+        let GoodSeries { bundle, refused } = read(&text).expect("good series");
+        let sensors = bundle.series.iter().map(|series| series.sensor_id);
+        assert_eq!(sensors.collect::<Vec<_>>(), [sensor(0), sensor(2)]);
+        let fields: Vec<_> = refused.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["series[1].samples[0][1]", "series[3].samples", "series[4].sensorId"]);
+        assert_eq!(Bundle::read(&text, at(NOW)), Err(refused));
+
+        // A problem of the bundle, or no good series, refuses the bundle with all problems.
+        let errors = read(&json(r#""origin": "replay","#, &[good, bad])).expect_err("an origin");
+        assert!(errors.starts_with("origin: ") && errors.contains("series[1]"), "{errors}");
+        assert!(read(&json("", &[bad, bad])).is_err());
+    }
+
+    #[test]
+    fn only_a_revision_has_a_reason_and_replaces_a_range() {
+        let sample = r#"["2026-11-27T12:00:00Z", 1]"#;
+        let range = r#""replaces": { "from": "2026-11-27T10:00:00Z", "to": "2026-11-27T24:00:00Z" }, "samples""#;
+        for (members, replaces, problem) in [
+            ("", false, None),
+            (r#""revision": 2, "reason": "the clock was fast","#, false, None),
+            (r#""revision": 2, "reason": "the clock was fast","#, true, None),
+            (r#""revision": 2,"#, false, Some("reason: is missing")),
+            (r#""reason": "a","#, false, Some("reason: is only for revisions above 1")),
+            (r#""revision": 2, "reason": "","#, false, Some("reason: has 0 characters")),
+            (
+                r#""revision": 0,"#,
+                false,
+                Some("revision: is 0; give a whole number from 1 to 1000000"),
+            ),
+            ("", true, Some("series[0].replaces: is only for revisions above 1")),
+        ] {
+            let text = json(members, &[sample]);
+            let text = if replaces { text.replace(r#""samples""#, range) } else { text };
+            match (read(&text), problem) {
+                (Ok(read), None) => {
+                    let written = serde_json::to_string(&read.bundle).expect("JSON");
+                    assert_eq!(Bundle::read(&written, at(NOW)), Ok(read.bundle), "{text}");
+                }
+                (Err(errors), Some(problem)) => assert!(errors.starts_with(problem), "{errors}"),
+                (read, problem) => panic!("{text}: {read:?} is not {problem:?}"),
+            }
+        }
+        // A retraction has no samples.
+        let retraction = json(r#""revision": 2, "reason": "wrong sensor","#, &[""]);
+        assert!(read(&retraction).is_err());
+        let read = read(&retraction.replace(r#""samples""#, range)).expect("a retraction");
+        let replaces = read.bundle.series[0].replaces.expect("a range");
+        assert_eq!(replaces.to, at("2026-11-28T00:00:00Z"));
+        assert!(replaces.contains(replaces.from) && !replaces.contains(replaces.to));
+    }
+
+    #[test]
+    fn an_import_may_be_of_any_age_since_1970() {
+        let old = r#"["1970-01-01T00:00:03Z", 2]"#;
+        assert!(read(&json(r#""origin": "import","#, &[old])).is_ok());
+        let older = r#"["1969-12-31T00:00:00Z", 2]"#;
+        assert!(read(&json(r#""origin": "import","#, &[older])).is_err());
+        assert!(Bundle::read(&json("", &[old]), at(NOW)).is_ok(), "there is no maximum age");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{
     ser::SerializeSeq,
 };
 
-use crate::{Timestamp, number};
+use crate::{Timestamp, number, sample_time};
 
 /// The maximum number of qualifiers of a sample.
 pub const MAX_QUALIFIERS: usize = 8;
@@ -390,7 +390,7 @@ impl<'de> Deserialize<'de> for QualifiedSample {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
                 let too_short = |length| de::Error::invalid_length(length, &self);
-                let at = entries.next_element()?.ok_or_else(|| too_short(0))?;
+                let SentTime(at) = entries.next_element()?.ok_or_else(|| too_short(0))?;
                 let SentValue(value) = entries.next_element()?.ok_or_else(|| too_short(1))?;
                 let flag = entries.next_element()?;
                 let qualifiers: Option<Vec<_>> = entries.next_element()?;
@@ -445,6 +445,15 @@ pub(crate) fn deserialize_list<'de, D: Deserializer<'de>>(
     deserializer.deserialize_seq(Reader)
 }
 
+/// The time of a sample as it is sent.
+struct SentTime(Timestamp);
+
+impl<'de> Deserialize<'de> for SentTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        sample_time::deserialize(deserializer).map(Self)
+    }
+}
+
 /// A value as it is sent: a number, or what stands for a missing one.
 struct SentValue(Option<f64>);
 
@@ -490,26 +499,29 @@ impl<'de> Deserialize<'de> for SentValue {
     }
 }
 
-/// Returns the JSON Schema of a sample.
+/// Returns the JSON Schema of a sample: with a value, or without one.
 fn schema(generator: &mut SchemaGenerator) -> Schema {
-    let value = number::finite(generator);
-    let qualifier = generator.subschema_for::<Qualifier>();
-    let time = generator.subschema_for::<Timestamp>();
+    let time = sample_time::schema(generator);
+    let qualifier = Qualifier::json_schema(generator);
+    let qualifiers = json_schema!({
+        "type": "array", "items": qualifier, "minItems": 0, "maxItems": MAX_QUALIFIERS,
+    });
+    let flags = Flag::ALL.into_iter().filter(|flag| *flag != Flag::Missing).collect::<Vec<_>>();
+    let (value, no_value) = (number::finite(generator), [None].into_iter());
+    let no_value: Vec<_> = no_value.chain(NO_VALUE_TEXTS.map(Some)).collect();
     json_schema!({
         "description": "A sample: `[time, value]`, `[time, value, flag]` or `[time, value, flag, [qualifiers]]`.\n\n\
-            The time is when the sample was taken. It must be in 1970 or later and at most 15 minutes in the future. \
-            The value is in the unit of the sensor; null, \"NAN\", \"INF\" and \"-INF\" say that there is none.\n\n\
-            Flags: 1 pass, 2 not evaluated (the default), 3 suspect, 4 fail, 9 missing (if and only if there is no \
-            value).",
+            The time is when the sample was taken. It must be in 1970 or later, at most 15 minutes in the future, and \
+            not more precise than milliseconds. The value is in the unit of the sensor; null, \"NAN\", \"INF\" and \
+            \"-INF\" mean that there is none.\n\nFlags: 1 pass, 2 not evaluated (the default), 3 suspect, 4 fail, \
+            9 missing (if and only if there is no value).",
         "type": "array",
-        "prefixItems": [
-            time,
-            { "anyOf": [value, { "enum": [null, "NAN", "INF", "-INF"] }] },
-            { "enum": Flag::ALL },
-            { "type": "array", "items": qualifier, "minItems": 0, "maxItems": MAX_QUALIFIERS },
-        ],
         "minItems": 2,
         "maxItems": 4,
+        "oneOf": [
+            { "prefixItems": [time, value, { "enum": flags }, qualifiers] },
+            { "prefixItems": [time, { "enum": no_value }, { "enum": [Flag::Missing] }, qualifiers] },
+        ],
     })
 }
 

@@ -204,7 +204,7 @@ const BY_HAND: &[AllowedGrant] = &[
     other("telemetry", "LimitsTable", &[UPDATE], LIMITED),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
     // operators
-    own("operators", "OperatorsTable", &[GET, PUT]),
+    own("operators", "OperatorsTable", &[GET, PUT, UPDATE]),
     own("operators", "OperatorsTable/index/byCreation", &[QUERY]),
     own("operators", "KeysTable", &[GET, PUT, UPDATE]),
     own("operators", "AuditTable", &[PUT, QUERY]),
