@@ -1,4 +1,4 @@
-//! Simulates data loggers with right and wrong clocks, in thousands of runs. Each run is determined by its seed;
+//! Simulates data loggers with right and wrong clocks, in hundreds of runs. Each run is determined by its seed;
 //! `SEED=123 cargo test -p alerting --test live` repeats one.
 //!
 //! A run sends the readings of one sensor: in single bundles or in one that grows, once or again, in time or much later.
@@ -43,7 +43,7 @@ use testkit::{
 
 use support::{Alert, Change, ExpectedAlerts, alert_in};
 
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 300;
 
 const METRICS: [Metric; 1] = [Metric::AirTemperature];
 
@@ -412,9 +412,8 @@ fn every_live_crossing_is_one_alert() {
     }
     eprintln!("{total:?}");
     if all_seeds() {
-        let Counts { alerts, states, restarts, redeliveries, exact, late } = total;
-        assert!(alerts > 5_000 && states > 10_000, "{total:?}");
-        assert!(restarts > 1_000 && redeliveries > 1_000, "{total:?}");
-        assert!(exact > 900 && late > 0, "{total:?}");
+        let Counts { alerts, states, restarts, redeliveries, exact, .. } = total;
+        assert!(alerts > 1_000 && states > 2_000, "{total:?}");
+        assert!(restarts > 300 && redeliveries > 300 && exact > 200, "{total:?}");
     }
 }
