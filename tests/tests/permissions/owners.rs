@@ -201,6 +201,7 @@ const BY_HAND: &[AllowedGrant] = &[
     own("telemetry", "TelemetryFailures", &[SEND]),
     other("telemetry", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("telemetry", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
+    other("telemetry", "EventsTable", &[PUT], OUTBOX),
     other("telemetry", "LimitsTable", &[UPDATE], LIMITED),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
     // operators
