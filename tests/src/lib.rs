@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod log;
 pub mod meter;
 pub mod readings;
+pub mod sending;
 pub mod sites;
 pub mod stack;
 pub mod stripe;

@@ -304,8 +304,11 @@ impl Stack {
         while let Some(item) = items.next().await {
             rows.push(item?);
         }
-        let register_entry = AttributeValue::S("SENSOR".to_owned());
-        rows.retain(|row: &Item| row.get("row") != Some(&register_entry));
+        // The key of a row of samples begins with their first time. The others are SENSOR and REVISION/...
+        let begins_with_a_time = |key: &AttributeValue| {
+            key.as_s().is_ok_and(|key| key.starts_with(|first: char| first.is_ascii_digit()))
+        };
+        rows.retain(|row: &Item| row.get("row").is_some_and(begins_with_a_time));
         Ok(rows)
     }
 }

@@ -8,7 +8,7 @@ use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     names,
-    readings::{Bundle, Series},
+    readings::Bundle,
     sample::Sample,
 };
 use serde_json::{Value, json};
@@ -19,79 +19,12 @@ use tests::{
     data_logger::send,
     log,
     readings::{Bucket, first_day, gzip, second_day},
-    sites::{FORWARD, GOOD_CARD, Ids, registration},
+    sending::{Site, alerts, minutes, samples_of},
+    sites::FORWARD,
     wait::{Poll, TIMEOUT, until},
 };
-use uuid::Uuid;
 
 const MINUTE: i64 = 60_000;
-
-/// An active site whose sensors are registered with telemetry.
-struct Site {
-    ids: Ids,
-    sensors: Vec<SensorId>,
-}
-
-impl Site {
-    /// Onboards a site with a sensor for each metric. The first sensor has these limits.
-    async fn with_limits(
-        stack: &Stack,
-        what: &str,
-        metrics: &[Metric],
-        limits: &[(&str, f64)],
-    ) -> Result<Self> {
-        stack.deliver(metrics, 1).await?;
-        let name = format!("{what} {}", Uuid::new_v4().simple());
-        let mut registration = registration(&name, metrics, GOOD_CARD);
-        for (name, limit) in limits {
-            registration["sensors"][0][*name] = json!(limit);
-        }
-        let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
-        stack.wait_until_active(ids.site_id).await?;
-        let sensors = stack.sensors(ids.site_id).await?;
-        let sensors: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
-        stack.wait_for_sensors(sensors.iter().copied()).await?;
-        Ok(Self { ids, sensors })
-    }
-
-    async fn new(stack: &Stack, what: &str) -> Result<Self> {
-        Self::with_limits(stack, what, &[Metric::AirTemperature], &[]).await
-    }
-
-    fn key(&self) -> String {
-        self.ids.site_id.to_string()
-    }
-
-    /// Returns a bundle of the first sensor with one value a minute from the start.
-    fn bundle(&self, id: &str, start: &str, values: &[f64]) -> Result<Bundle> {
-        let samples = minutes(start.parse()?, values);
-        let series = vec![Series::new(self.sensors[0], samples)];
-        Ok(Bundle::new(id.parse()?, self.ids.site_id, series))
-    }
-
-    /// Waits until the first sensor has at least `count` samples, and returns all of them.
-    async fn samples(&self, stack: &Stack, count: usize) -> Result<Vec<Sample>> {
-        until(&format!("{count} samples"), TIMEOUT, async || {
-            let samples = stack.samples(self.sensors[0], "limit=10000").await?;
-            Ok(if samples.len() >= count {
-                Poll::Ready(samples)
-            } else {
-                Poll::Pending(samples.len())
-            })
-        })
-        .await
-    }
-}
-
-fn minutes(start: Timestamp, values: &[f64]) -> Vec<Sample> {
-    let at = |minute| start.plus_millis(minute * MINUTE);
-    (0..).map(at).zip(values).map(|(at, value)| Sample::new(at, *value)).collect()
-}
-
-/// Returns all samples of the first series of these bundles.
-fn samples_of(bundles: &[&Bundle]) -> Vec<Sample> {
-    bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect()
-}
 
 #[tokio::test]
 async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
@@ -108,8 +41,13 @@ async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     site.samples(&stack, values.len()).await?;
     let rows = stack.series_rows(site.sensors[0]).await?;
 
-    // Alone, and in a list with another bundle.
+    // Alone, with another zero, and in a list with another bundle.
     send(&stack, &[&first]).await?;
+    let text = serde_json::to_string(&first)?;
+    let other_zero = text.replace(",0.0]", ",-0.0]");
+    assert_ne!(other_zero, text);
+    let response = stack.call(Call::post_readings(other_zero)).await?;
+    assert_eq!(response.status, 202, "{response}");
     let list = serde_json::to_vec(&[&first, &second])?;
     let response = stack.call(Call::post_readings(list)).await?;
     assert_eq!(response.status, 202, "{response}");
@@ -360,23 +298,6 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
         "a record of the neighbour was stored"
     );
     Ok(())
-}
-
-/// Returns the alerts of a site from the bus, as type and data, in the order of their sequence.
-fn alerts(captured: &[Value], site: &Site) -> Vec<(String, Value)> {
-    let onboarding = site.ids.onboarding_id.to_string();
-    let kinds = [ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE];
-    let mut alerts: Vec<_> = captured
-        .iter()
-        .filter(|event| correlation(event) == onboarding)
-        .filter(|event| kinds.contains(&event["detail-type"].as_str().unwrap_or_default()))
-        .collect();
-    alerts.sort_by_key(|event| event["detail"]["metadata"]["sequence"].as_u64());
-    let type_and_data = |event: &Value| {
-        let kind = event["detail-type"].as_str().unwrap_or_default();
-        (kind.to_owned(), event["detail"]["data"].clone())
-    };
-    alerts.into_iter().map(type_and_data).collect()
 }
 
 #[tokio::test]
