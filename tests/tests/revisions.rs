@@ -360,9 +360,9 @@ async fn readings_that_come_before_their_sensor_is_registered_are_stored() -> Re
     let half = ("10:01:00", "10:02:00");
     let correction = revised(&bundle(4)?, 2, "A typing error.", half, corrected.clone())?;
     for bundle in [&bundle(2)?, &bundle(4)?, &correction, &correction] {
-        send(&stack, &[bundle]).await?;
+        stack.put_record(&site_id.to_string(), serde_json::to_vec(bundle)?).await?;
     }
-    // The records of a site are processed in order. When this one is quarantined, the others are on hold.
+    // Records with one key are processed in order. When this one is quarantined, the others are on hold.
     stack.put_record(&site_id.to_string(), b"no bundle".to_vec()).await?;
     stack.wait_for_quarantined(&site_id.to_string(), 1).await?;
 
