@@ -16,7 +16,7 @@ use crate::{
     Stack,
     api::{Call, Response},
     failures::Failure,
-    wait::{Poll, TIMEOUT, until},
+    wait::{FAILURE_TIMEOUT, Poll, TIMEOUT, until},
 };
 
 /// A sensor in the response of `GET /sites/{siteId}`.
@@ -255,7 +255,8 @@ impl Stack {
         key: &str,
         count: usize,
     ) -> Result<Vec<QuarantinedRecord>> {
-        until(&format!("{count} quarantined records of {key}"), TIMEOUT, async || {
+        let what = format!("{count} quarantined records of {key}");
+        until(&what, FAILURE_TIMEOUT, async || {
             let mut records = self.quarantine().await?;
             records.retain(|record| record.partition_key() == key);
             Ok(if records.len() >= count {
