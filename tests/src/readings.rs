@@ -6,7 +6,11 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::{primitives::Blob, types::PutRecordsRequestEntry};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Metric, SensorId, SiteId, Timestamp, names, sample::Sample};
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp, names,
+    readings::{BundleId, TimeRange},
+    sample::Sample,
+};
 use flate2::{Compression, write::GzEncoder};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
@@ -68,6 +72,31 @@ pub struct Bucket {
     /// The mean. `None` if no sample counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
+}
+
+/// A revision of a sensor's readings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Revision {
+    /// The bundle that has the revision.
+    pub bundle_id: BundleId,
+    /// The number, above 1.
+    pub revision: u32,
+    /// Why the readings were revised.
+    pub reason: String,
+    /// The range that it replaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<TimeRange>,
+    /// The time of its first sample. `None` without samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Timestamp>,
+    /// The end of the range of its samples, exclusive. `None` without samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Timestamp>,
+    /// The number of samples.
+    pub samples: usize,
+    /// When it arrived.
+    pub arrived_at: Timestamp,
 }
 
 /// The position of a record in the stream.
@@ -200,26 +229,32 @@ impl Stack {
 
     /// Returns a sensor's samples from all pages.
     pub async fn samples(&self, sensor: SensorId, query: &str) -> Result<Vec<Sample>> {
-        self.pages(sensor, query, "samples").await
+        self.pages(&format!("/sensors/{sensor}/readings"), query, "samples").await
     }
 
     /// Returns a sensor's hours or days from all pages.
     pub async fn buckets(&self, sensor: SensorId, query: &str) -> Result<Vec<Bucket>> {
-        self.pages(sensor, query, "buckets").await
+        self.pages(&format!("/sensors/{sensor}/readings"), query, "buckets").await
+    }
+
+    /// Returns the revisions of a sensor's readings from all pages.
+    pub async fn revisions(&self, sensor: SensorId, query: &str) -> Result<Vec<Revision>> {
+        self.pages(&format!("/sensors/{sensor}/revisions"), query, "revisions").await
     }
 
     async fn pages<T: for<'de> Deserialize<'de>>(
         &self,
-        sensor: SensorId,
+        path: &str,
         query: &str,
         member: &str,
     ) -> Result<Vec<T>> {
         let mut all = Vec::new();
         let mut page = query.to_owned();
         loop {
-            let Response { status, body, .. } = self.readings(sensor, &page).await?;
+            let call = Call::get(format!("{path}?{page}"));
+            let Response { status, body, .. } = self.call(call).await?;
             let Value::Array(entries) = &body[member] else {
-                bail!("the readings of {sensor} with {page} returned {status}: {body}");
+                bail!("GET {path}?{page} returned {status}: {body}");
             };
             for entry in entries {
                 all.push(serde_json::from_value(entry.clone())?);

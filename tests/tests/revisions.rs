@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use contracts::{
-    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
+    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId,
     events::{ReadingBreachedThreshold, ReadingsRevised},
     readings::{Bundle, Origin, Series, TimeRange},
     sample::{Flag, Sample},
@@ -54,26 +54,6 @@ async fn wait_for_samples(stack: &Stack, sensor: SensorId, expected: &[Sample]) 
         })
     })
     .await
-}
-
-/// Returns all revisions of a sensor, read page by page, without the times of their arrival.
-async fn revisions(stack: &Stack, sensor: SensorId) -> Result<Vec<Value>> {
-    let (mut all, mut next) = (Vec::new(), String::new());
-    loop {
-        let path = format!("/sensors/{sensor}/revisions?limit=1{next}");
-        let mut page = stack.call(Call::get(path)).await?;
-        assert_eq!((page.status, &page.body["sensorId"]), (200, &json!(sensor)), "{page}");
-        let listed = page.body["revisions"].as_array_mut().context("no list of revisions")?;
-        for mut revision in listed.drain(..) {
-            let revision_fields = revision.as_object_mut().context("a revision is no object")?;
-            assert!(revision_fields.remove("arrivedAt").is_some(), "{revision}");
-            all.push(revision);
-        }
-        match page.body["next"].as_str() {
-            Some(token) => next = format!("&next={token}"),
-            None => return Ok(all),
-        }
-    }
 }
 
 /// Returns the data of the events `ReadingsRevised` of a site, in the order of their sequence.
@@ -137,26 +117,17 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     send(&stack, &[&last]).await?;
     wait_for_samples(&stack, late_sensor, &all).await?;
 
-    let range = |from: &str, to: &str| {
-        anyhow::Ok(json!({
-            "from": first_day(from).parse::<Timestamp>()?, "to": first_day(to).parse::<Timestamp>()?,
-        }))
-    };
-    let expected = [
-        json!({
-            "bundleId": "hour", "revision": 2, "reason": reason, "samples": 60,
-            "replaces": range("10:00:00", "11:00:00")?,
-            "from": first_day("09:00:00.000"), "to": first_day("09:59:00.001"),
-        }),
-        json!({
-            "bundleId": "hour", "revision": 3, "reason": "The shield was open.", "samples": 0,
-            "replaces": range("09:30:00", "10:00:00")?,
-        }),
-    ];
-    assert_eq!(revisions(&stack, sensor).await?, expected);
-    let of_late: Vec<_> =
-        revisions(&stack, late_sensor).await?.iter().map(|it| it["revision"].clone()).collect();
-    assert_eq!(of_late, [2]);
+    let listed = stack.revisions(sensor, "limit=1").await?;
+    let [second, third] = &listed[..] else { bail!("{listed:?}") };
+    assert_eq!((&second.bundle_id, &second.reason), (&original.bundle_id, &reason.to_owned()));
+    assert_eq!((second.revision, second.samples), (2, 60));
+    assert_eq!(second.replaces, correction.series[0].replaces);
+    let (first, end) = (corrected[0].at, corrected[59].at.plus_millis(1));
+    assert_eq!((second.from, second.to), (Some(first), Some(end)));
+    assert_eq!((third.revision, third.samples, third.from, third.to), (3, 0, None, None));
+    assert_eq!(third.replaces, retraction.series[0].replaces);
+    let of_late = stack.revisions(late_sensor, "").await?;
+    assert_eq!(of_late.iter().map(|it| it.revision).collect::<Vec<_>>(), [2]);
 
     // Each revision is published once.
     let onboarding = site.ids.onboarding_id;

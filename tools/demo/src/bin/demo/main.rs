@@ -1,8 +1,9 @@
 //! The program of `make demo`, which runs it after the deployment.
 //!
 //! It onboards eight real monitoring stations, one with a declined card and one with too few kits in stock. It sends a
-//! day of readings of one of them and shows the results. The exit status is 0 only if all checks of the results pass.
+//! day of readings of one of them, corrects some, and shows the results. The exit status is 0 only if all checks of the results pass.
 
+mod corrections;
 mod progress;
 mod readings;
 mod readings_view;

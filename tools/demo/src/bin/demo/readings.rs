@@ -34,6 +34,7 @@ use tests::{
 };
 
 use crate::{
+    corrections::{Corrected, Corrections},
     report::{DUPLICATE_WAIT, SETTLE_TIMEOUT},
     stations::Station,
 };
@@ -76,6 +77,7 @@ pub struct ReadingsReport {
     pub sensors: Vec<SensorDay>,
     pub alerts: Vec<Alert>,
     pub failures: Vec<QuarantinedFailure>,
+    pub corrections: Corrections,
 }
 
 #[derive(Debug, Serialize)]
@@ -524,7 +526,25 @@ async fn check_rows(
     Ok(stored)
 }
 
-/// Sends the day and checks the results.
+/// Sends a file that grows, and corrections. Checks their revisions.
+async fn correct(
+    stack: &Stack,
+    plan: &SendingPlan,
+    sensors: &[SensorDay],
+    violations: &mut Vec<String>,
+) -> Result<Corrections> {
+    let barometer = sensors.iter().find(|sensor| sensor.metric == Metric::AirPressure);
+    let SensorDay { sensor_id, samples, .. } = barometer.context("no barometer")?;
+    let corrected = Corrected { site: plan.site, sensor: *sensor_id, day: samples };
+    let corrections = corrected.run(stack).await?;
+    let revisions: Vec<_> = corrections.revisions.iter().map(|it| it.revision).collect();
+    if revisions != [2, 3] {
+        violations.push(format!("the revisions are {:?}", corrections.revisions));
+    }
+    Ok(corrections)
+}
+
+/// Sends the day and the corrections, and checks the results.
 pub async fn run(
     stack: &Stack,
     capture: &Capture,
@@ -541,6 +561,8 @@ pub async fn run(
     let failures = check_failures(stack, &broken, &mut violations).await?;
     let mut stored = check_rows(stack, &plan, &mut violations).await?;
     let alerts = check_alerts(stack, capture, &plan, ids, &mut violations).await?;
+    // After the checks of the day, which count all rows and events.
+    let corrections = correct(stack, &plan, &sensors, &mut violations).await?;
 
     stored.samples = sensors.iter().map(|sensor| sensor.samples.len()).sum();
     #[expect(clippy::cast_precision_loss, reason = "some thousands")]
@@ -574,6 +596,7 @@ pub async fn run(
         sensors,
         alerts,
         failures,
+        corrections,
     };
     Ok(ReadingsFindings { report, violations })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use contracts::{Metric, Timestamp, events::Limit};
 use plot::Plot;
-use tests::expected_alerts::SensorState;
+use tests::{expected_alerts::SensorState, readings::Revision};
 
 use crate::readings::{ReadingsReport, SensorDay, Sent, Stored};
 
@@ -37,6 +37,12 @@ pub fn render(report: &ReadingsReport) -> String {
     parts.push(format!("Aggregates of the day, from the API:\n{}", days(report)));
     parts.push(format!("Alerts, from the event bus:\n{}", alerts(report)));
     parts.push(format!("Broken records, from the failures table:\n{}", failures(report)));
+    parts.push(format!(
+        "A file of the air pressure that grew through a day: {}\n\
+         An hour of a fast clock, corrected and partly withdrawn. Its revisions, from the API:\n{}",
+        growth(report),
+        revisions(report)
+    ));
     parts.push(counts(report));
     parts.join("\n\n")
 }
@@ -126,6 +132,31 @@ fn failures(report: &ReadingsReport) -> Table {
             &record.error,
             &record.reason,
             &format!("{} {}", record.shard_id, record.sequence_number),
+        ]);
+    }
+    table
+}
+
+fn growth(report: &ReadingsReport) -> String {
+    let states = report.corrections.growing.iter();
+    let states: Vec<_> =
+        states.map(|file| format!("{} samples after {} h", file.samples, file.hours)).collect();
+    format!("{}, each stored once", states.join(", "))
+}
+
+fn revisions(report: &ReadingsReport) -> Table {
+    let mut table = table(["Bundle", "Revision", "Samples", "Replaces", "Reason"]);
+    for Revision { bundle_id, revision, samples, replaces, reason, .. } in
+        &report.corrections.revisions
+    {
+        let replaces =
+            replaces.map(|range| format!("{} to {}", clock(range.from), clock(range.to)));
+        table.add_row([
+            bundle_id.as_str(),
+            &revision.to_string(),
+            &samples.to_string(),
+            &replaces.unwrap_or_default(),
+            reason,
         ]);
     }
     table
