@@ -375,6 +375,37 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_no_data_value_raises_no_alert_once_the_sensor_names_it() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let metrics = [Metric::AirTemperature];
+    let site = Site::with_limits(&stack, "no data", &metrics, &[("min", -15.0)]).await?;
+    // The value is plausible, so that only its meaning hides it.
+    let change = json!({ "noDataValues": [-99.9], "validFrom": null }).to_string();
+    let path = format!("/sensors/{}", site.sensors[0]);
+    let changed = stack.call(Call::patch(&path, change)).await?;
+    assert_eq!(changed.status, 200, "{changed}");
+    until("the rule to have the change", TIMEOUT, async || {
+        let rows = stack.rows_with(names::ALERTING, "siteId", &site.key()).await?;
+        let is_changed = rows.iter().any(|row| row.to_string().contains("noDataValues"));
+        Ok(if is_changed { Poll::Ready(()) } else { Poll::Pending(format!("{rows:?}")) })
+    })
+    .await?;
+
+    let capture = Capture::start(&stack).await?;
+    send(&stack, &[&site.bundle("1", &first_day("00:00:00"), &[-99.9, 20.0, -20.0])?]).await?;
+    let has_alert = |events: &[Value]| !alerts(events, &site).is_empty();
+    let mut captured = capture.take_until(&stack, TIMEOUT, has_alert).await?;
+    // Another alert would arrive during this time.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    captured.extend(capture.take(&stack).await?);
+    capture.stop(&stack).await?;
+    let values: Vec<_> =
+        alerts(&captured, &site).into_iter().map(|(_, alert)| alert["value"].clone()).collect();
+    assert_eq!(values, [-20.0]);
+    Ok(())
+}
+
 /// Waits until the sensor is marked as retired in the register, and the cached entry of the active sensor has expired.
 async fn wait_until_retired(stack: &Stack, sensor: SensorId) -> Result<()> {
     until("the sensor to be retired in the register", TIMEOUT, async || {
