@@ -22,6 +22,7 @@ use tests::{
     api::Call,
     data_logger::send,
     fieldctl::CommandOutput,
+    readings::first_day,
     sites::{GOOD_CARD, Ids, registration},
     wait::{Poll, TIMEOUT, until},
 };
@@ -277,7 +278,7 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
         .during(async || {
             let bundle = json!([{
                 "bundleId": Uuid::new_v4(), "siteId": ids.site_id,
-                "series": [{ "sensorId": sensor, "samples": [["2026-01-01T00:00:00Z", 50.0]] }],
+                "series": [{ "sensorId": sensor, "samples": [[first_day("00:00:00"), 50.0]] }],
             }]);
             let sent = stack.call(Call::post_readings(bundle.to_string())).await?;
             ensure!(sent.status == 202, "{sent}");
