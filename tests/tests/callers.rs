@@ -501,6 +501,23 @@ async fn readings_for_another_operators_sensor_are_not_stored() -> Result<()> {
 }
 
 #[tokio::test]
+async fn only_an_operator_may_import_readings() -> Result<()> {
+    let Operators { stack, a, .. } = operators().await?;
+    let at = "2019-06-01T12:00:00Z".parse()?;
+    let mut bundle = a.bundle(at, 12.25);
+    bundle["origin"] = json!("import");
+    let call = Call::post_readings(bundle.to_string());
+    let refused = stack.call(call.clone().bearing(&a.logger_key)).await?;
+    assert_eq!((refused.status, refused.fields()), (403, vec!["origin"]), "{refused}");
+    assert_eq!(stack.call(call.bearing(&a.full_key)).await?.status, 202);
+    until("the import to be stored", TIMEOUT, async || {
+        let read = stack.call(a.readings().bearing(&a.read_key)).await?;
+        Ok(if read.to_string().contains("12.25") { Poll::Ready(()) } else { Poll::Pending(read) })
+    })
+    .await
+}
+
+#[tokio::test]
 async fn an_appended_event_is_listed_for_its_operator_only() -> Result<()> {
     let Operators { stack, a, b } = operators().await?;
     // The same request again has the same response, and the source belongs to operator A.
