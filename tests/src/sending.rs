@@ -4,7 +4,7 @@ use anyhow::Result;
 use contracts::{
     Event, Metric, SensorId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::{Bundle, Series},
+    readings::{Bundle, Series, TimeRange},
     sample::Sample,
 };
 use serde_json::{Value, json};
@@ -92,6 +92,24 @@ impl Site {
 pub fn minutes(start: Timestamp, values: &[f64]) -> Vec<Sample> {
     let at = |minute| start.plus_millis(minute * MINUTE_MILLIS);
     (0..).map(at).zip(values).map(|(at, value)| Sample::new(at, *value)).collect()
+}
+
+/// Returns a revision of a bundle. Each series replaces this range by these samples.
+#[must_use]
+pub fn revised(
+    original: &Bundle,
+    revision: u32,
+    reason: &str,
+    replaces: TimeRange,
+    samples: &[Sample],
+) -> Bundle {
+    let mut revised = original.clone();
+    (revised.revision, revised.reason) = (revision, Some(reason.to_owned()));
+    for series in &mut revised.series {
+        series.replaces = Some(replaces);
+        series.samples = samples.to_vec();
+    }
+    revised
 }
 
 /// Returns all samples of the first series of these bundles.

@@ -18,7 +18,7 @@ use tests::{
     data_logger::send,
     log,
     readings::{first_day, second_day},
-    sending::{Site, alerts, minutes, samples_of},
+    sending::{Site, alerts, minutes, revised, samples_of},
     sites::{GOOD_CARD, registration},
     wait::{Poll, TIMEOUT, until},
 };
@@ -27,20 +27,9 @@ use uuid::Uuid;
 /// The time in which an event would arrive that must not come.
 const QUIET: Duration = Duration::from_millis(1500);
 
-/// Returns a later revision of a bundle. Its first series replaces a range of the first day.
-fn revised(
-    bundle: &Bundle,
-    revision: u32,
-    reason: &str,
-    (from, to): (&str, &str),
-    samples: Vec<Sample>,
-) -> Result<Bundle> {
-    let mut revised = bundle.clone();
-    (revised.revision, revised.reason) = (revision, Some(reason.to_owned()));
-    let replaces = TimeRange { from: first_day(from).parse()?, to: first_day(to).parse()? };
-    revised.series[0].replaces = Some(replaces);
-    revised.series[0].samples = samples;
-    Ok(revised)
+/// Returns a range of the first day.
+fn range(from: &str, to: &str) -> Result<TimeRange> {
+    Ok(TimeRange { from: first_day(from).parse()?, to: first_day(to).parse()? })
 }
 
 /// Waits until a sensor has exactly these samples.
@@ -79,8 +68,8 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     let original = site.bundle("hour", &first_day("10:00:00"), &values)?;
     let corrected = minutes(first_day("09:00:00").parse()?, &values);
     let reason = "The logger's clock was an hour fast.";
-    let hour = ("10:00:00", "11:00:00");
-    let correction = revised(&original, 2, reason, hour, corrected.clone())?;
+    let hour = range("10:00:00", "11:00:00")?;
+    let correction = revised(&original, 2, reason, hour, &corrected);
 
     send(&stack, &[&original]).await?;
     wait_for_samples(&stack, sensor, &original.series[0].samples).await?;
@@ -99,8 +88,8 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     wait_for_samples(&stack, sensor, &all).await?;
 
     // Half of the hour is withdrawn.
-    let half = ("09:30:00", "10:00:00");
-    let retraction = revised(&original, 3, "The shield was open.", half, Vec::new())?;
+    let half = range("09:30:00", "10:00:00")?;
+    let retraction = revised(&original, 3, "The shield was open.", half, &[]);
     send(&stack, &[&retraction]).await?;
     let rest = [corrected[..30].to_vec(), samples_of(&[&last])].concat();
     wait_for_samples(&stack, sensor, &rest).await?;
@@ -121,11 +110,11 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     let [second, third] = &listed[..] else { bail!("{listed:?}") };
     assert_eq!((&second.bundle_id, &second.reason), (&original.bundle_id, &reason.to_owned()));
     assert_eq!((second.revision, second.samples), (2, 60));
-    assert_eq!(second.replaces, correction.series[0].replaces);
+    assert_eq!(second.replaces, Some(hour));
     let (first, end) = (corrected[0].at, corrected[59].at.plus_millis(1));
     assert_eq!((second.from, second.to), (Some(first), Some(end)));
     assert_eq!((third.revision, third.samples, third.from, third.to), (3, 0, None, None));
-    assert_eq!(third.replaces, retraction.series[0].replaces);
+    assert_eq!(third.replaces, Some(half));
     let of_late = stack.revisions(late_sensor, "").await?;
     assert_eq!(of_late.iter().map(|it| it.revision).collect::<Vec<_>>(), [2]);
 
@@ -335,8 +324,8 @@ async fn readings_that_come_before_their_sensor_is_registered_are_stored() -> Re
         anyhow::Ok(Bundle::new("early".parse()?, site_id, series))
     };
     let corrected = vec![Sample::flagged(samples[1].at, 2.5, Flag::Pass)];
-    let half = ("10:01:00", "10:02:00");
-    let correction = revised(&bundle(4)?, 2, "A typing error.", half, corrected.clone())?;
+    let minute = range("10:01:00", "10:02:00")?;
+    let correction = revised(&bundle(4)?, 2, "A typing error.", minute, &corrected);
     for bundle in [&bundle(2)?, &bundle(4)?, &correction, &correction] {
         stack.put_record(&site_id.to_string(), serde_json::to_vec(bundle)?).await?;
     }

@@ -13,6 +13,7 @@ use tests::{
     Stack,
     data_logger::send,
     readings::{Revision, second_day},
+    sending::revised,
     wait::{Poll, TIMEOUT, until},
 };
 
@@ -81,13 +82,13 @@ impl Corrected<'_> {
         self.wait_for(stack, midnight, &sent).await?;
         let hour = TimeRange { from, to: from.plus_millis(HOUR_MILLIS) };
         let reason = "The logger's clock was an hour fast.";
-        send(stack, &[&revised(&original, 2, reason, hour, right.clone())]).await?;
+        send(stack, &[&revised(&original, 2, reason, hour, &right)]).await?;
         self.wait_for(stack, midnight, &right).await?;
         // The original comes late once more. It has no effect.
         send(stack, &[&original]).await?;
         let half = TimeRange { from: half_before, to: from };
         let reason = "The barometer was being cleaned.";
-        send(stack, &[&revised(&original, 3, reason, half, Vec::new())]).await?;
+        send(stack, &[&revised(&original, 3, reason, half, &[])]).await?;
         let rest: Vec<_> = right.into_iter().filter(|sample| sample.at < half_before).collect();
         self.wait_for(stack, midnight, &rest).await
     }
@@ -121,21 +122,4 @@ impl Corrected<'_> {
         })
         .await
     }
-}
-
-/// Returns a revision of a bundle that replaces a range.
-fn revised(
-    original: &Bundle,
-    revision: u32,
-    reason: &str,
-    replaces: TimeRange,
-    samples: Vec<Sample>,
-) -> Bundle {
-    let mut revised = original.clone();
-    (revised.revision, revised.reason) = (revision, Some(reason.to_owned()));
-    for series in &mut revised.series {
-        series.replaces = Some(replaces);
-        series.samples.clone_from(&samples);
-    }
-    revised
 }
