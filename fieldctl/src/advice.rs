@@ -64,7 +64,7 @@ const RULES: &[Rule] = &[
         kind: None,
         sources: &[],
         means: "A bundle with the same id but other samples is already stored.",
-        todo: "Have the changed readings sent with a new bundleId, then discard.",
+        todo: "Have the changed readings sent with a greater revision, or with a new bundleId, then discard.",
         command: DISCARD,
     },
     Rule {

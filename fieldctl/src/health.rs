@@ -4,12 +4,12 @@
 //! that accept-readings counts, and the bundles that store-readings quarantined, from the failures table. Data that
 //! can't be read is reported as unknown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contracts::{SensorId, SiteId, Timestamp};
 use ledger::{ErrorInfo, FailureSummary};
 use serde::Serialize;
-use series::{RefusalRow, SeriesRow, packing::unpack};
+use series::{RefusalRow, RowKey, SeriesRow, packing::unpack};
 
 use crate::{error::Exit, render::ago};
 
@@ -237,17 +237,22 @@ impl SensorActivity {
         // No samples are expected from before the site's activation.
         let expected_from = active_since.map_or(begin, |at| at.millis().max(begin));
         let (mut starts, mut instants) = (Vec::new(), Vec::new());
-        let mut accepted = Accepted::default();
+        let mut bundles = BTreeSet::new();
         for row in rows {
             let bad = |what: &str| format!("row {:?} can't be read: {what}", row.row);
-            starts.push(row.start().ok_or_else(|| bad("its key has no time"))?.millis());
+            let key = RowKey::parse(&row.row).ok_or_else(|| bad("its key has no time"))?;
+            starts.push(key.start.millis());
             let samples = unpack(&row.samples).map_err(|error| bad(&error.to_string()))?;
-            accepted.bundles += usize::from(row.end > begin);
+            if row.end > begin {
+                // A bundle that grew has several rows.
+                bundles.insert((key.bundle, key.revision));
+            }
             instants.extend(samples.iter().map(|sample| sample.at.millis()));
         }
         instants.sort_unstable();
         instants.dedup();
-        accepted.samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
+        let samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
+        let accepted = Accepted { bundles: bundles.len(), samples };
         let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
         // A logger may upload several bundles at once. Then the time between uploads is the interval.
         let interval = median_step(starts).max(median_step(arrivals));

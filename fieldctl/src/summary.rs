@@ -21,6 +21,11 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
             let changed = listed(&data["changed"], display_value);
             format!("{}: {changed} changed", text("name"))
         }
+        "SensorChanged" => {
+            let sensor = &data["sensor"];
+            let part = |name: &str| display_value(&sensor[name]);
+            format!("{} {}", part("metric"), part("sensorId"))
+        }
         "SiteRejected" => {
             let failure = &data["failure"];
             let part = |name: &str| display_value(&failure[name]);

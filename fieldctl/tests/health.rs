@@ -406,6 +406,21 @@ fn health_data() -> HealthData {
 }
 
 #[test]
+fn the_rows_of_a_growing_bundle_count_as_one_bundle_and_a_revision_as_another() {
+    let mut data = health_data();
+    let rows = data.sensors[0].1.as_mut().expect("rows");
+    for (index, row) in rows.iter_mut().enumerate() {
+        let (start, _) = row.row.split_once('/').expect("a key");
+        let revision = if index < 3 { "/2" } else { "" };
+        row.row = format!("{start}/day{revision}");
+    }
+    let sensor = data.into_health(noon(0)).sensors.remove(0);
+    let accepted = sensor.accepted.expect("readings");
+    assert_eq!((accepted.bundles, accepted.samples), (2, 8 * 15));
+    assert_eq!(sensor.interval_seconds, Some(15 * 60));
+}
+
+#[test]
 fn the_document_matches_the_golden_file_and_its_schema_rejects_others() {
     let document = json!(health_data().into_health(noon(0)));
     golden::check(env!("CARGO_MANIFEST_DIR"), "sites-health", &document);

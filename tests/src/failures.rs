@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     Stack,
     api::sign,
-    wait::{Poll, TIMEOUT, until},
+    wait::{FAILURE_TIMEOUT, Poll, TIMEOUT, until},
 };
 
 /// A row of the failures table: a failed piece of work.
@@ -144,7 +144,7 @@ impl Stack {
         count: usize,
     ) -> Result<Vec<Failure>> {
         let what = format!("{count} failures of {source} about {about}");
-        let failures = until(&what, TIMEOUT, async || {
+        let failures = until(&what, FAILURE_TIMEOUT, async || {
             let failures = self.failures_about(source, about).await?;
             Ok(if failures.len() >= count {
                 Poll::Ready(failures)

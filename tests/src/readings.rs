@@ -16,7 +16,7 @@ use crate::{
     Stack,
     api::{Call, Response},
     failures::Failure,
-    wait::{Poll, TIMEOUT, until},
+    wait::{FAILURE_TIMEOUT, Poll, TIMEOUT, until},
 };
 
 /// Returns a time of the day before yesterday (UTC) as RFC 3339, such as `first_day("00:10:00")`. Sites accept only recent
@@ -278,7 +278,8 @@ impl Stack {
         key: &str,
         count: usize,
     ) -> Result<Vec<QuarantinedRecord>> {
-        until(&format!("{count} quarantined records of {key}"), TIMEOUT, async || {
+        let what = format!("{count} quarantined records of {key}");
+        until(&what, FAILURE_TIMEOUT, async || {
             let mut records = self.quarantine().await?;
             records.retain(|record| record.partition_key() == key);
             Ok(if records.len() >= count {

@@ -199,6 +199,10 @@ fn routes(of: &Operator) -> Vec<(&'static str, Call)> {
         ("POST /readings", Call::post_readings(of.bundle(Timestamp::now(), 1.0).to_string())),
         ("PATCH /sensors/{sensorId}", Call::patch(format!("/sensors/{}", of.sensor), "{}")),
         ("GET /sensors/{sensorId}/readings", of.readings()),
+        (
+            "GET /sensors/{sensorId}/revisions",
+            Call::get(format!("/sensors/{}/revisions", of.sensor)),
+        ),
         ("POST /events", empty("/events")),
         ("GET /events", Call::get(format!("/events?entity=site/{}", of.site))),
         ("GET /network/summary", Call::get("/network/summary")),
@@ -233,7 +237,7 @@ const CALLERS: [&str; 10] = [
 /// With a 400 or a 409 the caller may call the route: the test's body is wrong on purpose, or the site is closed, so that
 /// nothing is changed. An administrator belongs to the default operator, so A's sites are unknown to it, too. The readings of a
 /// site of another operator are accepted, and their sensor is then unknown to the consumer of the stream.
-const EXPECTED: [(&str, [u16; 10]); 19] = [
+const EXPECTED: [(&str, [u16; 10]); 20] = [
     ("POST /sites", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /sites", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /sites/{siteId}", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
@@ -242,6 +246,7 @@ const EXPECTED: [(&str, [u16; 10]); 19] = [
     ("POST /readings", [401, 403, 403, 202, 403, 403, 202, 403, 202, 202]),
     ("PATCH /sensors/{sensorId}", [401, 403, 403, 404, 403, 403, 403, 403, 200, 404]),
     ("GET /sensors/{sensorId}/readings", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
+    ("GET /sensors/{sensorId}/revisions", [401, 403, 404, 404, 403, 403, 403, 200, 200, 404]),
     ("POST /events", [401, 403, 403, 400, 403, 403, 403, 403, 400, 400]),
     ("GET /events", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
     ("GET /network/summary", [401, 403, 200, 200, 403, 403, 403, 200, 200, 200]),
@@ -404,6 +409,7 @@ async fn another_operators_resources_are_unknown() -> Result<()> {
         (Method::DELETE, "/sites/<id>", &site),
         (Method::PATCH, "/sensors/<id>", &a.sensor),
         (Method::GET, "/sensors/<id>/readings?aggregate=hour", &a.sensor),
+        (Method::GET, "/sensors/<id>/revisions", &a.sensor),
         (Method::DELETE, "/keys/<id>", &a.unused_key),
     ] {
         let call = |id: &str| {

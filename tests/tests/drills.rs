@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use contracts::{
     Metric, OnboardingId, SensorId, Timestamp,
-    readings::{Bundle, Series},
+    readings::{Bundle, MAX_SERIES, Series},
     sample::Sample,
 };
 use serde_json::{Value, json};
@@ -315,7 +315,8 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
     }
     // Each logger sends readings of a sensor that is not registered.
     for (_, ids) in &sites {
-        let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(ids.site_id), 7);
+        // No site can have this sensor, so the record is not on hold first.
+        let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(ids.site_id), MAX_SERIES);
         let samples = vec![Sample::new(Timestamp::now().plus_millis(-MINUTE), 1.0)];
         let series = vec![Series::new(sensor_id, samples)];
         let bundle_id = Uuid::new_v4().to_string().parse()?;

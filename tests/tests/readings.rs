@@ -141,8 +141,6 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     };
     let mut unknown_field = good.clone();
     unknown_field["quality"] = json!("good");
-    let mut twice_the_sensor = good.clone();
-    twice_the_sensor["series"] = json!([good["series"][0], good["series"][0]]);
     let ahead = Timestamp::now().plus_millis(60 * MINUTE);
     let sample = "/series/0/samples/1";
     let bodies = [
@@ -157,10 +155,6 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
         (with(sample, json!([first_day("00:00:00"), 1])).to_string(), "series[0].samples[1]"),
         (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
         (unknown_field.to_string(), "quality"),
-        (twice_the_sensor.to_string(), "series[1].sensorId"),
-        // One invalid bundle causes the valid one in the same list to be refused.
-        (json!([good, with("/bundleId", json!(""))]).to_string(), "[1].bundleId"),
-        (json!([good, good]).to_string(), "[1].bundleId"),
     ];
     for (body, field) in bodies {
         let response = stack.call(Call::post_readings(body.clone())).await?;
@@ -189,6 +183,30 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let last = site.bundle("last", &second_day("00:00:00"), &[3.0])?;
     send(&stack, &[&last]).await?;
     assert_eq!(site.samples(&stack, 1).await?, samples_of(&[&last]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_valid_part_of_a_request_is_stored_and_the_rest_is_named() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "partly").await?;
+    let first = site.bundle("first", "2016-01-01T00:00:00Z", &[1.0, 2.0])?;
+    let second = site.bundle("second", "2016-01-01T01:00:00Z", &[3.0])?;
+    let mut twice = serde_json::to_value(&second)?;
+    twice["series"] = json!([twice["series"][0], twice["series"][0]]);
+    let mut bad = serde_json::to_value(&second)?;
+    bad["bundleId"] = json!("");
+    let list = json!([first, bad, first, twice]);
+    let response = stack.call(Call::post_readings(list.to_string())).await?;
+    assert_eq!(response.status, 202, "{response}");
+    assert_eq!(response.body["bundles"], json!(["first", "second"]), "{response}");
+    assert_eq!(
+        response.fields(),
+        ["[1].bundleId", "[2].bundleId", "[3].series[1].sensorId"],
+        "{response}"
+    );
+    assert_eq!(response.body["errors"][1]["reason"], "Duplicate", "{response}");
+    assert_eq!(site.samples(&stack, 3).await?, samples_of(&[&first, &second]));
     Ok(())
 }
 
@@ -458,7 +476,7 @@ async fn wait_until_retired(stack: &Stack, sensor: SensorId) -> Result<()> {
 }
 
 #[tokio::test]
-async fn readings_of_a_decommissioned_site_are_quarantined_and_raise_no_alert() -> Result<()> {
+async fn new_readings_of_a_decommissioned_site_are_refused_and_raise_no_alert() -> Result<()> {
     let stack = Stack::connect().await?;
     let limits = [("max", 30.0)];
     let metrics = [Metric::AirTemperature];
@@ -475,11 +493,14 @@ async fn readings_of_a_decommissioned_site_are_quarantined_and_raise_no_alert() 
     wait_until_retired(&stack, site.sensors[0]).await?;
 
     let capture = Capture::start(&stack).await?;
-    let after = site.bundle("after", &first_day("00:01:00"), &[40.0])?;
-    send(&stack, &[&after]).await?;
+    let now = Timestamp::now();
+    let after = site.bundle("after", &now.to_string(), &[40.0])?;
+    let response = stack.call(Call::post_readings(serde_json::to_string(&after)?)).await?;
+    assert_eq!(response.status, 410, "{response}");
+    stack.put_record(&site.key(), serde_json::to_vec(&after)?).await?;
     // Then a reading of a live site with the same value is sent. When its alert is published, the first reading has
     // been processed.
-    send(&stack, &[&live.bundle("live", &first_day("00:01:00"), &[40.0])?]).await?;
+    send(&stack, &[&live.bundle("live", &now.to_string(), &[40.0])?]).await?;
     let has_alert = |events: &[Value]| !alerts(events, &live).is_empty();
     let captured = capture.take_until(&stack, TIMEOUT, has_alert).await?;
     capture.stop(&stack).await?;

@@ -122,7 +122,7 @@ def index_throttles(environment):
       units={"metricRequest": 20}, not_on_emulator="the emulator has no metrics of mappings")
 def polled_events(environment):
     seen = []
-    for consumer in ("PublishEvents", "StoreReadings", "DetectBreaches", "InitializeSubscription", "CancelSubscription"):
+    for consumer in ("PublishEvents", "StoreReadings", "StoreHeldReadings", "DetectBreaches", "InitializeSubscription", "CancelSubscription"):
         mapping = environment.physical_id(f"{consumer}Mapping")
         # The data of the newest minutes may still be missing.
         counts = environment.metric("AWS/Lambda", "PolledEventCount", {"EventSourceMappingUUID": mapping}, 900, "SampleCount")

@@ -29,7 +29,8 @@
 //!   those records were.
 //!
 //! A restart forgets watermarks, and the bundles that were judged ahead since the last change. Late samples may then be
-//! judged, unless they are too old. If a fast logger sends one of those bundles again after a later bundle has changed the
+//! judged, unless they are too old. If one changes the state, later samples are judged in that state, too, if their record
+//! is delivered again. If a fast logger sends one of those bundles again after a later bundle has changed the
 //! state, its samples are judged in the new state, and may cause changes that they did not cause before.
 
 use std::collections::HashMap;

@@ -1,7 +1,8 @@
-//! `POST /readings`: takes one bundle or a list of bundles and puts each on the readings stream.
+//! `POST /readings`: takes one bundle or a list of bundles and puts the valid ones on the readings stream.
 //!
-//! A 202 means that all bundles are on the stream. After any other response the client may send the whole request
-//! again: a bundle is stored at most once.
+//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 means that everything
+//! is on the stream that the response does not name as refused. After any other response the client may send the whole
+//! request again: a bundle is stored at most once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,21 +12,24 @@ use aws_sdk_kinesis::{
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
 use contracts::{
-    OperatorId, Timestamp,
-    input::{Problems, Reason},
-    readings::{Bundle, BundleId},
+    OperatorId, Scope, Timestamp,
+    input::Reason,
+    readings::{Bundle, BundleId, GoodSeries, Origin},
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
     Deadline,
-    http::{self, Caller, FieldError, Problem, Request, Response},
+    http::{self, Caller, FieldError, Problem, Request, Response, loggable},
 };
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use store::jittered;
 use stream::partition_key;
 
-use crate::refusals::Refusals;
+use crate::{
+    refusals::{Refusals, find_sensors},
+    register::{Register, Standing},
+};
 
 /// The maximum size of the request body, in bytes. Lambda takes a request of 6 MiB, which contains the body as an
 /// escaped string. `PutRecords` takes 5 MiB per call, partition keys included, so a body fits into one call.
@@ -34,6 +38,8 @@ const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 const MAX_BUNDLES: usize = 500;
 /// The maximum size of a record, in bytes: data and partition key.
 const MAX_RECORD_BYTES: usize = 1024 * 1024;
+/// The maximum number of errors in a response.
+const MAX_LISTED: usize = 100;
 /// The maximum number of attempts to put a bundle.
 const MAX_ATTEMPTS: u32 = 6;
 /// The upper bound of the pause after the first attempt. It doubles with each further attempt.
@@ -49,6 +55,8 @@ pub struct AcceptReadings {
     pub client: Client,
     /// The name of the readings stream.
     pub stream_name: String,
+    /// The register of sensors, for the retired ones.
+    pub register: Register,
     /// The counters of refused bundles.
     pub refusals: Refusals,
 }
@@ -57,6 +65,36 @@ pub struct AcceptReadings {
 struct Reply<'a> {
     accepted: usize,
     bundles: Vec<&'a BundleId>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Refused<'a>>,
+}
+
+/// A bundle or series that was refused, or a part of it.
+#[derive(Serialize)]
+struct Refused<'a> {
+    /// The path in the body, with the index of the bundle and of the series.
+    field: &'a str,
+    message: &'a str,
+    reason: &'static str,
+}
+
+impl<'a> Refused<'a> {
+    fn new(error: &'a FieldError) -> Self {
+        Self { field: &error.field, message: &error.message, reason: error.reason.name() }
+    }
+}
+
+/// A request of which nothing was accepted.
+struct Refusal {
+    problem: Problem,
+    /// All errors. The problem lists at most 100.
+    errors: Vec<FieldError>,
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self { errors: problem.errors.clone(), problem }
+    }
 }
 
 /// Kinesis refused the call permanently. The cause is a defect in the code or in the deployment.
@@ -70,31 +108,42 @@ impl Fault for PutRefused {
     }
 }
 
+/// The valid part of a bundle in the body.
+struct Sent<'a> {
+    /// The index of the bundle in the body.
+    index: usize,
+    text: &'a str,
+    bundle: Bundle,
+    /// Whether the bundle in the body has more series.
+    is_reduced: bool,
+}
+
 /// A record for the stream.
-struct Record<'a> {
+struct Record {
     /// The path of the bundle in the body, for error messages.
     path: String,
-    bundle: &'a Bundle,
+    bundle: BundleId,
     partition_key: String,
     data: Vec<u8>,
 }
 
-impl Record<'_> {
+impl Record {
     fn bytes(&self) -> usize {
         self.data.len() + self.partition_key.len()
     }
 }
 
 impl AcceptReadings {
-    /// Puts all bundles of the request on the stream and returns 202.
+    /// Puts the valid bundles of the request on the stream and returns 202. The response names what was refused.
     ///
-    /// Returns 400 or 413 for an invalid request, and 403 if the caller may not send for the site of a bundle; nothing is
-    /// put then. Returns 503 if the stream does not accept all
-    /// bundles before the deadline; the response lists the bundles that were put and those that were not. Returns 500
-    /// if Kinesis refuses the call permanently before any bundle is on the stream.
+    /// If nothing is left to put, returns 400 for invalid readings, 413 for bundles that are too large, or 410 for
+    /// readings of retired sensors. Returns 403 if the caller may not send one of the bundles; nothing is put then.
+    /// Returns 503 if the stream does not accept all bundles before the deadline; the response lists the bundles that were
+    /// put and those that were not. Returns 500 if Kinesis refuses the call permanently before any bundle is on the
+    /// stream.
     ///
-    /// A refused request (4xx) is counted in the refusals table. An accepted request writes nothing there, unless
-    /// counts of earlier refusals are still pending in this execution environment.
+    /// What is refused is counted in the refusals table. A request of which everything is accepted writes nothing there,
+    /// unless counts of earlier refusals are still pending in this execution environment.
     pub async fn handle(
         &self,
         caller: &Caller,
@@ -102,30 +151,45 @@ impl AcceptReadings {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Response, Problem> {
-        let response = self.accept(caller, request, now, deadline).await;
-        if let Err(problem) = &response
-            && (400..500).contains(&problem.status)
-        {
-            let body = request.body.as_deref().unwrap_or_default();
-            self.refusals.count(caller.operator, body, problem, now);
-        }
+        let body = request.body.as_deref().unwrap_or_default();
+        let response = match self.accept(caller, request, now, deadline).await {
+            Ok((response, errors)) => {
+                if !errors.is_empty() {
+                    self.refusals.count_partly(caller.operator, body, &errors, now);
+                    log_refused(&errors);
+                }
+                Ok(response)
+            }
+            Err(Refusal { problem, errors }) => {
+                if (400..500).contains(&problem.status) {
+                    self.refusals.count(caller.operator, body, &problem, &errors, now);
+                }
+                Err(problem)
+            }
+        };
         self.refusals.write(deadline).await;
         response
     }
 
+    /// Returns the response and what it refuses.
     async fn accept(
         &self,
         caller: &Caller,
         request: &Request,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Response, Problem> {
+    ) -> Result<(Response, Vec<FieldError>), Refusal> {
         http::reject_query(request)?;
         let body = body(request)?;
         let (texts, is_list) = texts(body)?;
-        let bundles = bundles(&texts, is_list, now)?;
-        check_sites(caller, &bundles, is_list)?;
-        let records = records(caller.operator, &bundles, &texts, is_list)?;
+        check_count(texts.len())?;
+        let (mut sent, mut errors) = bundles(&texts, is_list, now);
+        check_scope(caller, &sent, is_list)?;
+        self.remove_retired(caller.operator, &mut sent, &mut errors, is_list, deadline).await;
+        let records = records(caller.operator, &sent, &mut errors, is_list)?;
+        if records.is_empty() {
+            return Err(Refusal { problem: nothing_good(&errors), errors });
+        }
 
         let put =
             self.put(&records, deadline).await.map_err(|error| Problem::from_fault(&error))?;
@@ -133,20 +197,67 @@ impl AcceptReadings {
             records.iter().zip(put).partition(|(_, put)| *put);
         metrics::counter!("BundlesAccepted").increment(accepted.len() as u64);
         metrics::counter!("BundlesNotTaken").increment(rejected.len() as u64);
-        let bundles: Vec<_> = accepted.iter().map(|(record, _)| &record.bundle.bundle_id).collect();
+        let bundles: Vec<_> = accepted.iter().map(|(record, _)| &record.bundle).collect();
+        let listed = listed(&errors);
+        let refused: Vec<_> = listed.iter().map(Refused::new).collect();
         if rejected.is_empty() {
-            return Response::new(202, &Reply { accepted: bundles.len(), bundles });
+            let reply = Reply { accepted: bundles.len(), bundles, errors: refused };
+            return Ok((Response::new(202, &reply)?, errors));
         }
         let bundles: Vec<_> = bundles.into_iter().map(BundleId::as_str).collect();
-        Err(stream_busy(&bundles, rejected.into_iter().map(|(record, _)| record)))
+        let problem = stream_busy(&bundles, rejected.into_iter().map(|(record, _)| record));
+        Err(Refusal { problem: with_refused(problem, &refused), errors })
+    }
+
+    /// Removes the series whose samples are all later than the retirement of their sensor.
+    ///
+    /// A series with earlier samples stays: store-readings stores those and refuses the others.
+    async fn remove_retired(
+        &self,
+        sender: OperatorId,
+        sent: &mut Vec<Sent<'_>>,
+        errors: &mut Vec<FieldError>,
+        is_list: bool,
+        deadline: Deadline,
+    ) {
+        let sensors = |sent: &Sent<'_>| {
+            let site = sent.bundle.site_id;
+            let series = sent.bundle.series.iter();
+            series.map(|series| (site, series.sensor_id)).collect::<Vec<_>>()
+        };
+        let sensors: Vec<_> = sent.iter().flat_map(sensors).collect();
+        let standings = self.register.known_standings(sender, &sensors, deadline).await;
+        let mut standings = standings.into_iter();
+        for Sent { index, text, bundle, is_reduced } in sent.iter_mut() {
+            let mut retired = Vec::new();
+            bundle.series.retain(|series| {
+                let Some(Standing::RetiredAt(at)) = standings.next().flatten() else { return true };
+                let is_later = series.samples.first().is_some_and(|first| first.at >= at);
+                if is_later {
+                    retired.push((series.sensor_id, at));
+                }
+                !is_later
+            });
+            if retired.is_empty() {
+                continue;
+            }
+            *is_reduced = true;
+            let sensors = find_sensors(text);
+            errors.extend(retired.into_iter().map(|(sensor, at)| {
+                let message = format!(
+                    "sensor {sensor} was retired at {at}; only its earlier readings are stored"
+                );
+                let position =
+                    sensors.iter().position(|it| *it == Some(sensor)).unwrap_or_default();
+                let at = field(is_list, *index, &format!("series[{position}].samples"));
+                FieldError::new(at, message).with_reason(Reason::RetiredSensor)
+            }));
+        }
+        sent.retain(|sent| !sent.bundle.series.is_empty());
     }
 
     /// Puts the records, and retries those that failed. Returns for each record whether it is on the stream.
-    async fn put(
-        &self,
-        records: &[Record<'_>],
-        deadline: Deadline,
-    ) -> Result<Vec<bool>, PutRefused> {
+    async fn put(&self, records: &[Record], deadline: Deadline) -> Result<Vec<bool>, PutRefused> {
         let mut put = vec![false; records.len()];
         for attempt in 0..MAX_ATTEMPTS {
             if attempt > 0 {
@@ -182,7 +293,7 @@ impl AcceptReadings {
     /// count as not put, as do all records of a call that fails.
     async fn put_once<'a>(
         &self,
-        records: impl Iterator<Item = &'a Record<'a>>,
+        records: impl Iterator<Item = &'a Record>,
     ) -> Result<Vec<PutRecordsResultEntry>, PutRefused> {
         let entries = records
             .map(|record| {
@@ -262,111 +373,176 @@ fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
     Ok((list.into_iter().map(RawValue::get).collect(), true))
 }
 
-/// Parses the bundles. Fails if any of them is invalid or if a bundle id is repeated.
-fn bundles(texts: &[&str], is_list: bool, now: Timestamp) -> Result<Vec<Bundle>, Problem> {
-    if texts.len() > MAX_BUNDLES {
-        return Err(too_large(format!(
-            "The list has {} bundles; send them in several requests of at most {MAX_BUNDLES}.",
-            texts.len()
-        )));
-    }
-    let mut problems = Problems::default();
-    if texts.is_empty() {
-        let message = format!("is an empty list; give 1 to {MAX_BUNDLES} bundles");
-        problems.add_as(Reason::WrongCount, "", message);
-    }
-    let mut bundles = Vec::with_capacity(texts.len());
-    let mut first_indices = HashMap::new();
-    for (index, text) in texts.iter().enumerate() {
-        let bundle = match Bundle::read(text, now) {
-            Ok(bundle) => bundle,
-            Err(errors) if is_list => {
-                let at = field(is_list, index, "");
-                problems.extend(errors.into_iter().map(|error| error.within(&at)).collect());
-                continue;
-            }
-            Err(errors) => return Err(Problem::invalid(errors)),
-        };
-        let first =
-            *first_indices.entry((bundle.site_id, bundle.bundle_id.clone())).or_insert(index);
-        if first != index {
-            let message = format!(
-                "is {}, the same as in [{first}]; give each bundle of a site its own id, and send \
-                 it once",
-                bundle.bundle_id
-            );
-            problems.add_as(Reason::Duplicate, field(is_list, index, "bundleId"), message);
+/// Checks the number of bundles in the body.
+fn check_count(bundles: usize) -> Result<(), Problem> {
+    match bundles {
+        0 => {
+            let message = format!("is an empty list; give 1 to {MAX_BUNDLES} bundles");
+            let error = FieldError::new("", message).with_reason(Reason::WrongCount);
+            Err(Problem::invalid(vec![error]))
         }
-        bundles.push(bundle);
+        1..=MAX_BUNDLES => Ok(()),
+        _ => Err(too_large(format!(
+            "The list has {bundles} bundles; send them in several requests of at most {MAX_BUNDLES}."
+        ))),
     }
-    problems.or(Some(bundles)).map_err(Problem::invalid)
 }
 
-/// Checks that the caller may send for the site of each bundle.
+/// Reads the bundles. Returns the valid parts of those that have any, and all problems.
+fn bundles<'a>(
+    texts: &[&'a str],
+    is_list: bool,
+    now: Timestamp,
+) -> (Vec<Sent<'a>>, Vec<FieldError>) {
+    let (mut sent, mut errors) = (Vec::with_capacity(texts.len()), Vec::new());
+    let mut first_indices = HashMap::new();
+    for (index, text) in texts.iter().enumerate() {
+        let (bundle, refused) = match Bundle::read_good_series(text, now) {
+            Ok(GoodSeries { bundle, refused }) => (Some(bundle), refused),
+            Err(refused) => (None, refused),
+        };
+        let is_reduced = !refused.is_empty();
+        errors.extend(refused.into_iter().map(|error| {
+            let field = field(is_list, index, &error.field);
+            FieldError { field, ..error }
+        }));
+        let Some(bundle) = bundle else { continue };
+        let Bundle { site_id, bundle_id, revision, .. } = &bundle;
+        let first = *first_indices.entry((*site_id, bundle_id.clone(), *revision)).or_insert(index);
+        if first == index {
+            sent.push(Sent { index, text, bundle, is_reduced });
+            continue;
+        }
+        let message = format!(
+            "is {bundle_id}, the same as in [{first}]; give each bundle of a site its own id, and send it once"
+        );
+        let field = field(is_list, index, "bundleId");
+        errors.push(FieldError::new(field, message).with_reason(Reason::Duplicate));
+    }
+    (sent, errors)
+}
+
+/// Checks that the caller may send for the site of each bundle, and that it may import readings.
 ///
 /// Only the scope decides, so the response does not show which sites exist. Whether the site belongs to the caller's
 /// operator is decided when the bundle is stored.
-fn check_sites(caller: &Caller, bundles: &[Bundle], is_list: bool) -> Result<(), Problem> {
-    let refused = bundles.iter().enumerate();
-    let refused = refused.filter(|(_, bundle)| !caller.scope.may_send(bundle.site_id));
-    let errors: Vec<_> = refused
-        .map(|(index, _)| {
+fn check_scope(caller: &Caller, sent: &[Sent<'_>], is_list: bool) -> Result<(), Problem> {
+    let may_import = matches!(caller.scope, Scope::Operator | Scope::Admin);
+    let mut errors = Vec::new();
+    for Sent { index, bundle, .. } in sent {
+        if !caller.scope.may_send(bundle.site_id) {
             let message = "is not a site for which your credential may send readings";
-            FieldError::new(field(is_list, index, "siteId"), message)
-        })
-        .collect();
+            errors.push(FieldError::new(field(is_list, *index, "siteId"), message));
+        }
+        if bundle.origin == Origin::Import && !may_import {
+            let message =
+                "is import; only a credential with the scope operator or admin may import readings";
+            errors.push(FieldError::new(field(is_list, *index, "origin"), message));
+        }
+    }
     caller.require(errors.is_empty()).map_err(|problem| Problem { errors, ..problem })
 }
 
-/// Returns the records of the bundles. Each record has the bundle's text as it was sent, byte for byte. A text
-/// that exceeds a record's size only because of its white space is serialized again.
-fn records<'a>(
+/// Returns the records of the bundles. A bundle of which nothing was refused is the text as it was sent, byte for byte.
+/// A text that exceeds a record's size only because of its white space is serialized again. Adds the bundles that are too
+/// large to the errors.
+fn records(
     sender: OperatorId,
-    bundles: &'a [Bundle],
-    texts: &[&str],
+    sent: &[Sent<'_>],
+    errors: &mut Vec<FieldError>,
     is_list: bool,
-) -> Result<Vec<Record<'a>>, Problem> {
-    let mut records = Vec::with_capacity(bundles.len());
-    let mut errors = Vec::new();
-    for (index, (bundle, text)) in bundles.iter().zip(texts).enumerate() {
+) -> Result<Vec<Record>, Problem> {
+    let mut records = Vec::with_capacity(sent.len());
+    for Sent { index, text, bundle, is_reduced, .. } in sent {
         let mut record = Record {
-            path: field(is_list, index, ""),
-            bundle,
+            path: field(is_list, *index, ""),
+            bundle: bundle.bundle_id.clone(),
             partition_key: partition_key(bundle.site_id, sender),
             data: text.as_bytes().to_vec(),
         };
-        if record.bytes() > MAX_RECORD_BYTES {
-            let reserialized = serde_json::to_vec(bundle)
+        if *is_reduced || record.bytes() > MAX_RECORD_BYTES {
+            let serialized = serde_json::to_vec(bundle)
                 .map_err(|error| Problem::from_fault(&PutRefused(error.to_string())))?;
-            if reserialized.len() + record.partition_key.len() <= MAX_RECORD_BYTES {
-                record.data = reserialized;
+            if *is_reduced || serialized.len() + record.partition_key.len() <= MAX_RECORD_BYTES {
+                record.data = serialized;
             }
         }
-        if record.bytes() > MAX_RECORD_BYTES {
-            let message = format!(
-                "bundle {} has {} bytes; give at most {}",
-                bundle.bundle_id,
-                record.data.len(),
-                MAX_RECORD_BYTES - record.partition_key.len()
-            );
-            errors.push(FieldError::new(&record.path, message).with_reason(Reason::TooLarge));
+        if record.bytes() <= MAX_RECORD_BYTES {
+            records.push(record);
+            continue;
         }
-        records.push(record);
+        let message = format!(
+            "bundle {} has {} bytes; give at most {}",
+            record.bundle,
+            record.data.len(),
+            MAX_RECORD_BYTES - record.partition_key.len()
+        );
+        errors.push(FieldError::new(record.path, message).with_reason(Reason::TooLarge));
     }
-    if errors.is_empty() {
-        return Ok(records);
+    Ok(records)
+}
+
+/// Returns the errors that a response lists: at most 100, and the number of the others.
+fn listed(errors: &[FieldError]) -> Vec<FieldError> {
+    // The last error of a bundle with many problems is their number.
+    let mut listed = errors.to_vec();
+    if errors.len() > MAX_LISTED + 1 {
+        listed.truncate(MAX_LISTED);
+        let more = errors.len() - MAX_LISTED;
+        listed.push(FieldError::new("", format!("has {more} more problems; correct these first")));
     }
-    let problem = too_large(
-        "A bundle is too large for the stream: split it into several bundles of fewer minutes, each \
-         with its own bundleId.",
+    for error in listed.iter_mut().filter(|error| error.field.is_empty()) {
+        "body".clone_into(&mut error.field);
+    }
+    listed
+}
+
+/// Returns the problem of a request of which nothing was accepted.
+fn nothing_good(errors: &[FieldError]) -> Problem {
+    let all = |reason| errors.iter().all(|error| error.reason == reason);
+    if all(Reason::RetiredSensor) {
+        let problem = Problem::new(
+            410,
+            "sensors-retired",
+            "The sensors are retired",
+            "The sensors were retired, for example because their site was decommissioned. Stop sending              readings of them. Readings from before the retirement are still accepted.",
+        );
+        Problem { errors: listed(errors), ..problem }
+    } else if all(Reason::TooLarge) {
+        let problem = too_large(
+            "A bundle is too large for the stream: split it into several bundles of fewer minutes, each \
+             with its own bundleId.",
+        );
+        Problem { errors: listed(errors), ..problem }
+    } else {
+        Problem::invalid(listed(errors))
+    }
+}
+
+/// Adds what was refused to a problem about the rest of the request.
+fn with_refused(problem: Problem, refused: &[Refused<'_>]) -> Problem {
+    match serde_json::to_value(refused) {
+        Ok(refused) if refused != Value::Array(Vec::new()) => problem.with("refused", refused),
+        _ => problem,
+    }
+}
+
+/// Logs the readings that a response with status 202 refuses, in one line.
+fn log_refused(errors: &[FieldError]) {
+    let Some(first) = errors.first() else { return };
+    tracing::warn!(
+        reason = first.reason.name(),
+        field = loggable(&first.field),
+        problem = loggable(&first.message),
+        problems = errors.len(),
+        "readings refused"
     );
-    Err(Problem { errors, ..problem })
 }
 
 /// Returns a 503 that lists the bundles that are on the stream and those that are not.
-fn stream_busy<'a>(accepted: &[&str], rejected: impl Iterator<Item = &'a Record<'a>>) -> Problem {
+fn stream_busy<'a>(accepted: &[&str], rejected: impl Iterator<Item = &'a Record>) -> Problem {
     let errors = rejected.map(|record| {
-        let message = format!("bundle {} is not on the stream", record.bundle.bundle_id);
+        let message = format!("bundle {} is not on the stream", record.bundle);
         FieldError::new(&record.path, message)
     });
     let problem = Problem::new(

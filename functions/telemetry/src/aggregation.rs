@@ -1,26 +1,57 @@
 //! The content of a page: samples, or buckets of samples with their count, minimum, maximum and mean.
 
 use contracts::{
-    Timestamp,
-    sample::{Quality, Sample},
+    Sensor, Timestamp,
+    sample::{Qualifier, Quality, Sample},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeSeq};
 
-use crate::query::{Order, Span};
+use crate::query::{Order, Query, Span, View, offset};
 
 /// The samples or the buckets of a response.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Content {
-    Samples(Vec<Sample>),
+    Samples(Vec<ShownSample>),
     Buckets(Vec<Bucket>),
 }
 
-/// The aggregate of the samples of one hour or day. The mean is not weighted by time.
+/// A sample of a response: `[time, value]`, or `[time, value, flag, [qualifiers]]` if flags are shown.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ShownSample {
+    pub(crate) sample: Sample,
+    /// The qualifiers. `None` if flags are not shown.
+    pub(crate) qualifiers: Option<Vec<Qualifier>>,
+}
+
+impl Serialize for ShownSample {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { sample: Sample { at, value, flag }, qualifiers } = self;
+        let length = if qualifiers.is_some() { 4 } else { 2 };
+        let mut entries = serializer.serialize_seq(Some(length))?;
+        entries.serialize_element(at)?;
+        entries.serialize_element(value)?;
+        if let Some(qualifiers) = qualifiers {
+            entries.serialize_element(flag)?;
+            entries.serialize_element(qualifiers)?;
+        }
+        entries.end()
+    }
+}
+
+/// The aggregate of the samples of one hour or day. Only samples of the requested quality count.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Bucket {
     pub(crate) start: Timestamp,
     pub(crate) count: u64,
+    /// Absent if no sample counts.
+    #[serde(flatten)]
+    pub(crate) values: Option<BucketValues>,
+}
+
+/// The values of a bucket. The mean is not weighted by time.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct BucketValues {
     pub(crate) min: f64,
     pub(crate) max: f64,
     pub(crate) mean: f64,
@@ -65,28 +96,62 @@ impl OpenBucket {
     fn bucket(&self, span: Span) -> Bucket {
         #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
         let mean = (self.sum + self.compensation) / self.count as f64 / Self::SCALE;
-        Bucket {
-            start: Timestamp::from_millis(self.index * span.millis()),
-            count: self.count,
-            min: self.min,
-            max: self.max,
-            mean: mean.clamp(self.min, self.max),
-        }
+        let (min, max) = (self.min, self.max);
+        let values =
+            (self.count > 0).then(|| BucketValues { min, max, mean: mean.clamp(min, max) });
+        let start = Timestamp::from_millis(self.index * span.millis());
+        Bucket { start, count: self.count, values }
     }
 }
 
 /// The content of a page that is being filled.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Samples { limit: usize, samples: Vec<Sample> },
-    Buckets { limit: usize, span: Span, buckets: Vec<Bucket>, open: Option<OpenBucket> },
+    Samples { limit: usize, samples: Vec<ShownSample> },
+    Buckets { limit: usize, buckets: Vec<Bucket>, open: Option<OpenBucket>, rule: BucketRule },
+}
+
+/// Which samples are in a bucket, and which of them count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BucketRule {
+    span: Span,
+    quality: Quality,
+    /// How many milliseconds the time of a sample is after the moment that decides its bucket.
+    offset: i64,
+}
+
+impl BucketRule {
+    /// Returns the index of a sample's bucket.
+    fn index(self, at: Timestamp) -> i64 {
+        (at.millis() - self.offset).div_euclid(self.span.millis())
+    }
+
+    /// Returns the ordinals of the first and the last sample that a bucket can have.
+    fn ordinals(self, order: Order, index: i64) -> (i64, i64) {
+        let start = index * self.span.millis() + self.offset;
+        let end = start + self.span.millis() - 1;
+        match order {
+            Order::Asc => (start, end),
+            Order::Desc => (-end, -start),
+        }
+    }
 }
 
 impl Output {
-    pub(crate) fn new(aggregate: Option<Span>, limit: usize) -> Self {
-        match aggregate {
-            None => Self::Samples { limit, samples: Vec::new() },
-            Some(span) => Self::Buckets { limit, span, buckets: Vec::new(), open: None },
+    pub(crate) fn new(query: &Query, sensor: &Sensor) -> Self {
+        let limit = query.limit;
+        let Some(span) = query.aggregate else {
+            return Self::Samples { limit, samples: Vec::new() };
+        };
+        let rule = BucketRule { span, quality: query.view.quality, offset: offset(sensor) };
+        Self::Buckets { limit, buckets: Vec::new(), open: None, rule }
+    }
+
+    /// Returns whether the sample takes room on the page.
+    pub(crate) fn shows(&self, view: View, sample: Sample) -> bool {
+        match self {
+            Self::Samples { .. } => view.shows(sample),
+            Self::Buckets { .. } => true,
         }
     }
 
@@ -113,20 +178,20 @@ impl Output {
     }
 
     /// Adds the next sample. Returns `false` if the sample would begin a bucket that does not fit any more.
-    pub(crate) fn push(&mut self, sample: Sample) -> bool {
+    pub(crate) fn push(&mut self, shown: &ShownSample) -> bool {
         match self {
-            Self::Samples { samples, .. } => samples.push(sample),
-            Self::Buckets { span, buckets, open, .. } => {
-                let index = sample.at.millis().div_euclid(span.millis());
+            Self::Samples { samples, .. } => samples.push(shown.clone()),
+            Self::Buckets { buckets, open, rule, .. } => {
+                let index = rule.index(shown.sample.at);
                 if let Some(closed) = open.take_if(|open| open.index != index) {
-                    buckets.push(closed.bucket(*span));
+                    buckets.push(closed.bucket(rule.span));
                     if self.is_full() {
                         return false;
                     }
-                    return self.push(sample);
+                    return self.push(shown);
                 }
                 let open = open.get_or_insert_with(|| OpenBucket::new(index));
-                if let Some(value) = sample.counted(Quality::Usable) {
+                if let Some(value) = shown.sample.counted(rule.quality) {
                     open.add(value);
                 }
             }
@@ -137,10 +202,10 @@ impl Output {
     /// Closes the open bucket if it ends before `frontier`. This is an ordinal ([`Order::ordinal`]); all samples
     /// before it must have been added.
     pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
-        if let Self::Buckets { span, buckets, open, .. } = self
-            && let Some(closed) = open.take_if(|it| ordinals(order, *span, it.index).1 < frontier)
+        if let Self::Buckets { buckets, open, rule, .. } = self
+            && let Some(closed) = open.take_if(|it| rule.ordinals(order, it.index).1 < frontier)
         {
-            buckets.push(closed.bucket(*span));
+            buckets.push(closed.bucket(rule.span));
         }
     }
 
@@ -149,14 +214,14 @@ impl Output {
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
             Self::Samples { samples, .. } => match samples.last() {
-                Some(last) if self.is_full() => order.ordinal(last.at.millis()) + 1,
+                Some(last) if self.is_full() => order.ordinal(last.sample.at.millis()) + 1,
                 _ => frontier,
             },
-            Self::Buckets { span, buckets, open, .. } => match (open, buckets.last()) {
-                (Some(open), _) => ordinals(order, *span, open.index).0,
+            Self::Buckets { buckets, open, rule, .. } => match (open, buckets.last()) {
+                (Some(open), _) => rule.ordinals(order, open.index).0,
                 (None, Some(last)) if self.is_full() => {
-                    let index = last.start.millis().div_euclid(span.millis());
-                    ordinals(order, *span, index).1 + 1
+                    let index = last.start.millis().div_euclid(rule.span.millis());
+                    rule.ordinals(order, index).1 + 1
                 }
                 _ => frontier,
             },
@@ -172,16 +237,6 @@ impl Output {
     }
 }
 
-/// Returns the first and the last ordinal of a bucket.
-fn ordinals(order: Order, span: Span, index: i64) -> (i64, i64) {
-    let start = index * span.millis();
-    let end = start + span.millis() - 1;
-    match order {
-        Order::Asc => (start, end),
-        Order::Desc => (-end, -start),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,7 +246,7 @@ mod tests {
         for value in values {
             bucket.add(*value);
         }
-        bucket.bucket(Span::Day).mean
+        bucket.bucket(Span::Day).values.expect("values").mean
     }
 
     #[test]

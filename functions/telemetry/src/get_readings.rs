@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use contracts::{OperatorId, SensorId, Timestamp};
+use contracts::{OperatorId, Sensor, SensorId, Timestamp, effective::Values, sample::Quality};
 use lambda::http::{Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use series::{RevisionRow, SeriesRow};
@@ -15,7 +15,7 @@ use crate::{
     SensorRow,
     aggregation::Content,
     paging::Paging,
-    query::{Order, Query, Span},
+    query::{Order, Query, Span, View},
     range_merge::{BUDGET, Position, RangeMerge},
 };
 
@@ -66,7 +66,7 @@ impl GetReadings {
         let changes = row.as_ref().map_or(0, |row| row.changes);
         let sensor_info = row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
-        let merge = self.merge(sensor, &query, start, changes).await;
+        let merge = self.merge(&sensor_info, &query, start, changes).await;
         let (content, position) = merge.map_err(|error| Problem::from_fault(&error))?.finish();
         let next = match position {
             None => None,
@@ -81,16 +81,17 @@ impl GetReadings {
 
     async fn merge(
         &self,
-        sensor: SensorId,
+        info: &Sensor,
         query: &Query,
         start: Option<Position>,
         changes: u64,
     ) -> Result<RangeMerge, StoreError> {
+        let sensor = info.sensor_id;
         let markers = match changes {
             0 => Vec::new(),
             _ => RevisionRow::markers(&self.readings, sensor).await?,
         };
-        let mut merge = RangeMerge::new(query, start, BUDGET, markers);
+        let mut merge = RangeMerge::new(query, start, BUDGET, markers, info);
         let (low, high) = merge.bounds(query);
         let call = self
             .readings
@@ -131,9 +132,9 @@ pub(crate) fn sensor_not_found(sensor: SensorId) -> Problem {
 }
 
 fn invalid_token() -> Problem {
-    let message = "is not a valid page token for this sensor, from, to, order and aggregate; give the \
-                   previous page's `next` unchanged with the same parameters, or omit it to start \
-                   over";
+    let message = "is not a valid page token for this sensor, from, to, order, aggregate, quality, \
+                   values and flags; give the previous page's `next` unchanged with the same \
+                   parameters, or omit it to start over";
     Problem::invalid(vec![FieldError::new("query next", message)])
 }
 
@@ -148,13 +149,26 @@ impl Query {
             OperatorId::DEFAULT => "readings/1".to_owned(),
             operator => format!("readings/2 {operator}"),
         };
-        format!("{caller} {sensor} {from} {to} {} {aggregate}", self.order.name())
+        let scope = format!("{caller} {sensor} {from} {to} {} {aggregate}", self.order.name());
+        // So do the tokens of queries without the parameters of the view.
+        if self.view == View::default() {
+            return scope;
+        }
+        let View { quality, values, flags } = self.view;
+        format!("{scope} {} {} {flags}", quality.name(), values.name())
     }
 }
 
 fn query(request: &Request) -> Result<Query, Problem> {
-    let mut query =
-        Query { from: None, to: None, order: Order::Asc, limit: 0, aggregate: None, next: None };
+    let mut query = Query {
+        from: None,
+        to: None,
+        order: Order::Asc,
+        limit: 0,
+        aggregate: None,
+        view: View::default(),
+        next: None,
+    };
     let mut errors = BTreeMap::new();
     let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
     for (name, value) in &parameters {
@@ -165,13 +179,19 @@ fn query(request: &Request) -> Result<Query, Problem> {
                 .map(|order| query.order = order),
             "aggregate" => one_of([Span::Hour, Span::Day], Span::name, value)
                 .map(|span| query.aggregate = Some(span)),
+            "quality" => one_of(Quality::ALL, Quality::name, value)
+                .map(|quality| query.view.quality = quality),
+            "values" => one_of(Values::ALL, Values::name, value)
+                .map(|values| query.view.values = values),
+            "flags" => one_of([false, true], |flags| if flags { "true" } else { "false" }, value)
+                .map(|flags| query.view.flags = flags),
             "next" => {
                 query.next = Some((*value).to_owned());
                 Ok(())
             }
             // Its range depends on `aggregate`, so it is checked below.
             "limit" => Ok(()),
-            _ => Err("is not known; give from, to, order, limit, aggregate or next".to_owned()),
+            _ => Err("is not known; give from, to, order, limit, aggregate, quality, values, flags or next".to_owned()),
         };
         if let Err(message) = result {
             errors.insert(*name, message);

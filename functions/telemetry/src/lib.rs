@@ -26,7 +26,7 @@ mod set_aside;
 pub mod store_readings;
 
 use contracts::{IdMismatch, OperatorId, Sensor, SensorId, SiteId, Timestamp};
-use fault::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault, InvalidInput};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
@@ -71,6 +71,9 @@ impl SensorRow {
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
+    /// Some series of the bundle are not valid.
+    #[error(transparent)]
+    InvalidSeries(InvalidInput),
     /// The sensor was never provisioned, or it belongs to another operator than the sender.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
@@ -121,7 +124,7 @@ impl TelemetryError {
             Self::RetiredSensor { sensor, site, .. }
             | Self::SensorOfAnotherSite { sensor, site }
             | Self::BundleConflict { sensor, site, .. } => Some((*sensor, Some(*site))),
-            Self::WrongSite(_) | Self::Store(_) => None,
+            Self::InvalidSeries(_) | Self::WrongSite(_) | Self::Store(_) => None,
         }
     }
 
@@ -133,7 +136,7 @@ impl TelemetryError {
             Self::RetiredSensor { .. } => Some("RetiredSensor"),
             Self::SensorOfAnotherSite { .. } => Some("SensorOfAnotherSite"),
             Self::BundleConflict { .. } => Some("BundleConflict"),
-            Self::WrongSite(_) => Some("InvalidInput"),
+            Self::InvalidSeries(_) | Self::WrongSite(_) => Some("InvalidInput"),
             Self::Store(StoreError::Corrupt { .. }) => Some("CorruptRow"),
             Self::Store(_) => None,
         }

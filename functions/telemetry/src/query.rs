@@ -1,6 +1,11 @@
 //! The parsed parameters of a query for readings.
 
-use contracts::Timestamp;
+use contracts::{
+    Sensor, Timestamp,
+    effective::Values,
+    sample::{Quality, Sample},
+    sensor::Stamp,
+};
 use series::SeriesRow;
 
 /// The order of the samples in time.
@@ -59,6 +64,24 @@ impl Span {
     }
 }
 
+/// What a query shows of the stored samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The samples that count.
+    pub(crate) quality: Quality,
+    /// The values.
+    pub(crate) values: Values,
+    /// Whether samples are shown with their flags and qualifiers.
+    pub(crate) flags: bool,
+}
+
+impl View {
+    /// Returns whether a query without an aggregate shows the sample.
+    pub(crate) fn shows(self, sample: Sample) -> bool {
+        self.quality == Quality::All || sample.counted(self.quality).is_some()
+    }
+}
+
 /// The parameters of a query.
 #[derive(Debug)]
 pub(crate) struct Query {
@@ -67,14 +90,25 @@ pub(crate) struct Query {
     pub(crate) order: Order,
     pub(crate) limit: usize,
     pub(crate) aggregate: Option<Span>,
+    pub(crate) view: View,
     pub(crate) next: Option<String>,
 }
 
 impl Query {
     /// Returns the requested range in milliseconds since the epoch. The start is inclusive, the end exclusive. Neither
     /// is negative.
-    pub(crate) fn range(&self) -> (i64, i64) {
-        let millis = |time: Timestamp| time.millis().max(0);
+    ///
+    /// For an aggregate, the range is that of the moments to which the samples are attributed ([`offset`]).
+    pub(crate) fn range(&self, sensor: &Sensor) -> (i64, i64) {
+        let offset = self.aggregate.map_or(0, |_| offset(sensor));
+        let millis = |time: Timestamp| time.millis().max(0) + offset;
         (self.from.map_or(0, millis), self.to.map_or(i64::MAX, millis))
     }
+}
+
+/// Returns how many milliseconds the time of a sample is after the moment to which an aggregate attributes it.
+///
+/// A time at the end of an interval belongs to the bucket with the moment just before it.
+pub(crate) fn offset(sensor: &Sensor) -> i64 {
+    i64::from(sensor.metadata.description.stamp == Some(Stamp::End))
 }

@@ -9,12 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use contracts::{Timestamp, sample::Sample, stream::Arrival};
-use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack};
+use contracts::{Sensor, Timestamp, stream::Arrival};
+use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack_qualified};
 
 use crate::{
-    aggregation::{Content, Output},
-    query::{Order, Query},
+    aggregation::{Content, Output, ShownSample},
+    query::{Order, Query, View},
 };
 
 /// The limits after which a request returns the page as it is.
@@ -64,7 +64,9 @@ struct Precedence {
 /// A sample that a later row may still replace.
 #[derive(Debug)]
 struct Candidate {
-    sample: Sample,
+    sample: ShownSample,
+    /// Whether the sample takes room on the page. A sample that is not shown still hides those that it replaces.
+    is_shown: bool,
     precedence: Arc<Precedence>,
 }
 
@@ -76,11 +78,18 @@ pub(crate) struct RangeMerge {
     /// The last requested ordinal.
     last: i64,
     budget: Budget,
+    sensor: Sensor,
+    view: View,
     output: Output,
     /// The ranges that revisions replace.
     markers: Vec<Marker>,
-    /// The candidates by ordinal: at most as many as fit into the page, plus one that shows that there are more.
+    /// The candidates by ordinal. Of those that are shown at most as many as fit into the page, plus one that shows that
+    /// there are more.
     pending: BTreeMap<i64, Candidate>,
+    /// The number of candidates that are shown.
+    shown: usize,
+    /// The first ordinal whose candidates were dropped because the page has no room for them.
+    cutoff: i64,
     /// The rows that have samples for the next page, with their last ordinal.
     open: Vec<(Arc<str>, i64)>,
     first_row: Option<Arc<str>>,
@@ -98,8 +107,9 @@ impl RangeMerge {
         start: Option<Position>,
         budget: Budget,
         markers: Vec<Marker>,
+        sensor: &Sensor,
     ) -> Self {
-        let (from, to) = query.range();
+        let (from, to) = query.range(sensor);
         let (first, last) = match query.order {
             Order::Asc => (from, to - 1),
             Order::Desc => (-(to - 1), -from),
@@ -109,9 +119,13 @@ impl RangeMerge {
             start: start.unwrap_or(Position { ordinal: first, row: None }),
             last,
             budget,
-            output: Output::new(query.aggregate, query.limit),
+            sensor: sensor.clone(),
+            view: query.view,
+            output: Output::new(query, sensor),
             markers,
             pending: BTreeMap::new(),
+            shown: 0,
+            cutoff: i64::MAX,
             open: Vec::new(),
             first_row: None,
             last_row: None,
@@ -124,7 +138,7 @@ impl RangeMerge {
 
     /// Returns the sort keys of the first and the last row to read, in the table's order.
     pub(crate) fn bounds(&self, query: &Query) -> (String, String) {
-        let (from, to) = query.range();
+        let (from, to) = query.range(&self.sensor);
         let low = from.saturating_sub(SeriesRow::MAX_SPAN_MILLIS).max(0);
         let low = Timestamp::from_millis(low).to_string();
         let high = match query.to {
@@ -157,12 +171,14 @@ impl RangeMerge {
             && let Some(next) = self.pending.first_entry()
             && *next.key() < self.frontier
         {
-            if self.output.push(next.get().sample) {
+            let Candidate { sample, is_shown, .. } = next.get();
+            if !is_shown || self.output.push(sample) {
+                self.shown -= usize::from(*is_shown);
                 next.remove();
             }
         }
         self.output.close_before(self.order, self.frontier);
-        let ordinal = self.output.resume_at(self.order, self.frontier);
+        let ordinal = self.resume_at();
         self.open.retain(|(_, last)| *last >= ordinal);
         Ok(())
     }
@@ -186,7 +202,8 @@ impl RangeMerge {
             return Ok(());
         }
         self.open.push((Arc::clone(&key), last));
-        let samples = unpack(&row.samples).map_err(|error| error.to_string())?;
+        let (samples, qualifiers) =
+            unpack_qualified(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
         let markers = self.markers.iter().filter(|marker| marker.revision > revision);
         let replaced: Vec<_> = markers.map(|marker| marker.replaces).collect();
@@ -204,29 +221,53 @@ impl RangeMerge {
             }
             let ordinal = self.order.ordinal(sample.at.millis());
             let is_requested = (self.start.ordinal..=self.last).contains(&ordinal);
-            if !is_requested || replaced.iter().any(|range| range.contains(sample.at)) {
+            if !is_requested
+                || ordinal >= self.cutoff
+                || replaced.iter().any(|range| range.contains(sample.at))
+            {
                 continue;
             }
             let Some((_, arrival)) = arrivals.peek() else { break };
             let precedence = current.get_or_insert_with(|| precedence(arrival.clone()));
-            let candidate = Candidate { sample, precedence: Arc::clone(precedence) };
+            let sample = self.sensor.effective(sample, self.view.values);
+            let candidate = Candidate {
+                is_shown: self.output.shows(self.view, sample),
+                sample: ShownSample {
+                    sample,
+                    qualifiers: self.view.flags.then(|| qualifiers.of(index).to_vec()),
+                },
+                precedence: Arc::clone(precedence),
+            };
+            let is_shown = usize::from(candidate.is_shown);
             match self.pending.entry(ordinal) {
-                Entry::Vacant(entry) => drop(entry.insert(candidate)),
+                Entry::Vacant(entry) => {
+                    self.shown += is_shown;
+                    entry.insert(candidate);
+                }
                 Entry::Occupied(mut entry) => {
                     if candidate.precedence > entry.get().precedence {
-                        entry.insert(candidate);
+                        self.shown += is_shown;
+                        self.shown -= usize::from(entry.insert(candidate).is_shown);
                     }
                 }
             }
-            if self.pending.len() > self.output.room().saturating_add(1) {
-                self.pending.pop_last();
+            while self.shown > self.output.room().saturating_add(1)
+                && let Some((ordinal, dropped)) = self.pending.pop_last()
+            {
+                self.shown -= usize::from(dropped.is_shown);
+                self.cutoff = ordinal;
             }
         }
         Ok(())
     }
 
+    /// Returns the ordinal at which the next page begins.
+    fn resume_at(&self) -> i64 {
+        self.output.resume_at(self.order, self.frontier.min(self.cutoff))
+    }
+
     fn position(&self) -> Position {
-        let ordinal = self.output.resume_at(self.order, self.frontier).max(self.start.ordinal);
+        let ordinal = self.resume_at().max(self.start.ordinal);
         let row = self.open.first().map(|(row, _)| row).or(self.last_row.as_ref());
         Position { ordinal, row: row.or(self.start.row.as_ref()).cloned() }
     }
@@ -236,7 +277,9 @@ impl RangeMerge {
     /// A page without progress is not done, since the next request would read the same rows again.
     pub(crate) fn is_done(&self) -> bool {
         let budget_spent = self.rows >= self.budget.rows || self.samples >= self.budget.samples;
-        self.exhausted || self.output.is_full() || (budget_spent && self.made_progress())
+        // Candidates are missing from the cutoff on.
+        let is_cut = self.frontier >= self.cutoff;
+        self.exhausted || self.output.is_full() || is_cut || (budget_spent && self.made_progress())
     }
 
     fn made_progress(&self) -> bool {
@@ -244,7 +287,7 @@ impl RangeMerge {
     }
 
     pub(crate) fn finish(self) -> (Content, Option<Position>) {
-        let more = !self.exhausted || !self.pending.is_empty();
+        let more = !self.exhausted || !self.pending.is_empty() || self.cutoff < i64::MAX;
         let next = more.then(|| self.position());
         (self.output.finish(), next)
     }
@@ -252,17 +295,27 @@ impl RangeMerge {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{readings::TimeRange, sample::Qualifiers};
+    use contracts::{
+        Metric, OnboardingId, OperatorId, SensorId, SiteId,
+        effective::Values,
+        readings::TimeRange,
+        sample::{Flag, Qualifiers, Quality, Sample},
+        sensor::{Calibration, Dated, SensorMetadata, Stamp},
+    };
     use proptest::{
         collection::{btree_map, vec},
         prelude::*,
         test_runner::RngSeed,
     };
     use serde_bytes::ByteBuf;
-    use series::packing::pack;
+    use serde_json::json;
+    use series::packing::{pack, unpack};
 
     use super::*;
-    use crate::{aggregation::Bucket, query::Span};
+    use crate::{
+        aggregation::{Bucket, BucketValues},
+        query::Span,
+    };
 
     const HOUR: i64 = 60 * 60 * 1000;
     /// The start of the generated rows. It is in the middle of an hour and of a day.
@@ -274,11 +327,51 @@ mod tests {
         Arrival::new(Timestamp::from_millis(millis), "1")
     }
 
+    /// Returns a sensor whose stamps are at the end of the interval or not.
+    fn sensor(stamp: Option<Stamp>) -> Sensor {
+        let site = SiteId::registered(OperatorId::DEFAULT, "", "range merge");
+        let mut metadata = SensorMetadata::default();
+        metadata.description.stamp = stamp;
+        let calibration = Calibration { gain: 2.0, offset: 0.0 };
+        metadata.calibrations = vec![Dated::always(calibration)];
+        Sensor {
+            sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site), 0),
+            metric: Metric::AirTemperature,
+            unit: "Cel".to_owned(),
+            min: None,
+            max: None,
+            metadata,
+        }
+    }
+
+    /// Returns a sample with a flag that its value determines. One in ten has no value.
+    fn sample(at: Timestamp, value: f64) -> Sample {
+        let flag = match value.to_bits() % 10 {
+            0 => Flag::Missing,
+            1 | 2 => Flag::Fail,
+            3 => Flag::Suspect,
+            4 | 5 => Flag::Pass,
+            _ => Flag::NotEvaluated,
+        };
+        Sample::flagged(at, value, flag)
+    }
+
+    /// Returns qualifiers that follow from the samples.
+    fn qualifiers(samples: &[Sample]) -> Qualifiers {
+        let mut all = Qualifiers::default();
+        for (index, sample) in samples.iter().enumerate() {
+            if sample.flag == Flag::Suspect {
+                all.push(index, vec!["<".parse().expect("a qualifier")]);
+            }
+        }
+        all
+    }
+
     /// Returns a row of the first revision, as an earlier release stored it.
     fn row(start: i64, bundle: usize, stored_at: i64, samples: &BTreeMap<i64, f64>) -> SeriesRow {
         let samples: Vec<_> = samples
             .iter()
-            .map(|(after, value)| Sample::new(Timestamp::from_millis(start + after), *value))
+            .map(|(after, value)| sample(Timestamp::from_millis(start + after), *value))
             .collect();
         let at = |sample: Option<&Sample>| sample.map_or(0, |sample| sample.at.millis());
         let bundle = format!("b-{bundle}").parse().expect("an id");
@@ -288,7 +381,7 @@ mod tests {
             stored_at,
             arrival: None,
             earlier: Vec::new(),
-            samples: ByteBuf::from(pack(&samples, &Qualifiers::default())),
+            samples: ByteBuf::from(pack(&samples, &qualifiers(&samples))),
             hash: ByteBuf::new(),
         }
     }
@@ -342,22 +435,28 @@ mod tests {
         let order = prop_oneof![Just(Order::Asc), Just(Order::Desc)];
         let aggregate =
             prop_oneof![2 => Just(None), 1 => Just(Some(Span::Hour)), 1 => Just(Some(Span::Day))];
-        (time(), time(), order, 1..40_usize, aggregate).prop_filter_map(
+        let view = (
+            prop::sample::select(&Quality::ALL),
+            prop::sample::select(&Values::ALL),
+            any::<bool>(),
+        )
+            .prop_map(|(quality, values, flags)| View { quality, values, flags });
+        (time(), time(), order, 1..40_usize, aggregate, view).prop_filter_map(
             "from must be before to",
-            |(from, to, order, limit, aggregate)| {
+            |(from, to, order, limit, aggregate, view)| {
                 // The time of a sample, or one millisecond before or after it.
                 let time = |time: Option<(i64, i64)>| {
                     time.map(|(steps, off)| Timestamp::from_millis(BEGIN + steps * STEP + off - 1))
                 };
                 let (from, to) = (time(from), time(to));
                 let is_range = from.zip(to).is_none_or(|(from, to)| from < to);
-                is_range.then_some(Query { from, to, order, limit, aggregate, next: None })
+                is_range.then_some(Query { from, to, order, limit, aggregate, view, next: None })
             },
         )
     }
 
     /// Returns the expected content of all pages.
-    fn model(rows: &[SeriesRow], markers: &[Marker], query: &Query) -> Content {
+    fn model(rows: &[SeriesRow], markers: &[Marker], query: &Query, sensor: &Sensor) -> Content {
         let mut all: BTreeMap<i64, Vec<_>> = BTreeMap::new();
         for row in rows {
             let RowKey { bundle, revision, .. } = RowKey::parse(&row.row).expect("a key");
@@ -372,28 +471,41 @@ mod tests {
                 }
             }
         }
-        let (from, to) = query.range();
+        let (from, to) = query.range(sensor);
         let winner = |candidates: &Vec<((u32, Arrival, &str, &str), Sample)>| {
             let winner = candidates.iter().max_by(|a, b| a.0.cmp(&b.0));
             winner.expect("at least one").1
         };
+        let winners = all.range(from..to).map(|(_, candidates)| winner(candidates));
         let mut samples: Vec<_> =
-            all.range(from..to).map(|(_, candidates)| winner(candidates)).collect();
+            winners.map(|sample| sensor.effective(sample, query.view.values)).collect();
         if query.order == Order::Desc {
             samples.reverse();
         }
-        let Some(span) = query.aggregate else { return Content::Samples(samples) };
-        let index = |sample: &Sample| sample.at.millis().div_euclid(span.millis());
+        let Some(span) = query.aggregate else {
+            samples.retain(|sample| {
+                query.view.quality == Quality::All || sample.counted(query.view.quality).is_some()
+            });
+            let shown = |sample: Sample| {
+                let own = qualifiers(&[sample]).of(0).to_vec();
+                ShownSample { sample, qualifiers: query.view.flags.then_some(own) }
+            };
+            return Content::Samples(samples.into_iter().map(shown).collect());
+        };
+        let is_end = sensor.metadata.description.stamp == Some(Stamp::End);
+        let index =
+            |sample: &Sample| (sample.at.millis() - i64::from(is_end)).div_euclid(span.millis());
         let buckets = samples.chunk_by(|a, b| index(a) == index(b)).map(|samples| {
-            let values = || samples.iter().filter_map(|sample| sample.value);
+            let values = || samples.iter().filter_map(|sample| sample.counted(query.view.quality));
+            let count = values().count();
             #[expect(clippy::cast_precision_loss, reason = "a few samples")]
-            let mean = values().sum::<f64>() / samples.len() as f64;
+            let mean = values().sum::<f64>() / count as f64;
+            let (min, max) = (f64::INFINITY, f64::NEG_INFINITY);
+            let (min, max) = (values().fold(min, f64::min), values().fold(max, f64::max));
             Bucket {
                 start: Timestamp::from_millis(index(&samples[0]) * span.millis()),
-                count: samples.len() as u64,
-                min: values().fold(f64::INFINITY, f64::min),
-                max: values().fold(f64::NEG_INFINITY, f64::max),
-                mean,
+                count: count as u64,
+                values: (count > 0).then_some(BucketValues { min, max, mean }),
             }
         });
         Content::Buckets(buckets.collect())
@@ -424,6 +536,7 @@ mod tests {
         rows: &[SeriesRow],
         markers: &[Marker],
         query: &Query,
+        sensor: &Sensor,
         per_call: usize,
         budget: Budget,
     ) -> Content {
@@ -433,7 +546,7 @@ mod tests {
         };
         let mut start = None;
         for _ in 0..10_000 {
-            let mut merge = RangeMerge::new(query, start.clone(), budget, markers.to_vec());
+            let mut merge = RangeMerge::new(query, start.clone(), budget, markers.to_vec(), sensor);
             let (low, high) = merge.bounds(query);
             let within = rows.iter().filter(|row| (&low..=&high).contains(&&row.row)).cloned();
             let mut within: Vec<_> = within.collect();
@@ -451,7 +564,7 @@ mod tests {
                     Output::Buckets { buckets, .. } => buckets.len(),
                 };
                 if query.aggregate.is_none() {
-                    assert!(count + merge.pending.len() <= query.limit + 1);
+                    assert!(count + merge.shown <= query.limit + 1);
                 }
                 let requested = |row: &SeriesRow| {
                     let (first, last) = extent(row, query.order);
@@ -520,8 +633,15 @@ mod tests {
             (Content::Buckets(content), Content::Buckets(expected)) => {
                 content.len() == expected.len()
                     && content.iter().zip(expected).all(|(a, b)| {
-                        (a.start, a.count, a.min, a.max) == (b.start, b.count, b.min, b.max)
-                            && is_close(a.mean, b.mean, b.min.abs().max(b.max.abs()))
+                        let values = match (&a.values, &b.values) {
+                            (None, None) => true,
+                            (Some(a), Some(b)) => {
+                                (a.min, a.max) == (b.min, b.max)
+                                    && is_close(a.mean, b.mean, b.min.abs().max(b.max.abs()))
+                            }
+                            _ => false,
+                        };
+                        (a.start, a.count) == (b.start, b.count) && values
                     })
             }
             _ => false,
@@ -541,14 +661,72 @@ mod tests {
             rows in rows(),
             markers in markers(),
             query in queries(),
+            stamp in prop::sample::select(vec![None, Some(Stamp::Start), Some(Stamp::End)]),
             per_call in 1..12_usize,
             budget in (1..20_usize, 1..100_usize),
         ) {
             let budget = Budget { rows: budget.0, samples: budget.1 };
-            let content = all_pages(&rows, &markers, &query, per_call, budget);
-            let expected = model(&rows, &markers, &query);
+            let sensor = sensor(stamp);
+            let content = all_pages(&rows, &markers, &query, &sensor, per_call, budget);
+            let expected = model(&rows, &markers, &query, &sensor);
             prop_assert!(nearly_equal(&content, &expected), "{content:?} is not {expected:?}");
         }
+    }
+
+    #[test]
+    fn samples_count_by_their_flags() {
+        let minute = |n: i64| Timestamp::from_millis(BEGIN + n * 60 * 1000);
+        let samples = [
+            Sample::flagged(minute(0), 5.0, Flag::Pass),
+            Sample::missing(minute(1)),
+            Sample::flagged(minute(2), 1400.0, Flag::Fail),
+            Sample::flagged(minute(3), 600.0, Flag::Suspect),
+        ];
+        let mut row = row(BEGIN, 1, 0, &BTreeMap::from([(0, 1.0)]));
+        row.end = minute(3).millis();
+        row.samples = ByteBuf::from(pack(&samples, &Qualifiers::default()));
+        let content = |quality, aggregate| {
+            let view = View { quality, values: Values::Raw, flags: false };
+            let (from, to, order) = (None, None, Order::Asc);
+            let query = Query { from, to, order, limit: 9, aggregate, view, next: None };
+            let mut merge = RangeMerge::new(&query, None, BUDGET, Vec::new(), &sensor(None));
+            merge.add_rows(vec![row.clone()], true).expect("a row");
+            serde_json::to_value(merge.finish().0).expect("JSON")
+        };
+        for (quality, count, mean, shown) in [
+            (Quality::Good, 1, 5.0, json!([5.0])),
+            (Quality::Usable, 2, 302.5, json!([5.0, 600.0])),
+            (Quality::All, 3, 2005.0 / 3.0, json!([5.0, null, 1400.0, 600.0])),
+        ] {
+            let day = &content(quality, Some(Span::Day))["buckets"][0];
+            assert_eq!((&day["count"], &day["mean"]), (&json!(count), &json!(mean)), "{day}");
+            let all = &content(quality, None)["samples"];
+            let values = all.as_array().expect("samples").iter().map(|sample| &sample[1]);
+            assert_eq!(json!(values.collect::<Vec<_>>()), shown);
+        }
+    }
+
+    #[test]
+    fn a_bucket_without_counted_samples_has_no_values() {
+        let mut row = row(BEGIN, 1, 0, &BTreeMap::from([(0, 1.0)]));
+        let missing = [Sample::missing(Timestamp::from_millis(BEGIN))];
+        row.samples = ByteBuf::from(pack(&missing, &Qualifiers::default()));
+        let query = Query {
+            from: None,
+            to: None,
+            order: Order::Asc,
+            limit: 9,
+            aggregate: Some(Span::Hour),
+            view: View::default(),
+            next: None,
+        };
+        let mut merge = RangeMerge::new(&query, None, BUDGET, Vec::new(), &sensor(None));
+        merge.add_rows(vec![row], true).expect("a row");
+        let content = serde_json::to_value(merge.finish().0).expect("JSON");
+        assert_eq!(
+            content["buckets"],
+            json!([{ "start": "2026-01-01T12:00:00.000Z", "count": 0 }])
+        );
     }
 
     #[test]
@@ -559,6 +737,7 @@ mod tests {
             order: Order::Asc,
             limit: 9,
             aggregate: None,
+            view: View::default(),
             next: None,
         };
         let good = row(BEGIN, 1, 0, &BTreeMap::from([(0, 1.0)]));
@@ -573,7 +752,7 @@ mod tests {
             ),
             (SeriesRow { samples: ByteBuf::from(b"?"), ..good.clone() }, "packed samples"),
         ] {
-            let mut merge = RangeMerge::new(&query, None, BUDGET, Vec::new());
+            let mut merge = RangeMerge::new(&query, None, BUDGET, Vec::new(), &sensor(None));
             let (name, message) =
                 merge.add_rows(vec![good.clone(), broken.clone()], true).expect_err("a broken row");
             assert_eq!(name, broken.row);

@@ -1,4 +1,5 @@
-//! Counts the bundles that `POST /readings` refused, by sender, site, hour, reason, field and sensor.
+//! Counts the bundles that `POST /readings` refused, by sender, site, hour, reason, field and sensor. A bundle of which
+//! some series were refused counts, too.
 //!
 //! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
 //! the table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of
@@ -26,10 +27,6 @@ use series::{partition, start_of_hour};
 use store::{Commit, Key, StoreError, Table, Transaction};
 use tokio::time::Instant;
 
-/// The reason under which a valid bundle is counted if it was refused because another bundle of its list is
-/// invalid.
-pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
-
 /// The minimum time between two writes of an execution environment.
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// The maximum number of rows that an execution environment writes at a time.
@@ -47,7 +44,10 @@ const RETENTION_SECONDS: i64 = 15 * 24 * 60 * 60;
 
 /// The names that are counted: `body`, `query` and the fields of a bundle. Any other name was chosen by the sender
 /// and is counted as `(unknown)`.
-const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
+const FIELDS: [&str; 13] = [
+    "body", "query", "bundleId", "siteId", "revision", "reason", "origin", "series", "sensorId",
+    "replaces", "from", "to", "samples",
+];
 
 /// The key of a counter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,10 +117,32 @@ impl Refusals {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the bundles of a refused body.
-    pub fn count(&self, sender: OperatorId, body: &str, problem: &Problem, now: Timestamp) {
+    /// Counts the bundles of a body that was refused with this problem. `errors` are all its field errors.
+    pub fn count(
+        &self,
+        sender: OperatorId,
+        body: &str,
+        problem: &Problem,
+        errors: &[FieldError],
+        now: Timestamp,
+    ) {
+        self.keep(counters(sender, body, Some(problem), errors, now));
+    }
+
+    /// Counts the bundles of a body that these errors name. The other bundles were accepted.
+    pub fn count_partly(
+        &self,
+        sender: OperatorId,
+        body: &str,
+        errors: &[FieldError],
+        now: Timestamp,
+    ) {
+        self.keep(counters(sender, body, None, errors, now));
+    }
+
+    fn keep(&self, counts: Vec<(Counter, Count)>) {
         let mut state = self.state();
-        for (counter, count) in counters(sender, body, problem, now) {
+        for (counter, count) in counts {
             let full = state.pending.len() >= MAX_PENDING && !state.pending.contains_key(&counter);
             let counter = if full {
                 Counter { site: None, field: "(any)".to_owned(), sensor: None, ..counter }
@@ -199,31 +221,27 @@ impl Refusals {
     }
 }
 
-/// Returns the counters of a refused body: each bundle counts once per reason, field and sensor.
+/// Returns the counters of a body: each refused bundle counts once per reason, field and sensor. Without a problem, only
+/// the bundles that the errors name were refused.
 ///
 /// Also logs the site and sensor of the first invalid bundle, and counts the bundles by reason as a metric.
 fn counters(
     sender: OperatorId,
     body: &str,
-    problem: &Problem,
+    problem: Option<&Problem>,
+    errors: &[FieldError],
     now: Timestamp,
 ) -> Vec<(Counter, Count)> {
     let (texts, is_list) = split_bundles(body);
-    let errors = by_bundle(&problem.errors, texts.len(), is_list);
-    // The reasons of field errors are those of an invalid request.
-    let reason_of = |error: &FieldError| match problem.status {
-        400 => error.reason.name().to_owned(),
-        _ => problem.reason(),
-    };
+    let by_bundle = by_bundle(errors, texts.len(), is_list);
+    // The scope of a credential is not a property of a field.
+    let whole = problem.filter(|problem| ![400, 410, 413].contains(&problem.status));
+    let reason_of =
+        |error: &FieldError| whole.map_or_else(|| error.reason.name().to_owned(), Problem::reason);
     let mut counters = Vec::new();
     let mut ids_recorded = false;
-    for (text, errors) in texts.iter().zip(errors) {
+    for (text, errors_of_bundle) in texts.iter().zip(by_bundle) {
         let site = find_id(text, "siteId");
-        let sensors = if errors.is_empty() { Vec::new() } else { find_sensors(text) };
-        let sensor_of = |error: &FieldError| {
-            let index = error.field.split_once("series[")?.1.split(']').next()?;
-            sensors.get(index.parse::<usize>().ok()?).copied().flatten()
-        };
         let mut seen = BTreeSet::new();
         let mut add = |reason: String, field: String, sensor, message: &str| {
             let hour = start_of_hour(now);
@@ -234,32 +252,32 @@ fn counters(
                 counters.push((counter, count));
             }
         };
-        let body_error = problem.errors.iter().find(|error| index_of(&error.field).is_none());
-        let reason = match (errors.first(), body_error, problem.errors.first()) {
-            (Some(first), _, _) => {
+        let reason = match (errors_of_bundle.first(), problem) {
+            (Some(first), _) => {
+                let sensors = find_sensors(text);
+                let sensor_of = |error: &FieldError| {
+                    sensors.get(series_index(&error.field)?).copied().flatten()
+                };
                 if !ids_recorded {
                     ids_recorded = true;
                     record_ids(site, sensor_of(first));
                 }
-                for error in &errors {
+                for error in &errors_of_bundle {
                     let reason = reason_of(error);
                     add(reason, normalize_path(&error.field), sensor_of(error), &error.message);
                 }
                 reason_of(first)
             }
-            (None, Some(body_error), _) => {
-                add(problem.reason(), normalize_path(&body_error.field), None, &body_error.message);
+            // The whole body was refused.
+            (None, Some(problem)) => {
+                let error =
+                    errors.iter().find(|error| !is_list || index_of(&error.field).is_none());
+                let field = error.map_or("body".to_owned(), |error| normalize_path(&error.field));
+                let message = error.map_or(&problem.detail, |error| &error.message);
+                add(problem.reason(), field, None, message);
                 problem.reason()
             }
-            (None, None, Some(other_error)) => {
-                let message = other_error.to_string();
-                add(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, &message);
-                REFUSED_WITH_LIST.to_owned()
-            }
-            (None, None, None) => {
-                add(problem.reason(), "body".to_owned(), None, &problem.detail);
-                problem.reason()
-            }
+            (None, None) => continue,
         };
         metrics::counter!("ReadingsRefused", "reason" => reason).increment(1);
     }
@@ -292,6 +310,11 @@ fn split_bundles(body: &str) -> (Vec<&str>, bool) {
 /// Returns the index at the beginning of a path such as `[3].siteId`.
 fn index_of(field: &str) -> Option<usize> {
     field.strip_prefix('[')?.split_once(']')?.0.parse().ok()
+}
+
+/// Returns the index of the series in a path such as `[3].series[7].samples`.
+fn series_index(field: &str) -> Option<usize> {
+    field.split_once("series[")?.1.split_once(']')?.0.parse().ok()
 }
 
 /// Groups the errors by bundle.
@@ -335,7 +358,7 @@ fn find_id<I: FromStr>(text: &str, name: &str) -> Option<I> {
 }
 
 /// Returns the sensor of each series, where it can be parsed.
-fn find_sensors(text: &str) -> Vec<Option<SensorId>> {
+pub(crate) fn find_sensors(text: &str) -> Vec<Option<SensorId>> {
     #[derive(Deserialize)]
     struct SeriesList<'a> {
         #[serde(borrow)]
@@ -361,10 +384,9 @@ mod tests {
         Refusals::new(Table::new(client, "RefusalsTable"))
     }
 
-    fn clock_ahead(bundle: usize) -> Problem {
+    fn clock_ahead(bundle: usize) -> [FieldError; 1] {
         let field = format!("[{bundle}].series[0].samples[0]");
-        let error = FieldError::new(field, "is ahead").with_reason(Reason::ClockAhead);
-        Problem::invalid(vec![error])
+        [FieldError::new(field, "is ahead").with_reason(Reason::ClockAhead)]
     }
 
     fn bundle(site: SiteId) -> String {
@@ -411,7 +433,12 @@ mod tests {
                 let random = saga(&format!("{second}/{n}")).site_id;
                 for site in [random, saga("real").site_id] {
                     let body = format!("[{}]", bundle(site));
-                    refusals.count(OperatorId::DEFAULT, &body, &clock_ahead(0), noon(second));
+                    refusals.count_partly(
+                        OperatorId::DEFAULT,
+                        &body,
+                        &clock_ahead(0),
+                        noon(second),
+                    );
                     requests += 1;
                 }
                 let due = refusals.due();
@@ -438,7 +465,8 @@ mod tests {
     #[tokio::test]
     async fn counts_that_can_not_be_written_are_kept() {
         let refusals = refusals();
-        refusals.count(OperatorId::DEFAULT, &bundle(saga("a").site_id), &clock_ahead(0), noon(0));
+        let body = bundle(saga("a").site_id);
+        refusals.count_partly(OperatorId::DEFAULT, &body, &clock_ahead(0), noon(0));
         refusals.write(Deadline::after(Duration::from_secs(5))).await;
         let pending: Vec<_> = refusals.state().pending.values().map(|it| it.refused).collect();
         assert_eq!(pending, [1]);

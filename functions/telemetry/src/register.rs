@@ -1,13 +1,13 @@
 //! The sensor register as store-readings and accept-readings use it, with a cache.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use contracts::{OperatorId, SensorId, SiteId, Timestamp};
-use lambda::{Aws, ConfigError};
+use lambda::{Aws, ConfigError, Deadline};
 use serde::{Deserialize, de::IgnoredAny};
 use store::{StoreError, Table};
 use stream::may_send;
@@ -17,6 +17,10 @@ use crate::{SensorRow, TelemetryError};
 
 /// The maximum number of sensors in the cache, about 10 MB. The cache is cleared when it is full.
 const MAX_CACHED: usize = 100_000;
+/// The maximum number of keys of a `BatchGetItem` call.
+const MAX_KEYS: usize = 100;
+/// The timeout of the read for an early answer.
+const EARLY_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The register of the sensors that may send readings.
 ///
@@ -114,6 +118,39 @@ impl Register {
             registered.map_or(Standing::Unknown, |it| it.standing(site, sender))
         };
         Ok(sensors.zip(cached).map(standing).collect())
+    }
+
+    /// Returns the standing of each of a sender's sensors at its site, where it is known.
+    ///
+    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. Any other sensor, and each one if the
+    /// call fails, is `None`. This is for an early answer to the sender; store-readings decides.
+    pub async fn known_standings(
+        &self,
+        sender: OperatorId,
+        sensors: &[(SiteId, SensorId)],
+        deadline: Deadline,
+    ) -> Vec<Option<Standing>> {
+        let ids = || sensors.iter().map(|(_, sensor)| *sensor);
+        let mut cached = self.cached(ids());
+        let uncached = ids().zip(&cached).filter(|(_, cached)| cached.is_none());
+        let uncached: BTreeSet<_> = uncached.map(|(sensor, _)| sensor).collect();
+        let uncached: Vec<_> = uncached.into_iter().take(MAX_KEYS).collect();
+        if !uncached.is_empty() {
+            let time = deadline.remaining().min(EARLY_ANSWER_TIMEOUT);
+            match tokio::time::timeout(time, self.read(&uncached)).await {
+                Ok(Ok(read)) => {
+                    for (sensor, cached) in ids().zip(&mut cached) {
+                        *cached = cached.or_else(|| read.get(&sensor).copied());
+                    }
+                }
+                Ok(Err(error)) => tracing::warn!(reason = %error, "the register can't be read"),
+                Err(_) => tracing::warn!(reason = "timeout", "the register can't be read"),
+            }
+        }
+        let standing = |((site, _), cached): (&(SiteId, SensorId), Option<Registered>)| {
+            cached.map(|registered| registered.standing(*site, Some(sender)))
+        };
+        sensors.iter().zip(cached).map(standing).collect()
     }
 
     /// Returns the fresh cache entry of each sensor.

@@ -105,7 +105,11 @@ impl StoreReadings {
     async fn record(&self, record: &Record<'_>) -> Result<(), RecordError> {
         let now = Timestamp::now();
         let mut sent = stream::bundle(record, now)?;
+        let invalid = std::mem::take(&mut sent.refused);
         let mut refused = self.remove_refused(&mut sent).await?;
+        if !invalid.is_empty() {
+            refused.insert(0, TelemetryError::InvalidSeries(invalid.into()));
+        }
         let arrival = record.arrival();
         let received = Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
         let (Stored { samples, repeated }, conflicts) = self.series.store(received).await?;
@@ -124,7 +128,7 @@ impl StoreReadings {
         &self,
         sent: &mut SentBundle,
     ) -> Result<Vec<TelemetryError>, TelemetryError> {
-        let SentBundle { bundle, sender } = sent;
+        let SentBundle { bundle, sender, .. } = sent;
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
         let standings = self.register.standings(bundle.site_id, *sender, sensors).await?;
         let (mut standings, mut refused) = (standings.into_iter(), Vec::new());

@@ -33,6 +33,7 @@ use telemetry::{
     get_readings::GetReadings,
     paging::{KeySource, Paging, SigningKey},
     refusals::Refusals,
+    register::Register,
 };
 use testkit::{
     Dynamo,
@@ -91,10 +92,14 @@ fn bundles(count: usize) -> Value {
 
 fn accept_readings(stream: &Stub) -> AcceptReadings {
     let client = aws_sdk_kinesis::Client::new(&stream.config());
-    // Unreachable. The tests in `refusals.rs` check the counters of refusals.
+    // Unreachable. The tests in `refusals.rs` check the register and the counters of refusals.
     let dynamo = aws_sdk_dynamodb::Client::new(&http::config("http://127.0.0.1:1"));
-    let refusals = Refusals::new(Table::new(dynamo, "RefusalsTable"));
-    AcceptReadings { client, stream_name: "readings".to_owned(), refusals }
+    AcceptReadings {
+        client,
+        stream_name: "readings".to_owned(),
+        register: Register::new(Table::new(dynamo.clone(), READINGS), Duration::from_hours(1)),
+        refusals: Refusals::new(Table::new(dynamo, "RefusalsTable")),
+    }
 }
 
 async fn accept(stream: &Stub, body: &str) -> Result<Response, Problem> {
@@ -166,7 +171,7 @@ async fn stream_by_call(response: fn(usize) -> (u16, Value)) -> Stub {
 async fn a_bundle_and_a_list_are_put_on_the_stream() {
     let stream = stream(|_, _| accepted_entry()).await;
     let started = Instant::now();
-    let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
+    let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.099+01:00", -7]]));
     check("accept-readings.one", accept(&stream, &format!("\n {one:#}")).await);
     let call = stream.take_calls().remove(0);
     assert_eq!(call.operation(), "PutRecords");
@@ -205,29 +210,109 @@ async fn an_invalid_request_is_refused_with_instructions_and_nothing_is_put() {
     wrong[3]["series"] = json!([]);
     let mut missing = bundles(3);
     missing[2].as_object_mut().expect("a bundle").remove("siteId");
-    let mut repeated_id = bundles(3);
-    repeated_id[2]["bundleId"] = "b-0".into();
     let mut single = bundles(1)[0].take();
     single["series"][0]["samples"][0][1] = "1.5".into();
     let large = format!("{}{}", bundles(1), " ".repeat(4 * 1024 * 1024));
     for (name, body) in [
-        ("accept-readings.wrong-fields", wrong.to_string()),
-        ("accept-readings.missing-field", missing.to_string()),
-        ("accept-readings.twice", repeated_id.to_string()),
+        ("accept-readings.wrong-fields", json!([wrong[1], wrong[3]]).to_string()),
+        ("accept-readings.missing-field", json!([missing[2]]).to_string()),
         ("accept-readings.wrong-value", single.to_string()),
         ("accept-readings.empty-list", "[]".to_owned()),
         ("accept-readings.no-json", "[{\"bundleId\"".to_owned()),
         ("accept-readings.no-body", String::new()),
         ("accept-readings.too-large", large),
         ("accept-readings.too-many", bundles(501).to_string()),
-        (
-            "accept-readings.large-bundle",
-            json!([bundles(1)[0], long_bundle("b-1", 28_000)]).to_string(),
-        ),
+        ("accept-readings.large-bundle", json!([long_bundle("b-1", 28_000)]).to_string()),
     ] {
         check(name, accept(&stream, &body).await);
     }
     assert!(stream.take_calls().is_empty());
+}
+
+#[tokio::test]
+async fn of_ten_bundles_with_a_bad_one_nine_are_accepted_and_one_is_named() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let mut list = bundles(10);
+    list[3]["series"][0]["samples"] = json!([["2026-01-01T14:00:00Z", 1.5]]);
+    check("accept-readings.partly", accept(&stream, &list.to_string()).await);
+    let good: Vec<_> = (0..10).filter(|n| *n != 3).map(|n| format!("b-{n}")).collect();
+    assert_eq!(put_calls(&stream), [good]);
+}
+
+#[tokio::test]
+async fn of_a_hundred_series_with_a_bad_value_the_other_99_are_accepted() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let sensor = |n| SensorId::from_onboarding(saga("a").onboarding_id, n);
+    let series = |n| json!({ "sensorId": sensor(n), "samples": [["2026-01-01T11:00:00Z", n]] });
+    let mut large = json!({
+        "bundleId": "b-1", "siteId": site("a"), "series": (0..100).map(series).collect::<Vec<_>>(),
+    });
+    large["series"][41]["samples"][0][1] = "warm".into();
+    let response = api_response(accept(&stream, &large.to_string()).await);
+    assert_eq!((&response["statusCode"], &response["body"]["accepted"]), (&json!(202), &json!(1)));
+    let errors = response["body"]["errors"].as_array().expect("errors");
+    let [error] = &errors[..] else { panic!("one error: {errors:?}") };
+    assert_eq!(error["field"], "series[41].samples[0][1]");
+    assert_eq!(error["reason"], "InvalidValue");
+    let record = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
+    let data = STANDARD.decode(record.as_str().expect("text")).expect("base64");
+    let put: Bundle = serde_json::from_slice(&data).expect("a bundle");
+    let expected: Vec<_> = (0..100).filter(|n| *n != 41).map(sensor).collect();
+    assert_eq!(put.series.iter().map(|it| it.sensor_id).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn a_repeated_id_and_a_large_bundle_refuse_no_other_bundle() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let mut list = bundles(3);
+    list[2]["bundleId"] = "b-0".into();
+    let list = json!([list[0], list[1], list[2], long_bundle("b-3", 28_000)]);
+    check("accept-readings.twice", accept(&stream, &list.to_string()).await);
+    assert_eq!(put_calls(&stream), [["b-0", "b-1"]]);
+
+    // Of the same bundle, the first one is stored.
+    let mut list = bundles(2);
+    list[1]["bundleId"] = "b-0".into();
+    list[0]["series"][0]["samples"][0][1] = 7.into();
+    let response = api_response(accept(&stream, &list.to_string()).await);
+    assert_eq!(response["body"]["errors"][0]["reason"], "Duplicate");
+    let record = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
+    let data = STANDARD.decode(record.as_str().expect("text")).expect("base64");
+    assert_eq!(String::from_utf8(data).expect("text"), list[0].to_string());
+}
+
+#[tokio::test]
+async fn a_throttled_stream_and_a_bad_bundle_are_both_named() {
+    let stream = stream(|id, _| match id {
+        "b-1" => rejected_entry("ProvisionedThroughputExceededException"),
+        _ => accepted_entry(),
+    })
+    .await;
+    let mut list = bundles(3);
+    list[2]["series"] = json!([]);
+    let time = Duration::from_millis(200);
+    check(
+        "accept-readings.stream-busy-partly",
+        accept_within(time, &stream, &list.to_string()).await,
+    );
+}
+
+#[tokio::test]
+async fn only_an_operator_imports_readings() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let step = accept_readings(&stream);
+    let mut list = bundles(2);
+    list[1]["origin"] = "import".into();
+    let send = async |scope| {
+        let caller = caller(other_operator(), scope);
+        let deadline = Deadline::after(Duration::from_secs(30));
+        step.handle(&caller, &post(&list.to_string()), noon(0), deadline).await
+    };
+    check("accept-readings.forbidden-import", send(Scope::Logger(site("a"))).await);
+    assert!(stream.take_calls().is_empty());
+    for scope in [Scope::Operator, Scope::Admin] {
+        assert_eq!(api_response(send(scope).await)["statusCode"], 202, "{scope}");
+    }
 }
 
 /// Returns a bundle with `samples` samples. Each takes 47 bytes on the stream.
@@ -256,7 +341,7 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
     wrong[0]["colour"] = "red".into();
     wrong[0]["series"][0]["sensorId"] = 7.into();
     wrong[0]["series"][0]["samples"] = json!([
-        ["2026-01-01T11:00:00Z", null],
+        ["2026-01-01T11:00:00Z", true],
         ["1969-12-31T23:59:59Z", 1.5],
         ["2026-01-01T11:02:00Z"],
         ["2026-01-01T11:03:00Z", "1.5"],
@@ -295,7 +380,7 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
         ["[0]", "[1]", "[2]"]
     );
     assert_eq!(error_fields(&api_response(accept(&stream, &listed).await)), ["[0]"]);
-    let many = bundle("b-1", site("a"), &(0..1_000).map(|_| json!(["no time", null])).collect());
+    let many = bundle("b-1", site("a"), &(0..1_000).map(|_| json!(["no time", true])).collect());
     let response = api_response(accept(&stream, &many.to_string()).await);
     assert_eq!(error_fields(&response).len(), 101);
     assert_eq!(
@@ -380,12 +465,16 @@ async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_r
         };
         // An error about the range of a value may name the whole sample.
         let sample = field.strip_suffix("[1]").unwrap_or(&field);
-        let fields = error_fields(&response);
+        let errors = response["body"]["errors"].as_array().expect("errors");
+        let fields: Vec<_> = errors.iter().filter_map(|error| error["field"].as_str()).collect();
         assert!(
             fields.contains(&field.as_str()) || fields.contains(&sample),
             "seed {seed}, {what} of {field}: {response}"
         );
-        assert!(stream.take_calls().is_empty());
+        // The other series are accepted.
+        let accepted = response["statusCode"] == 202;
+        assert!(accepted || response["statusCode"] == 400, "seed {seed}: {response}");
+        assert_eq!(stream.take_calls().len(), usize::from(accepted), "seed {seed}");
     }
 }
 

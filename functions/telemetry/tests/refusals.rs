@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
-use contracts::{OperatorId, Scope, SensorId, SiteId};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{OperatorId, Scope, SensorId, SiteId, readings::Bundle};
 use lambda::{
     Deadline,
-    http::{Caller, Request},
+    http::{Caller, Request, response},
 };
 use serde_json::{Value, json};
 use series::RefusalRow;
+use store::{Commit, Transaction};
 use telemetry::{
-    accept_readings::AcceptReadings,
-    refusals::{REFUSED_WITH_LIST, Refusals},
+    SensorRow, accept_readings::AcceptReadings, refusals::Refusals, register::Register,
 };
 use testkit::{
     Dynamo,
-    dynamo::REFUSALS,
+    dynamo::{READINGS, REFUSALS},
     http::Stub,
+    measured::measured,
     sample::{self, caller, default_caller, noon, other_operator, saga},
 };
 
@@ -41,7 +43,7 @@ fn bundle(id: &str, site_name: &str, second_time: &str) -> Value {
 
 struct World {
     dynamo: Dynamo,
-    _stream: Stub,
+    stream: Stub,
     step: AcceptReadings,
 }
 
@@ -58,9 +60,10 @@ impl World {
         let step = AcceptReadings {
             client: aws_sdk_kinesis::Client::new(&stream.config()),
             stream_name: "readings".to_owned(),
+            register: Register::new(dynamo.table(READINGS), Duration::from_hours(1)),
             refusals: Refusals::new(dynamo.table(REFUSALS)),
         };
-        Self { dynamo, _stream: stream, step }
+        Self { dynamo, stream, step }
     }
 
     /// Returns the status of the response to a body of the default operator.
@@ -69,14 +72,24 @@ impl World {
     }
 
     async fn post_as(&self, caller: &Caller, body: &str) -> u16 {
+        self.respond(caller, body).await["statusCode"]
+            .as_u64()
+            .expect("a status")
+            .try_into()
+            .expect("a status")
+    }
+
+    /// Returns the response, with its body as JSON.
+    async fn respond(&self, caller: &Caller, body: &str) -> Value {
         let mut event = sample::event("accept-readings");
         event["body"] = body.into();
         let request: Request = serde_json::from_value(event).expect("an event of API Gateway");
         let deadline = Deadline::after(Duration::from_secs(30));
-        match self.step.handle(caller, &request, noon(0), deadline).await {
-            Ok(_) => 202,
-            Err(problem) => problem.status,
-        }
+        let response = response(self.step.handle(caller, &request, noon(0), deadline).await);
+        let mut response = serde_json::to_value(response).expect("JSON");
+        let body = serde_json::from_str(response["body"].as_str().expect("a body"));
+        response["body"] = body.expect("a body of JSON");
+        response
     }
 
     async fn rows(&self, site: Option<SiteId>) -> Vec<RefusalRow> {
@@ -104,14 +117,16 @@ async fn an_accepted_bundle_costs_no_write() {
     let good = bundle("b-1", "a", "2026-01-01T11:00:00Z");
     assert_eq!(world.post(&good.to_string()).await, 202);
     assert_eq!(world.post(&json!([good]).to_string()).await, 202);
-    assert_eq!(world.dynamo.take_usage(), testkit::dynamo::Usage::default());
+    let usage = world.dynamo.take_usage();
+    assert!(usage.calls.keys().all(|operation| operation == "BatchGetItem"), "{usage:?}");
+    assert_eq!(usage.write_units, 0.0);
 }
 
 #[tokio::test]
 async fn a_wrong_clock_is_counted_for_its_site_and_sensor() {
     let world = World::start().await;
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
-    assert_eq!(world.post(&ahead.to_string()).await, 400);
+    assert_eq!(world.post(&ahead.to_string()).await, 202);
     let counts = world.counts(Some(site("a"))).await;
     let (reason, field) = ("ClockAhead".to_owned(), "series[].samples[]".to_owned());
     assert_eq!(counts, [(reason, field, Some(sensor("a", 1)), 1)]);
@@ -125,20 +140,105 @@ async fn a_wrong_clock_is_counted_for_its_site_and_sensor() {
 }
 
 #[tokio::test]
-async fn a_valid_bundle_of_a_refused_list_is_counted_for_its_own_site() {
+async fn only_the_bad_bundles_of_a_partly_accepted_list_are_counted() {
     let world = World::start().await;
     let list = json!([
         bundle("b-1", "good", "2026-01-01T11:00:00Z"),
         bundle("b-2", "bad", "1969-01-01T11:00:00Z"),
         bundle("b-3", "good", "2026-01-01T11:00:00Z"),
+        bundle("b-1", "good", "2026-01-01T11:00:00Z"),
     ]);
-    assert_eq!(world.post(&list.to_string()).await, 400);
-    let good = world.counts(Some(site("good"))).await;
-    assert_eq!(good, [(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, 2)]);
-    let example = &world.rows(Some(site("good"))).await[0].example;
-    assert!(example.starts_with("[1].series[1].samples[0]: "), "{example}");
+    let (status, metrics) = measured(world.post(&list.to_string())).await;
+    assert_eq!(status, 202);
+    let counts = world.counts(Some(site("good"))).await;
+    assert_eq!(counts, [("Duplicate".to_owned(), "bundleId".to_owned(), None, 1)]);
     let bad = world.counts(Some(site("bad"))).await;
     assert_eq!((bad[0].0.as_str(), bad[0].2), ("ClockNotSet", Some(sensor("bad", 1))));
+    assert_eq!(bad.len(), 1);
+    for reason in ["Duplicate", "ClockNotSet"] {
+        assert_eq!(metrics[&format!("ReadingsRefused reason={reason}")], 1.0, "{metrics:?}");
+    }
+}
+
+/// Adds sensors of site `a` to the register. They were retired at 11:30.
+async fn retire(world: &World, sensors: std::ops::Range<usize>) {
+    for index in sensors {
+        let row = json!({
+            "siteId": site("a"), "operatorId": OperatorId::DEFAULT, "retiredAt": "2026-01-01T11:30:00.000Z",
+        });
+        let table = world.dynamo.table(READINGS);
+        let create =
+            Transaction::on(&table).create(&table, &SensorRow::key(sensor("a", index)), &row);
+        assert!(matches!(create.commit().await, Ok(Commit::Done)));
+    }
+}
+
+#[tokio::test]
+async fn new_readings_of_a_decommissioned_site_are_gone_and_its_earlier_ones_accepted() {
+    let world = World::start().await;
+    retire(&world, 0..2).await;
+    drop(world.dynamo.take_usage());
+    let series = |index, times: &[&str]| {
+        let samples: Vec<_> = times.iter().map(|time| json!([time, 1.5])).collect();
+        json!({ "sensorId": sensor("a", index), "samples": samples })
+    };
+    let send = async |series: Vec<Value>| {
+        let body = json!({ "bundleId": "b-1", "siteId": site("a"), "series": series });
+        world.respond(&default_caller(), &body.to_string()).await
+    };
+    let (earlier, later) = ("2026-01-01T11:00:00Z", "2026-01-01T11:30:00Z");
+    let gone = send(vec![series(0, &[later]), series(1, &[later])]).await;
+    assert_eq!(gone["statusCode"], 410, "{gone}");
+    assert_eq!(gone["body"]["type"], "urn:fieldstation:problem:sensors-retired");
+    assert_eq!(gone["body"]["errors"][1]["field"], "series[1].samples");
+    assert_eq!(world.stream.take_calls().len(), 0);
+    let counts = world.counts(Some(site("a"))).await;
+    let counted: Vec<_> = counts.iter().map(|it| (it.0.as_str(), it.2, it.3)).collect();
+    let expected =
+        [("RetiredSensor", Some(sensor("a", 0)), 1), ("RetiredSensor", Some(sensor("a", 1)), 1)];
+    assert_eq!(counted.len(), 2, "{counted:?}");
+    assert!(expected.iter().all(|it| counted.contains(it)), "{counted:?}");
+
+    // store-readings stores the samples before the retirement.
+    let whole = send(vec![series(0, &[earlier, later])]).await;
+    assert_eq!((&whole["statusCode"], &whole["body"]["errors"]), (&json!(202), &Value::Null));
+    let partly = send(vec![series(0, &[later]), series(1, &[earlier])]).await;
+    assert_eq!(partly["statusCode"], 202, "{partly}");
+    let error = &partly["body"]["errors"][0];
+    assert_eq!(
+        (&error["field"], &error["reason"]),
+        (&json!("series[0].samples"), &json!("RetiredSensor"))
+    );
+    let calls = world.stream.take_calls();
+    let data = calls[1].json()["Records"][0]["Data"].take();
+    let data = STANDARD.decode(data.as_str().expect("text")).expect("base64");
+    let put: Bundle = serde_json::from_slice(&data).expect("a bundle");
+    assert_eq!(put.series.iter().map(|it| it.sensor_id).collect::<Vec<_>>(), [sensor("a", 1)]);
+
+    // One read for the three requests.
+    assert_eq!(world.dynamo.take_usage().calls["BatchGetItem"], 1);
+}
+
+#[tokio::test]
+async fn the_register_is_read_once_for_a_request() {
+    let world = World::start().await;
+    let list: Vec<_> = (0..100)
+        .map(|n| bundle(&format!("b-{n}"), &format!("site-{n}"), "2026-01-01T11:00:00Z"))
+        .collect();
+    assert_eq!(world.post(&json!(list).to_string()).await, 202);
+    let usage = world.dynamo.take_usage();
+    assert_eq!(usage.calls["BatchGetItem"], 1);
+}
+
+#[tokio::test]
+async fn a_retired_sensor_of_another_operator_is_like_an_unknown_one() {
+    let world = World::start().await;
+    retire(&world, 0..2).await;
+    let later =
+        bundle("b-1", "a", "2026-01-01T11:45:00Z").to_string().replace("11:00:00Z", "11:45:00Z");
+    let stranger = caller(other_operator(), Scope::Operator);
+    assert_eq!(world.post(&later).await, 410);
+    assert_eq!(world.post_as(&stranger, &later).await, 202);
 }
 
 #[tokio::test]
@@ -194,7 +294,7 @@ async fn an_unreachable_refusals_table_changes_no_response() {
     let mut world = World::start().await;
     world.step.refusals = Refusals::new(world.dynamo.table("NoSuchTable"));
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
-    assert_eq!(world.post(&ahead.to_string()).await, 400);
+    assert_eq!(world.post(&ahead.to_string()).await, 202);
     assert_eq!(world.post(&bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string()).await, 202);
 }
 
@@ -203,7 +303,7 @@ async fn a_sender_does_not_change_the_counters_of_another_operators_site() {
     let world = World::start().await;
     let stranger = caller(other_operator(), Scope::Operator);
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z").to_string();
-    assert_eq!(world.post_as(&stranger, &ahead).await, 400);
+    assert_eq!(world.post_as(&stranger, &ahead).await, 202);
     assert_eq!(world.counts(Some(site("a"))).await, []);
     assert_eq!(world.rows_of(other_operator(), Some(site("a"))).await.len(), 1);
 

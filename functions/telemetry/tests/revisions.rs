@@ -8,7 +8,10 @@ use contracts::{
     sample::{Flag, Qualifiers, Sample},
 };
 use fault::ReplayResponse;
-use lambda::{Deadline, http::response};
+use lambda::{
+    Deadline,
+    http::{require_match, response},
+};
 use quarantine::Quarantine;
 use serde::Serialize;
 use serde_bytes::ByteBuf;
@@ -17,6 +20,7 @@ use series::{
     RevisionRow, RowKey, SeriesRow,
     packing::{pack, unpack, unpack_qualified},
 };
+use sha2::{Digest, Sha256};
 use store::EventRow;
 use telemetry::{
     SensorRow,
@@ -34,7 +38,7 @@ use testkit::{
     golden,
     mapping::{Record, Stream, event},
     rng::Rng,
-    sample::{self, caller, default_caller, noon, other_operator, saga, sensors},
+    sample::{self, caller, default_caller, noon, other_operator, saga, saga_of, sensors},
 };
 
 /// The function, a stream, and a cloud. The register has the sensors of site `a`.
@@ -112,19 +116,22 @@ impl World {
         self.cloud.messages().into_iter().map(|mut message| message["error"].take()).collect()
     }
 
-    /// Returns the samples of the sensor's whole series, as the API returns them.
-    async fn samples(&self) -> Vec<Sample> {
+    /// Returns the response to a query of the sensor's whole series.
+    async fn page(&self) -> lambda::http::Response {
         let step = GetReadings { readings: self.cloud.table(READINGS), paging: paging() };
         let mut event = sample::event("get-readings");
         event["pathParameters"] = json!({ "sensorId": sensor() });
         event["queryStringParameters"] = json!({ "limit": "10000" });
         let request = serde_json::from_value(event).expect("an event of API Gateway");
-        let response = response(step.handle(&default_caller(), &request).await);
-        let response = serde_json::to_value(response).expect("JSON");
-        assert_eq!(response["statusCode"], 200, "{response}");
-        let body: Value =
-            serde_json::from_str(response["body"].as_str().expect("a body")).expect("JSON");
-        serde_json::from_value(body["samples"].clone()).expect("samples")
+        step.handle(&default_caller(), &request).await.expect("a page")
+    }
+
+    /// Returns the samples of the sensor's whole series, as the API returns them.
+    async fn samples(&self) -> Vec<Sample> {
+        let response = serde_json::to_value(response(Ok(self.page().await))).expect("JSON");
+        let body = response["body"].as_str().expect("a body");
+        let mut body: Value = serde_json::from_str(body).expect("JSON");
+        serde_json::from_value(body["samples"].take()).expect("samples")
     }
 
     /// Stores a row of the sensor as it is.
@@ -689,6 +696,59 @@ fn a_revision_with_more_rows_than_a_transaction_is_stored_completely() {
         world.put_row(&left);
         world.send(&revision("small", 2, samples[..2].to_vec())).await;
         assert_eq!((world.events().len(), world.revisions().len()), (2, 2));
+    });
+}
+
+#[test]
+fn nobody_withdraws_the_readings_of_another_operators_or_an_unknown_sensor() {
+    cloud::run(async {
+        let mut world = World::new();
+        let other = saga_of(other_operator(), "a");
+        let own = sensors(other, &[Metric::AirTemperature]).remove(0);
+        world.cloud.put(
+            READINGS,
+            json!({
+                "sensorId": own.sensor_id,
+                "row": "SENSOR",
+                "siteId": other.site_id,
+                "operatorId": other.operator_id,
+                "sensor": own,
+            }),
+        );
+        let nobody = SensorId::from_onboarding(saga("nobody").onboarding_id, 0);
+        for sensor_id in [own.sensor_id, nobody] {
+            let mut retraction = replacing("b-1", 2, 0, 60, Vec::new());
+            retraction.series[0].sensor_id = sensor_id;
+            let data = serde_json::to_vec(&retraction).expect("JSON");
+            let key = stream::partition_key(site(), saga("a").operator_id);
+            let record = world.stream.put(&key, data, world.time);
+            let rows = world.cloud.rows(READINGS);
+            world.deliver(&record).await;
+            assert_eq!(world.quarantined().last(), Some(&json!("UnknownSensor")));
+            assert_eq!(world.cloud.rows(READINGS), rows);
+            assert_eq!(world.cloud.rows(EVENTS), [Value::Null; 0]);
+        }
+    });
+}
+
+#[test]
+fn the_entity_tag_of_a_page_has_the_number_of_changes() {
+    cloud::run(async {
+        let mut world = World::new();
+        world.send(&bundle("b-1", minutes(0, numbers(3)))).await;
+        let has_tag = async |world: &World, changes: u64| {
+            let body = serde_json::to_value(response(Ok(world.page().await))).expect("JSON");
+            let hash = &Sha256::digest(body["body"].as_str().expect("a body"))[..16];
+            let hash = hash.iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));
+            let tag = format!("\"{changes}-{hash}\"").parse().expect("a header");
+            let mut request = lambda::http::Request::default();
+            request.headers.insert("if-match", tag);
+            require_match(&request, &world.page().await).is_ok()
+        };
+        assert!(has_tag(&world, 0).await);
+        // It withdraws nothing that the page has, but the readings were revised.
+        world.send(&replacing("b-2", 2, 60, 120, Vec::new())).await;
+        assert!(has_tag(&world, 1).await && !has_tag(&world, 0).await);
     });
 }
 

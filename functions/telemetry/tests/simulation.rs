@@ -222,6 +222,12 @@ impl BundleGenerator {
         let other_site = self.sites[(site + 1) % self.sites.len()].sensors[0];
         let at = bundle.series[0].samples[0].at;
         let mut good = Rows::new();
+        // The rows of all series but the first.
+        let others = |bundle: &Bundle| {
+            let mut bundle = bundle.clone();
+            bundle.series.remove(0);
+            rows(&bundle)
+        };
         let data = match poison {
             Poison::NotJson => b"{\"bundleId\": 1".to_vec(),
             Poison::NotGzip => vec![0x1f, 0x8b, 1, 2, 3],
@@ -234,11 +240,13 @@ impl BundleGenerator {
                 plain(&bundle)
             }
             Poison::TooFarAhead => {
+                good = others(&bundle);
                 let ahead = "2199-01-01T00:00:00Z".parse().expect("a time");
                 bundle.series[0].samples.push(Sample::new(ahead, 1.0));
                 plain(&bundle)
             }
             Poison::Unsorted => {
+                good = others(&bundle);
                 bundle.series[0].samples.push(Sample::new(at, 1.0));
                 plain(&bundle)
             }

@@ -395,6 +395,33 @@ fn a_record_with_several_bad_series_is_quarantined_once_with_all_reasons() {
 }
 
 #[test]
+fn the_valid_series_of_a_record_are_stored_and_the_record_is_quarantined_once() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let mut invalid = serde_json::to_value(quarter_hour("b-1")).expect("JSON");
+        invalid["series"][2]["samples"][3][1] = "warm".into();
+        invalid["series"][5]["sensorId"] = json!(sensor("nobody", 0));
+        let record = world.put(site("a"), invalid.to_string().into_bytes());
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
+        assert_eq!(world.rows().len(), 6);
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
+        assert_eq!(message["error"], "InvalidInput");
+        let reason = message["reason"].as_str().expect("a reason");
+        assert!(reason.starts_with("series[2].samples[3][1]: "), "{reason}");
+        assert!(reason.contains(&sensor("nobody", 0).to_string()), "{reason}");
+        let data = &message["record"]["kinesis"]["data"];
+        assert_eq!(*data, STANDARD.encode(invalid.to_string()));
+
+        // In a replay, the good series are repeats.
+        let rows = world.rows();
+        let payload = to_raw_value(&record.event()).expect("JSON");
+        let outcome = world.step.replay(&payload).await;
+        assert!(matches!(outcome, ReplayResponse::Failed { error, .. } if error == "InvalidInput"));
+        assert_eq!(world.rows(), rows);
+    });
+}
+
+#[test]
 fn samples_before_the_retirement_are_stored_and_later_ones_refused() {
     cloud::run(async {
         let mut world = World::new().await;

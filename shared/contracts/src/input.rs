@@ -47,6 +47,8 @@ pub enum Reason {
     ClockNotSet,
     /// A sample is not later than the sample before it.
     OutOfOrder,
+    /// All samples are later than the retirement of their sensor.
+    RetiredSensor,
 }
 
 impl Reason {
@@ -64,6 +66,7 @@ impl Reason {
             Self::ClockAhead => "ClockAhead",
             Self::ClockNotSet => "ClockNotSet",
             Self::OutOfOrder => "OutOfOrder",
+            Self::RetiredSensor => "RetiredSensor",
         }
     }
 }

@@ -197,6 +197,7 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
     consumer(INITIALIZE_SUBSCRIPTION, Source::Queue(INITIALIZE_SUBSCRIPTION)),
     consumer(CANCEL_SUBSCRIPTION, Source::Queue(CANCEL_SUBSCRIPTION)),
     consumer("store-readings", Source::Stream(READINGS)),
+    consumer("store-held-readings", Source::Queue("readings-on-hold")),
     consumer("detect-breaches", Source::Stream(READINGS)),
     consumer("publish-events", Source::Table(EVENTS)),
     consumer("watch-stock", Source::Table(INVENTORY)),

@@ -302,6 +302,7 @@ async fn a_handler_does_not_see_the_credential() {
 async fn only_the_callers_own_cache_may_keep_a_read_and_must_ask_again() {
     let handler = async |request: lambda::http::Request, _: Caller| match request.path.as_deref() {
         Some("/site") => Response::new(200, &"it"),
+        Some("/readings") => Ok(Response::new(200, &"it")?.version(3)),
         _ => Err(Problem::not_found("nothing has that path")),
     };
     let sent = async |method: &str, path: &str, headers: Value| {
@@ -326,6 +327,16 @@ async fn only_the_callers_own_cache_may_keep_a_read_and_must_ask_again() {
     }
     let changed = sent("GET", "/site", json!({ "if-none-match": "\"x\"" })).await;
     assert_eq!(changed["statusCode"], 200);
+
+    // The version of the resource is a part of the tag.
+    let tagged = format!("\"3-{}", &tag[1..]);
+    let versioned = sent("GET", "/readings", json!({ "if-none-match": tag })).await;
+    assert_eq!(
+        (&versioned["statusCode"], &versioned["headers"]["etag"]),
+        (&json!(200), &json!(tagged))
+    );
+    let again = sent("GET", "/readings", json!({ "if-none-match": tagged })).await;
+    assert_eq!((&again["statusCode"], &again["headers"]["etag"]), (&json!(304), &json!(tagged)));
 
     let head = sent("HEAD", "/site", json!({})).await;
     assert_eq!((&head["statusCode"], &head["body"]), (&json!(200), &Value::Null));

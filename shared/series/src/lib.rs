@@ -2,8 +2,8 @@
 //! sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
 
 pub mod packing;
-pub mod register;
 mod refusal;
+pub mod register;
 mod revision;
 
 use contracts::{

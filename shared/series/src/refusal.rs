@@ -34,7 +34,7 @@ impl RefusalRow {
         self.row.split('/').nth(index).unwrap_or_default()
     }
 
-    /// Returns the reason: the name of a [`contracts::input::Reason`] or of a problem, or `RefusedWithList`.
+    /// Returns the reason: the name of a [`contracts::input::Reason`] or of a problem.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.part(1)

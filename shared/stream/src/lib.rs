@@ -8,7 +8,12 @@ use std::io::Read;
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{OperatorId, SiteId, Timestamp, readings::Bundle, stream::Record};
+use contracts::{
+    OperatorId, SiteId, Timestamp,
+    input::FieldError,
+    readings::{Bundle, GoodSeries},
+    stream::Record,
+};
 use fault::{InvalidInput, InvocationError};
 use flate2::read::MultiGzDecoder;
 use lambda::{Deadline, FailedItem};
@@ -40,8 +45,10 @@ pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
 /// A bundle with its sender.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SentBundle {
-    /// The bundle.
+    /// The bundle, with its good series.
     pub bundle: Bundle,
+    /// The problems of its other series.
+    pub refused: Vec<FieldError>,
     /// The operator whose credential was used for `POST /readings`. `None` if a producer put the record on the stream
     /// itself. Its permission to do so covers every site.
     pub sender: Option<OperatorId>,
@@ -87,7 +94,7 @@ fn lane(key: &str) -> &str {
     key.split_once('/').map_or(key, |(site, _)| site)
 }
 
-/// Parses the bundle in a record. An error is permanent: the record can never be processed.
+/// Parses the bundle in a record, as far as its series are valid. An error is permanent: no series can ever be processed.
 pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, InvalidInput> {
     let data = data(record)?;
     let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
@@ -96,9 +103,9 @@ pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, Invalid
     }
     let json = str::from_utf8(&json)
         .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
-    let bundle = Bundle::read(json, now)?;
+    let GoodSeries { bundle, refused } = Bundle::read_good_series(json, now)?;
     let sender = sender(&record.kinesis.partition_key, bundle.site_id)?;
-    Ok(SentBundle { bundle, sender })
+    Ok(SentBundle { bundle, refused, sender })
 }
 
 fn invalid(at: &str, problem: String) -> InvalidInput {

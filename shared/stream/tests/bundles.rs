@@ -281,13 +281,13 @@ fn the_partition_key_names_the_sender_of_a_bundle_from_the_api() {
     let operator = OperatorId::registered("an operator");
     record.kinesis.partition_key = partition_key(site(), operator).into();
     let sent = bundle(&record, now()).expect("a bundle");
-    assert_eq!(sent, SentBundle { bundle: small(), sender: Some(operator) });
+    assert_eq!(sent, SentBundle { bundle: small(), refused: Vec::new(), sender: Some(operator) });
     assert!(sent.may_be_from(operator));
     assert!(!sent.may_be_from(OperatorId::DEFAULT));
 
     record.kinesis.partition_key = site().to_string().into();
     let trusted = bundle(&record, now()).expect("a bundle");
-    assert_eq!(trusted, SentBundle { bundle: small(), sender: None });
+    assert_eq!(trusted, SentBundle { bundle: small(), refused: Vec::new(), sender: None });
     assert!(trusted.may_be_from(operator) && trusted.may_be_from(OperatorId::DEFAULT));
 }
 

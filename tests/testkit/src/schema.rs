@@ -320,7 +320,10 @@ impl Schema {
             Value::Null => {}
             Value::Bool(_) => unreachable!("no schema has booleans"),
             Value::String(text) => {
-                add("type: number", 7.into());
+                // A text or null may stand in for a number.
+                if !schema["enum"].as_array().is_some_and(|values| values.contains(&Value::Null)) {
+                    add("type: number", 7.into());
+                }
                 if schema["pattern"].is_string() {
                     add("pattern: bidirectional override", format!("{text}\u{202e}").into());
                     add("pattern: NUL", format!("\0{text}").into());
@@ -342,10 +345,10 @@ impl Schema {
             }
             Value::Number(_) => {
                 add("type: string", "1.5".into());
-                if let Some(max) = schema["maximum"].as_f64() {
+                if let Some(max) = schema["maximum"].as_f64().filter(|max| *max < f64::MAX) {
                     add("maximum", max.next_up().max(max + 1.0).into());
                 }
-                if let Some(min) = schema["minimum"].as_f64() {
+                if let Some(min) = schema["minimum"].as_f64().filter(|min| *min > f64::MIN) {
                     add("minimum", min.next_down().min(min - 1.0).into());
                 }
                 if schema["anyOf"].is_array() {

@@ -24,13 +24,14 @@ const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
 const STREAM_CONSUMERS: [&str; 5] =
     ["DetectBreaches", "PublishEvents", "StoreReadings", "WatchNetwork", "WatchStock"];
-/// The consumers whose mappings count their events: those of streams and of commands. The mappings of
+/// The consumers whose mappings count their events: those of streams and of work queues. The mappings of
 /// record-failure do not count: their queues have alarms on depth and age.
-const CONSUMERS_WITH_EVENT_COUNT: [&str; 7] = [
+const CONSUMERS_WITH_EVENT_COUNT: [&str; 8] = [
     "CancelSubscription",
     "DetectBreaches",
     "InitializeSubscription",
     "PublishEvents",
+    "StoreHeldReadings",
     "StoreReadings",
     "WatchNetwork",
     "WatchStock",
@@ -43,7 +44,8 @@ fn failure_points() -> Vec<&'static str> {
 }
 
 /// The work queues. All other queues hold failures.
-const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
+const WORK_QUEUES: [&str; 3] =
+    ["CancelSubscriptionQueue", "InitializeSubscriptionQueue", "ReadingsOnHold"];
 /// The tables whose throttles raise an alarm. The others get a few writes per site.
 const BUSY_TABLES: [&str; 3] = ["EventGuardsTable", "EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
@@ -316,7 +318,7 @@ fn alarms(template: &Template) -> BTreeMap<&str, &Value> {
 /// Returns the queues that hold failures.
 fn failure_queues(template: &Template) -> Vec<&str> {
     let queues = template.resources("AWS::SQS::Queue").into_keys();
-    queues.filter(|queue| !COMMANDS.contains(queue)).collect()
+    queues.filter(|queue| !WORK_QUEUES.contains(queue)).collect()
 }
 
 fn text(value: &Value) -> String {

@@ -68,7 +68,8 @@ const COMPLETE_TASK: &[&str] =
 
 const LIMITED: &str =
     "the functions behind the API take tokens from the buckets of the rate limits";
-const AUDITED: &str = "each change of a site or a sensor and each deletion of a site is an entry of the audit trail";
+const AUDITED: &str =
+    "each change of a site or a sensor and each deletion of a site is an entry of the audit trail";
 const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
@@ -160,7 +161,12 @@ const BY_HAND: &[AllowedGrant] = &[
     other("devices", "EventsTable", &[PUT], OUTBOX),
     other("devices", "AuditTable", &[PUT], AUDITED),
     other("devices", "LimitsTable", &[UPDATE], LIMITED),
-    other("devices", "ReadingsTable", &[GET], "update-sensor reads the site of a sensor in the register"),
+    other(
+        "devices",
+        "ReadingsTable",
+        &[GET],
+        "update-sensor reads the site of a sensor in the register",
+    ),
     // billing
     own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE, "dynamodb:Scan"]),
     own("billing", "BillingFailures", &[SEND]),
@@ -198,9 +204,11 @@ const BY_HAND: &[AllowedGrant] = &[
     own("telemetry", "RefusalsTable", &[UPDATE]),
     own("telemetry", "ReadingsStream", READ_STREAM),
     own("telemetry", "ReadingsStream", &["kinesis:PutRecords"]),
+    own("telemetry", "ReadingsOnHold", CONSUME_AND_RESEND),
     own("telemetry", "TelemetryFailures", &[SEND]),
     other("telemetry", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("telemetry", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
+    other("telemetry", "EventsTable", &[PUT], OUTBOX),
     other("telemetry", "LimitsTable", &[UPDATE], LIMITED),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
     // operators

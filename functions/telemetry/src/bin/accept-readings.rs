@@ -6,7 +6,7 @@ use aws_sdk_kinesis::{
 };
 use contracts::Timestamp;
 use lambda::{Aws, Error, env, http::serve_http_with_deadline};
-use telemetry::{accept_readings::AcceptReadings, refusals::Refusals};
+use telemetry::{accept_readings::AcceptReadings, refusals::Refusals, register::Register};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -15,6 +15,7 @@ async fn main() -> Result<(), Error> {
     let step = AcceptReadings {
         client: Client::from_conf(config),
         stream_name: env("READINGS_STREAM")?,
+        register: Register::from_env(&aws)?,
         refusals: Refusals::new(aws.table("REFUSALS_TABLE")?),
     };
     serve_http_with_deadline(aws.limits()?, async |request, caller, deadline| {

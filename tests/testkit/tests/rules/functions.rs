@@ -8,7 +8,7 @@ use testkit::template::kebab;
 use crate::subject::{Subject, Violations, function_of, members, text};
 
 /// Calls that read environment variables for a binary, and these variables.
-const READERS: [(&str, &[&str]); 7] = [
+const READERS: [(&str, &[&str]); 9] = [
     ("aws.limits()", &["LIMITS_TABLE"]),
     ("source_operators()", &["SOURCE_OPERATORS"]),
     ("aws.outbox()", &["EVENTS_TABLE"]),
@@ -16,6 +16,17 @@ const READERS: [(&str, &[&str]); 7] = [
     ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
     ("Rules::from_env(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
     ("Paging::from_env(", &["PAGING_SECRET_ARN"]),
+    ("Register::from_env(", &["READINGS_TABLE", "REGISTER_AGE_SECONDS"]),
+    (
+        "StoreReadings::from_env(",
+        &[
+            "READINGS_TABLE",
+            "EVENTS_TABLE",
+            "REGISTER_AGE_SECONDS",
+            "HOLD_QUEUE_URL",
+            "QUARANTINE_QUEUE_URL",
+        ],
+    ),
 ];
 
 /// Returns a function's name: `CreateSiteFunction` becomes `create-site`.

@@ -124,8 +124,7 @@ async fn build(batch: &RawValue) -> Result<()> {
         let now = Timestamp::now();
         let sent = stream::bundle(record, now).map_err(|error| error.to_string())?;
         let arrival = record.arrival();
-        let received =
-            Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
+        let received = Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
         for (sensor, _, row) in rows(received) {
             let item: dynamo::Item =
                 serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;
