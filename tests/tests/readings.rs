@@ -190,8 +190,8 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
 async fn the_valid_part_of_a_request_is_stored_and_the_rest_is_named() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "partly").await?;
-    let first = site.bundle("first", "2016-01-01T00:00:00Z", &[1.0, 2.0])?;
-    let second = site.bundle("second", "2016-01-01T01:00:00Z", &[3.0])?;
+    let first = site.bundle("first", &first_day("00:00:00"), &[1.0, 2.0])?;
+    let second = site.bundle("second", &first_day("01:00:00"), &[3.0])?;
     let mut twice = serde_json::to_value(&second)?;
     twice["series"] = json!([twice["series"][0], twice["series"][0]]);
     let mut bad = serde_json::to_value(&second)?;
