@@ -9,11 +9,10 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use contracts::SiteId;
-use surfrad::Day;
+use surfrad::{Day, SkippedValues};
 use tests::{Stack, data_logger, meter::Meter};
 
-/// Sends a SURFRAD day file to a site of the local stack, in bundles, as if it was measured yesterday. Sending it again
-/// on the same day has no effect.
+/// Sends a SURFRAD day file to a site of the local stack, in bundles. Sending it again has no effect.
 #[derive(Debug, Parser)]
 struct Args {
     /// The day file, such as tests/data/surfrad-alamosa-2016-01-01.dat
@@ -48,7 +47,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let day = Day::read(&args.file)?.moved_to_yesterday();
+    let day = Day::read(&args.file)?;
     let stack = Stack::connect().await?;
     let sensors: BTreeMap<_, _> = stack
         .sensors(args.site)
@@ -65,13 +64,14 @@ async fn run(args: Args) -> Result<()> {
     let order =
         data_logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
 
+    let SkippedValues { missing, impossible, questionable } = day.left_out();
     terminal::print(format_args!(
-        "{}: {} rows, {} samples in {} bundles: {}.",
+        "{}: {} rows, {} good values in {} bundles. Not sent: {missing} missing, {impossible} \
+         impossible and {questionable} questionable values.",
         day.station,
         day.rows,
         day.samples(),
-        bundles.len(),
-        day.flags()
+        bundles.len()
     ));
     let mut meter = Meter::new("bundles", order.len());
     let mut retries = 0;

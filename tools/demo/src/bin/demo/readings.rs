@@ -13,11 +13,11 @@ use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Series},
-    sample::{Quality, Sample},
+    sample::Sample,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use surfrad::{Day, FlagCounts};
+use surfrad::{Day, SkippedValues};
 use tests::{
     Stack,
     capture::{self, Capture},
@@ -26,9 +26,7 @@ use tests::{
     failures::{Failure, FailureError},
     log,
     meter::Meter,
-    readings::{
-        Bucket, Item, Position, QuarantinedRecord, SiteSensor, gzip, item_bytes, second_day,
-    },
+    readings::{Bucket, Item, Position, QuarantinedRecord, SiteSensor, gzip, item_bytes},
     sites::Ids,
     wait::{Poll, TIMEOUT, until},
 };
@@ -67,7 +65,7 @@ pub struct ReadingsReport {
     pub station: String,
     pub file: &'static str,
     pub rows: usize,
-    pub flags: FlagCounts,
+    pub left_out: SkippedValues,
     pub sent: Sent,
     pub stored: Stored,
     /// The time from sending a bundle until its readings can be queried. It is measured for the last bundles, one by
@@ -182,7 +180,7 @@ type SentRecord = (BrokenRecord, Position);
 impl SendingPlan {
     async fn new(stack: &Stack, station: &Station, site: SiteId) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let day = Day::read(&root.join(FILE))?.moved_to_yesterday();
+        let day = Day::read(&root.join(FILE))?;
         let sensors = stack.sensors(site).await?;
         let by_metric: BTreeMap<_, _> =
             sensors.iter().map(|sensor| (sensor.metric, sensor.sensor_id)).collect();
@@ -242,7 +240,7 @@ impl SendingPlan {
             let series = vec![Series::new(sensor_id, vec![Sample::new(at, 775.0)])];
             anyhow::Ok(Bundle::new(id.parse()?, self.site, series))
         };
-        let noon = second_day("12:00:00").parse()?;
+        let noon = "2016-01-01T12:00:00Z".parse()?;
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
         no_schema["series"][0]["samples"][0][1] = json!("775 hPa");
         let unknown_sensor = SensorId::from_onboarding(
@@ -449,20 +447,18 @@ async fn check_samples(
     let mut days = Vec::new();
     for SiteSensor { sensor_id, metric, unit } in &plan.sensors {
         let column = plan.day.columns.iter().find(|column| column.metric == *metric);
-        let sent = column.map(|column| &column.samples[..]).unwrap_or_default();
-        let samples = stack.samples(*sensor_id, "quality=all&flags=true").await?;
-        if samples != *sent {
+        let good = column.map(|column| &column.samples[..]).unwrap_or_default();
+        let samples = stack.samples(*sensor_id, "").await?;
+        if samples != *good {
             violations
                 .push(format!("{metric}: the {} samples differ from the file", samples.len()));
         }
 
         let buckets = stack.buckets(*sensor_id, "aggregate=day").await?;
-        let usable: Vec<_> =
-            sent.iter().filter_map(|sample| sample.counted(Quality::Usable)).collect();
-        let min = usable.iter().copied().reduce(f64::min);
-        let max = usable.iter().copied().reduce(f64::max);
+        let min = good.iter().filter_map(|sample| sample.value).reduce(f64::min);
+        let max = good.iter().filter_map(|sample| sample.value).reduce(f64::max);
         let actual = buckets.first().map(|day| (day.count, day.min, day.max));
-        let expected = (!sent.is_empty()).then_some((usable.len(), min, max));
+        let expected = min.zip(max).map(|(min, max)| (good.len(), min, max));
         if actual != expected || buckets.len() > 1 {
             violations.push(format!(
                 "{metric}: the aggregates of the day are {buckets:?}, expected {expected:?}"
@@ -558,7 +554,7 @@ pub async fn run(
         station: plan.day.station.clone(),
         file: FILE,
         rows: plan.day.rows,
-        flags: plan.day.flags(),
+        left_out: plan.day.left_out(),
         sent: Sent {
             bundles: plan.bundles.len(),
             samples: plan.day.samples(),
