@@ -1,6 +1,6 @@
 //! Readings: sending and querying them, and their records in the tables and the quarantine.
 
-use std::{collections::HashMap, io::Write};
+use std::{collections::HashMap, io::Write, sync::LazyLock};
 
 use anyhow::{Context, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -18,6 +18,26 @@ use crate::{
     failures::Failure,
     wait::{FAILURE_TIMEOUT, Poll, TIMEOUT, until},
 };
+
+/// Returns a time of the day before yesterday (UTC) as RFC 3339, such as `first_day("00:10:00")`. Sites accept only recent
+/// samples.
+#[must_use]
+pub fn first_day(time: &str) -> String {
+    recent_day(2, time)
+}
+
+/// Returns a time of yesterday (UTC) as RFC 3339. All of that day is in the past.
+#[must_use]
+pub fn second_day(time: &str) -> String {
+    recent_day(1, time)
+}
+
+/// Counts the days from the start of this process, so that the days do not change at midnight.
+fn recent_day(days_ago: i64, time: &str) -> String {
+    static START: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
+    let day = START.plus_millis(-days_ago * 24 * 60 * 60 * 1000).to_string();
+    format!("{}T{time}Z", &day[..10])
+}
 
 /// A sensor in the response of `GET /sites/{siteId}`.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,12 +59,15 @@ pub struct Bucket {
     pub start: Timestamp,
     /// The number of samples.
     pub count: usize,
-    /// The minimum.
-    pub min: f64,
-    /// The maximum.
-    pub max: f64,
-    /// The mean.
-    pub mean: f64,
+    /// The minimum. `None` if no sample counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// The maximum. `None` if no sample counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// The mean. `None` if no sample counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<f64>,
 }
 
 /// The position of a record in the stream.

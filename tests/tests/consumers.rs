@@ -16,6 +16,7 @@ use tests::{
     Stack,
     data_logger::send,
     log,
+    readings::first_day,
     sites::{GOOD_CARD, registration},
     wait::{Poll, TIMEOUT, until},
 };
@@ -120,7 +121,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let sensors = stack.sensors(ids.site_id).await?;
     let sensor_id = sensors.first().context("the site has no sensor")?.sensor_id;
     stack.wait_for_sensors([sensor_id]).await?;
-    let start: Timestamp = "2016-01-01T00:00:00Z".parse()?;
+    let start: Timestamp = first_day("00:00:00").parse()?;
     let series = Series::new(sensor_id, vec![Sample::new(start, 1.0)]);
     let bundle = Bundle::new("waiting".parse()?, ids.site_id, vec![series]);
     stack

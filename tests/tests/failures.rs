@@ -58,7 +58,7 @@ use tests::{
     failures::Failure,
     inventory::{Inventory, SUPPLIER, delivery_id},
     log::{self, LoggedEvent},
-    readings::QuarantinedRecord,
+    readings::{QuarantinedRecord, first_day},
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
     wait::{Poll, TIMEOUT, until},
 };
@@ -106,7 +106,7 @@ async fn sensor(stack: &Stack, ids: Ids) -> Result<SensorId> {
 
 /// Returns a bundle with one value for each minute.
 fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bundle> {
-    let start: Timestamp = format!("2016-01-01T{id}:00Z").parse()?;
+    let start: Timestamp = first_day(&format!("{id}:00")).parse()?;
     let at = |minute: i64| start.plus_millis(minute * 60_000);
     let samples = (0..).map(at).zip(values).map(|(at, value)| Sample::new(at, *value)).collect();
     let series = vec![Series::new(sensor_id, samples)];
@@ -823,7 +823,7 @@ async fn a_breach_with_exhausted_retries_is_replayed_and_published_once() -> Res
     let alerts = alerts().await?;
     assert_eq!(alerts.len(), 1, "{alerts:?}");
     let data = &alerts[0]["data"];
-    assert_eq!((&data["value"], &data["at"]), (&json!(40.0), &json!("2016-01-01T00:01:00.000Z")));
+    assert_eq!((&data["value"], &data["at"]), (&json!(40.0), &json!(first_day("00:01:00.000"))));
     Ok(())
 }
 

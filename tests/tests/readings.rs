@@ -18,7 +18,7 @@ use tests::{
     capture::{Capture, correlation, event_id},
     data_logger::send,
     log,
-    readings::{Bucket, gzip},
+    readings::{Bucket, first_day, gzip, second_day},
     sites::{FORWARD, GOOD_CARD, Ids, registration},
     wait::{Poll, TIMEOUT, until},
 };
@@ -100,8 +100,8 @@ async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     // Decimals whose last bit depends on correct rounding, and the limits of the range.
     let values =
         [31.245_270_191_439_438, 121.487_919_511_619_45, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
-    let first = site.bundle("first", "2016-01-01T00:00:00Z", &values)?;
-    let second = site.bundle("second", "2016-01-01T01:00:00Z", &[1.0, 2.0])?;
+    let first = site.bundle("first", &first_day("00:00:00"), &values)?;
+    let second = site.bundle("second", &first_day("01:00:00"), &[1.0, 2.0])?;
     let response = stack.call(Call::post_readings(serde_json::to_vec(&first)?)).await?;
     assert_eq!(response.status, 202, "{response}");
     assert_eq!(response.body, json!({ "accepted": 1, "bundles": ["first"] }));
@@ -133,7 +133,7 @@ async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
 async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "refused").await?;
-    let good = serde_json::to_value(site.bundle("good", "2016-01-01T00:00:00Z", &[1.0, 2.0])?)?;
+    let good = serde_json::to_value(site.bundle("good", &first_day("00:00:00"), &[1.0, 2.0])?)?;
     let with = |pointer: &str, value: Value| {
         let mut bundle = good.clone();
         *bundle.pointer_mut(pointer).expect("the bundle has this field") = value;
@@ -151,8 +151,8 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
         (with("/series", json!([])).to_string(), "series"),
         (with("/series/0/samples", json!([])).to_string(), "series[0].samples"),
         (with(sample, json!(["noon", 1])).to_string(), "series[0].samples[1][0]"),
-        (with(sample, json!(["2016-01-01T00:01:00Z", "1"])).to_string(), "series[0].samples[1][1]"),
-        (with(sample, json!(["2016-01-01T00:00:00Z", 1])).to_string(), "series[0].samples[1]"),
+        (with(sample, json!([first_day("00:01:00"), "1"])).to_string(), "series[0].samples[1][1]"),
+        (with(sample, json!([first_day("00:00:00"), 1])).to_string(), "series[0].samples[1]"),
         (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
         (unknown_field.to_string(), "quality"),
     ];
@@ -165,8 +165,8 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
 
     let many: Vec<_> =
         (0..501).map(|number| with("/bundleId", json!(format!("n{number}")))).collect();
-    let start = "2016-01-01T00:00:00Z".parse()?;
-    let mut large = site.bundle("large", "2016-01-01T00:00:00Z", &[])?;
+    let start = first_day("00:00:00").parse()?;
+    let mut large = site.bundle("large", &first_day("00:00:00"), &[])?;
     large.series[0].samples = minutes(start, &vec![0.123_456_789; 30_000]);
     for (what, body, advice) in [
         ("501 bundles", serde_json::to_vec(&many)?, "500"),
@@ -180,7 +180,7 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     }
 
     // This bundle is processed after everything that was put on the stream before it.
-    let last = site.bundle("last", "2016-01-02T00:00:00Z", &[3.0])?;
+    let last = site.bundle("last", &second_day("00:00:00"), &[3.0])?;
     send(&stack, &[&last]).await?;
     assert_eq!(site.samples(&stack, 1).await?, samples_of(&[&last]));
     Ok(())
@@ -190,8 +190,8 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
 async fn the_valid_part_of_a_request_is_stored_and_the_rest_is_named() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "partly").await?;
-    let first = site.bundle("first", "2016-01-01T00:00:00Z", &[1.0, 2.0])?;
-    let second = site.bundle("second", "2016-01-01T01:00:00Z", &[3.0])?;
+    let first = site.bundle("first", &first_day("00:00:00"), &[1.0, 2.0])?;
+    let second = site.bundle("second", &first_day("01:00:00"), &[3.0])?;
     let mut twice = serde_json::to_value(&second)?;
     twice["series"] = json!([twice["series"][0], twice["series"][0]]);
     let mut bad = serde_json::to_value(&second)?;
@@ -217,7 +217,7 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
     let sensor = site.sensors[0];
     let values: Vec<f64> = (0..20).map(f64::from).collect();
     let bundles = ["00:00", "00:20", "00:40"].map(|start| {
-        site.bundle(&format!("b{start}"), &format!("2016-01-01T{start}:00Z"), &values)
+        site.bundle(&format!("b{start}"), &first_day(&format!("{start}:00")), &values)
     });
     let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
     let bundles: Vec<_> = bundles.iter().collect();
@@ -231,8 +231,9 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
     assert_eq!(stack.samples(sensor, "limit=7&order=asc").await?, all);
     let backwards: Vec<_> = all.iter().rev().copied().collect();
     assert_eq!(stack.samples(sensor, "limit=7&order=desc").await?, backwards);
-    let between = "from=2016-01-01T00:10:00Z&to=2016-01-01T00:50:00Z&limit=13";
-    assert_eq!(stack.samples(sensor, between).await?, all[10..50]);
+    let (from, to) = (first_day("00:10:00"), first_day("00:50:00"));
+    let between = format!("from={from}&to={to}&limit=13");
+    assert_eq!(stack.samples(sensor, &between).await?, all[10..50]);
 
     let page = stack.readings(sensor, "limit=7").await?;
     let token = page.body["next"].as_str().context("no next page")?.to_owned();
@@ -243,7 +244,7 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
     for query in [
         format!("limit=7&next={tampered}"),
         format!("limit=7&order=desc&next={token}"),
-        format!("limit=7&from=2016-01-01T00:00:00Z&next={token}"),
+        format!("limit=7&from={from}&next={token}"),
         "limit=7&next=abc".to_owned(),
     ] {
         let response = stack.readings(sensor, &query).await?;
@@ -254,7 +255,7 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
         ("limit=10001", "query limit"),
         ("order=up", "query order"),
         ("from=yesterday", "query from"),
-        ("from=2016-01-02T00:00:00Z&to=2016-01-01T00:00:00Z", "query from"),
+        (&format!("from={to}&to={from}"), "query from"),
         ("aggregate=week", "query aggregate"),
         ("page=2", "query page"),
     ] {
@@ -277,32 +278,34 @@ async fn readings_are_aggregated_by_hour_and_day() -> Result<()> {
     let site = Site::new(&stack, "aggregates").await?;
     let sensor = site.sensors[0];
     // Samples before and after midnight, then an hour without samples before the last one.
-    let night = site.bundle("night", "2016-01-01T23:58:00Z", &[1.0, 2.0, 4.0, 8.0])?;
-    let morning = site.bundle("morning", "2016-01-02T02:00:00Z", &[-3.0])?;
+    let night = site.bundle("night", &first_day("23:58:00"), &[1.0, 2.0, 4.0, 8.0])?;
+    let morning = site.bundle("morning", &second_day("02:00:00"), &[-3.0])?;
     send(&stack, &[&night, &morning]).await?;
     site.samples(&stack, 5).await?;
 
     let bucket = |start: &str, count, min, max, mean| {
+        let (min, max, mean) = (Some(min), Some(max), Some(mean));
         anyhow::Ok(Bucket { start: start.parse()?, count, min, max, mean })
     };
     let hours = [
-        bucket("2016-01-01T23:00:00Z", 2, 1.0, 2.0, 1.5)?,
-        bucket("2016-01-02T00:00:00Z", 2, 4.0, 8.0, 6.0)?,
-        bucket("2016-01-02T02:00:00Z", 1, -3.0, -3.0, -3.0)?,
+        bucket(&first_day("23:00:00"), 2, 1.0, 2.0, 1.5)?,
+        bucket(&second_day("00:00:00"), 2, 4.0, 8.0, 6.0)?,
+        bucket(&second_day("02:00:00"), 1, -3.0, -3.0, -3.0)?,
     ];
     assert_eq!(stack.buckets(sensor, "aggregate=hour").await?, hours);
     assert_eq!(stack.buckets(sensor, "aggregate=hour&limit=1").await?, hours, "page by page");
     let days = [
-        bucket("2016-01-02T00:00:00Z", 3, -3.0, 8.0, 3.0)?,
-        bucket("2016-01-01T00:00:00Z", 2, 1.0, 2.0, 1.5)?,
+        bucket(&second_day("00:00:00"), 3, -3.0, 8.0, 3.0)?,
+        bucket(&first_day("00:00:00"), 2, 1.0, 2.0, 1.5)?,
     ];
     assert_eq!(stack.buckets(sensor, "aggregate=day&order=desc").await?, days);
-    let cut = "aggregate=hour&from=2016-01-01T23:59:00Z&to=2016-01-02T00:01:00Z";
+    let (from, to) = (first_day("23:59:00"), second_day("00:01:00"));
+    let cut = format!("aggregate=hour&from={from}&to={to}");
     let halves = [
-        bucket("2016-01-01T23:00:00Z", 1, 2.0, 2.0, 2.0)?,
-        bucket("2016-01-02T00:00:00Z", 1, 4.0, 4.0, 4.0)?,
+        bucket(&first_day("23:00:00"), 1, 2.0, 2.0, 2.0)?,
+        bucket(&second_day("00:00:00"), 1, 4.0, 4.0, 4.0)?,
     ];
-    assert_eq!(stack.buckets(sensor, cut).await?, halves);
+    assert_eq!(stack.buckets(sensor, &cut).await?, halves);
     Ok(())
 }
 
@@ -311,11 +314,11 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "poison").await?;
     let neighbour = Site::new(&stack, "poison's neighbour").await?;
-    let plain = site.bundle("plain", "2016-01-01T00:00:00Z", &[1.0, 2.0])?;
-    let packed = site.bundle("packed", "2016-01-01T00:02:00Z", &[3.0, 4.0])?;
+    let plain = site.bundle("plain", &first_day("00:00:00"), &[1.0, 2.0])?;
+    let packed = site.bundle("packed", &first_day("00:02:00"), &[3.0, 4.0])?;
     stack.put_record(&site.key(), serde_json::to_vec(&plain)?).await?;
 
-    let other = |id: &str| site.bundle(id, "2016-01-01T12:00:00Z", &[5.0]);
+    let other = |id: &str| site.bundle(id, &first_day("12:00:00"), &[5.0]);
     let mut no_schema = serde_json::to_value(other("no-schema")?)?;
     no_schema["series"][0]["samples"][0][1] = json!("warm");
     let mut unknown = other("unknown")?;
@@ -340,7 +343,7 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
         (
             "InvalidInput",
             "siteId",
-            json(&neighbour.bundle("key", "2016-01-01T00:00:00Z", &[6.0])?)?,
+            json(&neighbour.bundle("key", &first_day("00:00:00"), &[6.0])?)?,
         ),
         ("UnknownSensor", "not in the register", json(&unknown)?),
         ("SensorOfAnotherSite", "belongs to site", json(&foreign)?),
@@ -401,9 +404,9 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
     let site = Site::with_limits(&stack, "breach", &[Metric::AirTemperature], &limits).await?;
     let capture = Capture::start(&stack).await?;
     let bundles = [
-        site.bundle("1", "2016-01-01T00:00:00Z", &[20.0, 30.0, 30.5, 31.0])?,
-        site.bundle("2", "2016-01-01T00:04:00Z", &[30.5, 29.6, 29.5, 29.0])?,
-        site.bundle("3", "2016-01-01T00:08:00Z", &[-15.5, 31.0, 10.0])?,
+        site.bundle("1", &first_day("00:00:00"), &[20.0, 30.0, 30.5, 31.0])?,
+        site.bundle("2", &first_day("00:04:00"), &[30.5, 29.6, 29.5, 29.0])?,
+        site.bundle("3", &first_day("00:08:00"), &[-15.5, 31.0, 10.0])?,
     ];
     // Each is sent twice, the first one again after all others.
     for index in [0, 1, 1, 2, 2, 0] {
@@ -424,11 +427,11 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
         (ReadingBackToNormal::TYPE.to_owned(), data)
     };
     let expected = [
-        breached(30.5, "2016-01-01T00:02:00.000Z", "max", 30.0),
-        back(29.5, "2016-01-01T00:06:00.000Z", "2016-01-01T00:02:00.000Z"),
-        breached(-15.5, "2016-01-01T00:08:00.000Z", "min", -15.0),
-        breached(31.0, "2016-01-01T00:09:00.000Z", "max", 30.0),
-        back(10.0, "2016-01-01T00:10:00.000Z", "2016-01-01T00:09:00.000Z"),
+        breached(30.5, &first_day("00:02:00.000"), "max", 30.0),
+        back(29.5, &first_day("00:06:00.000"), &first_day("00:02:00.000")),
+        breached(-15.5, &first_day("00:08:00.000"), "min", -15.0),
+        breached(31.0, &first_day("00:09:00.000"), "max", 30.0),
+        back(10.0, &first_day("00:10:00.000"), &first_day("00:09:00.000")),
     ];
     let enough = |events: &[Value]| alerts(events, &site).len() >= expected.len();
     let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
@@ -479,7 +482,7 @@ async fn new_readings_of_a_decommissioned_site_are_refused_and_raise_no_alert() 
     let metrics = [Metric::AirTemperature];
     let site = Site::with_limits(&stack, "retired", &metrics, &limits).await?;
     let live = Site::with_limits(&stack, "still in service", &metrics, &limits).await?;
-    let before = site.bundle("before", "2016-01-01T00:00:00Z", &[20.0])?;
+    let before = site.bundle("before", &first_day("00:00:00"), &[20.0])?;
     send(&stack, &[&before]).await?;
     site.samples(&stack, 1).await?;
 

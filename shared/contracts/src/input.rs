@@ -162,10 +162,10 @@ impl Problems {
         }
     }
 
-    /// Adds the problems of a part of the input that was read separately.
-    pub fn append(&mut self, other: Self) {
-        self.extend(other.listed);
-        self.unlisted += other.unlisted;
+    /// Adds the problems of a part that was read apart.
+    pub(crate) fn merge(&mut self, part: Self) {
+        self.extend(part.listed);
+        self.unlisted += part.unlisted;
     }
 
     /// Returns whether no problem was found so far.

@@ -181,6 +181,7 @@ pub struct Series {
     pub sensor_id: SensorId,
     /// The range that this revision replaces: samples of smaller revisions in it vanish. Only allowed if the revision is
     /// greater than 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "TimeRange")]
     pub replaces: Option<TimeRange>,
     /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
@@ -614,16 +615,16 @@ impl FieldRule for BundleRule {
             {
                 own.add_as(Reason::Duplicate, sensor_path(index), duplicate(sensor));
             }
-            match series {
-                Some(series) if own.is_empty() => good.push(series),
-                _ => refused.append(own),
+            match series.filter(|_| own.is_empty()) {
+                Some(series) => good.push(series),
+                None => refused.merge(own),
             }
         }
         if good.is_empty() || !problems.is_empty() {
-            problems.append(refused);
+            problems.merge(refused);
             return None;
         }
-        let refused = refused.or(Some(())).err().unwrap_or_default();
+        let refused = refused.or(None::<()>).err().unwrap_or_default();
         let mut bundle = Bundle::new(bundle_id?, site_id?, good);
         (bundle.revision, bundle.reason, bundle.origin) = (revision, reason, origin);
         Some(GoodSeries { bundle, refused })

@@ -23,7 +23,7 @@ use tests::{
     executions::Task,
     inventory::Inventory,
     log,
-    readings::Item,
+    readings::{Item, first_day},
     sites::{DECLINED_CARD, GOOD_CARD, Ids, UNDO, registration, residue},
     stripe,
     wait::{Poll, TIMEOUT, until, until_true},
@@ -434,7 +434,7 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
 /// Returns a day of readings in bundles of an hour. Each bundle has a series for each sensor, which is stored as one
 /// row.
 fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
-    let midnight: Timestamp = "2016-01-01T00:00:00Z".parse()?;
+    let midnight: Timestamp = first_day("00:00:00").parse()?;
     let bundle = |hour: i64| {
         let start = midnight.plus_millis(hour * 60 * 60 * 1000);
         let minute = |minute: u32| {

@@ -1,16 +1,16 @@
 //! Reads a day of a station of NOAA's SURFRAD network and converts it to bundles of readings.
 //!
-//! The file has two header lines, then a line per minute with numbers separated by spaces. A reading has no quality
-//! flag, so values that NOAA flags as bad are only counted and not sent. Temperatures of the instruments' cases and
-//! domes are for maintenance, and net values follow from the others. Both are ignored.
+//! The file has two header lines, then a line per minute with numbers separated by spaces. Each value has NOAA's flag,
+//! which becomes the flag of the sample. Temperatures of the instruments' cases and domes are for maintenance, and net
+//! values follow from the others. Both are ignored.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use anyhow::{Context, Result};
 use contracts::{
     Metric, SensorId, SiteId, Timestamp,
     readings::{Bundle, Series},
-    sample::Sample,
+    sample::{Flag, Sample},
 };
 use serde::Serialize;
 
@@ -35,6 +35,7 @@ const HEADER_LINES: usize = 2;
 const FIELDS_BEFORE_PAIRS: usize = 8;
 const FIELDS: usize = FIELDS_BEFORE_PAIRS + 2 * 20;
 const MISSING: &str = "-9999.9";
+const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// The error for a line in the wrong format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,23 +49,35 @@ pub struct ParseError {
     pub problem: String,
 }
 
-/// The numbers of values that are not sent, by reason.
+/// The numbers of samples by flag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SkippedValues {
-    /// The value is missing (-9999.9), with flag 0 or 1.
+pub struct FlagCounts {
+    /// NOAA's flag 0: the value passed the quality control.
+    pub pass: usize,
+    /// NOAA's flag 2: the value is questionable.
+    pub suspect: usize,
+    /// NOAA's flag 1 with a value: it is physically impossible.
+    pub fail: usize,
+    /// The value is missing (-9999.9).
     pub missing: usize,
-    /// Flag 1 with a value: it is physically impossible.
-    pub impossible: usize,
-    /// Flag 2: the value is questionable.
-    pub questionable: usize,
 }
 
-impl SkippedValues {
-    /// Returns the number of all values that are not sent.
-    #[must_use]
-    pub fn total(self) -> usize {
-        self.missing + self.impossible + self.questionable
+impl FlagCounts {
+    fn add(&mut self, flag: Flag) {
+        match flag {
+            Flag::Pass | Flag::NotEvaluated => self.pass += 1,
+            Flag::Suspect => self.suspect += 1,
+            Flag::Fail => self.fail += 1,
+            Flag::Missing => self.missing += 1,
+        }
+    }
+}
+
+impl fmt::Display for FlagCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pass, suspect, fail, missing } = self;
+        write!(f, "{pass} good, {suspect} suspect, {fail} failed, {missing} missing")
     }
 }
 
@@ -73,10 +86,8 @@ impl SkippedValues {
 pub struct Column {
     /// The metric. The values are in its usual unit.
     pub metric: Metric,
-    /// The good values.
+    /// One sample for each row of the file.
     pub samples: Vec<Sample>,
-    /// The numbers of the other values.
-    pub left_out: SkippedValues,
 }
 
 /// The day of one station.
@@ -111,13 +122,7 @@ impl Day {
         let mut day = Self {
             station: station.trim().to_owned(),
             rows: 0,
-            columns: QUANTITIES
-                .map(|(metric, _)| Column {
-                    metric,
-                    samples: vec![],
-                    left_out: SkippedValues::default(),
-                })
-                .into(),
+            columns: QUANTITIES.map(|(metric, _)| Column { metric, samples: vec![] }).into(),
         };
         let mut before = None;
         for (line, text) in lines.skip(HEADER_LINES - 1) {
@@ -145,46 +150,61 @@ impl Day {
         for (column, (_, pair)) in self.columns.iter_mut().zip(QUANTITIES) {
             let index = FIELDS_BEFORE_PAIRS + 2 * pair;
             let (text, flag) = (fields[index], fields[index + 1]);
-            let left_out = match flag {
-                "0" | "1" if text == MISSING => &mut column.left_out.missing,
-                "0" => {
-                    let value: Option<f64> =
-                        text.parse().ok().filter(|value: &f64| value.is_finite());
-                    let value = value
-                        .ok_or_else(|| format!("field {}: {text:?} is not a number", index + 1))?;
-                    column.samples.push(Sample::new(at, value));
-                    continue;
-                }
-                "1" => &mut column.left_out.impossible,
-                "2" => &mut column.left_out.questionable,
+            let flag = match flag {
+                "0" => Flag::Pass,
+                "1" => Flag::Fail,
+                "2" => Flag::Suspect,
                 _ => return Err(format!("field {}: {flag:?} is not a flag (0, 1, 2)", index + 2)),
             };
-            *left_out += 1;
+            if text == MISSING {
+                column.samples.push(Sample::missing(at));
+                continue;
+            }
+            let value = text.parse().ok().filter(|value: &f64| value.is_finite());
+            let value =
+                value.ok_or_else(|| format!("field {}: {text:?} is not a number", index + 1))?;
+            column.samples.push(Sample::flagged(at, value, flag));
         }
         self.rows += 1;
         Ok(at)
     }
 
-    /// Returns the number of good values.
+    /// Returns the same measurements as if they were taken on the UTC day of `day`. A site accepts only recent samples,
+    /// and the files are from 2016.
+    #[must_use]
+    pub fn moved_to(mut self, day: Timestamp) -> Self {
+        let midnight = |at: Timestamp| at.millis() - at.millis().rem_euclid(DAY_MILLIS);
+        let first = self.columns.iter().flat_map(|column| column.samples.first()).next();
+        let shift = first.map_or(0, |first| midnight(day) - midnight(first.at));
+        for sample in self.columns.iter_mut().flat_map(|column| &mut column.samples) {
+            sample.at = sample.at.plus_millis(shift);
+        }
+        self
+    }
+
+    /// Returns the same measurements as if they were taken yesterday (UTC), the latest day that is complete.
+    #[must_use]
+    pub fn moved_to_yesterday(self) -> Self {
+        self.moved_to(Timestamp::now().plus_millis(-DAY_MILLIS))
+    }
+
+    /// Returns the number of samples.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.columns.iter().map(|column| column.samples.len()).sum()
     }
 
-    /// Returns the numbers of values that are not sent.
+    /// Returns the numbers of samples by flag.
     #[must_use]
-    pub fn left_out(&self) -> SkippedValues {
-        self.columns.iter().fold(SkippedValues::default(), |sum, Column { left_out, .. }| {
-            SkippedValues {
-                missing: sum.missing + left_out.missing,
-                impossible: sum.impossible + left_out.impossible,
-                questionable: sum.questionable + left_out.questionable,
-            }
-        })
+    pub fn flags(&self) -> FlagCounts {
+        let mut counts = FlagCounts::default();
+        for sample in self.columns.iter().flat_map(|column| &column.samples) {
+            counts.add(sample.flag);
+        }
+        counts
     }
 
-    /// Returns the good values in bundles of `minutes` minutes, aligned to the clock. A quantity without a good value
-    /// in a bundle's time has no series in the bundle.
+    /// Returns the samples in bundles of `minutes` minutes, aligned to the clock.
     pub fn bundles(
         &self,
         site: SiteId,
@@ -237,13 +257,13 @@ mod tests {
     fn the_day_of_alamosa_is_parsed() -> Result<()> {
         let day = Day::parse("alamosa", ALAMOSA)?;
         assert_eq!((day.station.as_str(), day.rows), ("Alamosa", 1440));
-        assert_eq!(day.samples(), 11 * 1440);
-        let missing = SkippedValues { missing: 1440, ..SkippedValues::default() };
+        assert_eq!(day.samples(), 13 * 1440);
         for metric in [Metric::UvbFlux, Metric::PhotosyntheticFlux] {
-            assert_eq!(column(&day, metric).left_out, missing);
-            assert_eq!(column(&day, metric).samples, []);
+            let samples = &column(&day, metric).samples;
+            assert!(samples.iter().all(|sample| sample.value.is_none()), "{metric}");
         }
-        assert_eq!(day.left_out(), SkippedValues { missing: 2 * 1440, ..SkippedValues::default() });
+        let counts = FlagCounts { pass: 11 * 1440, missing: 2 * 1440, ..FlagCounts::default() };
+        assert_eq!(day.flags(), counts);
         // The values of the file's first line.
         for (metric, value) in [
             (Metric::DownwellingShortwave, -1.8),
@@ -254,7 +274,7 @@ mod tests {
             (Metric::WindFromDirection, 304.7),
             (Metric::AirPressure, 773.5),
         ] {
-            let first = Sample::new("2016-01-01T00:00:00Z".parse()?, value);
+            let first = Sample::flagged("2016-01-01T00:00:00Z".parse()?, value, Flag::Pass);
             assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
         }
         let last = column(&day, Metric::WindSpeed).samples.last().context("no samples")?;
@@ -262,28 +282,39 @@ mod tests {
         Ok(())
     }
 
-    /// Returns the file's first lines, with one field of the second measurement replaced.
-    fn with(field: usize, text: &str) -> String {
+    /// Returns the file's first lines, with `count` fields of the second measurement replaced by `text`.
+    fn with(field: usize, text: &str, count: usize) -> String {
         let mut lines: Vec<_> = ALAMOSA.lines().take(5).map(str::to_owned).collect();
         let mut fields: Vec<_> = lines[3].split_whitespace().collect();
-        fields[field] = text;
+        fields.splice(field..field + count, [text]);
         lines[3] = fields.join(" ");
         lines.join("\n")
     }
 
     #[test]
-    fn flagged_values_are_only_counted() -> Result<()> {
+    fn flags_become_those_of_qartod() -> Result<()> {
         let temperature = FIELDS_BEFORE_PAIRS + 2 * 15;
-        let one = SkippedValues::default();
-        for (field, text, left_out) in [
-            (temperature + 1, "1", SkippedValues { impossible: 1, ..one }),
-            (temperature + 1, "2", SkippedValues { questionable: 1, ..one }),
-            (temperature, MISSING, SkippedValues { missing: 1, ..one }),
+        for (value, flag, expected) in [
+            ("5", "0", (1, Some(5.0))),
+            (MISSING, "1", (9, None)),
+            (MISSING, "0", (9, None)),
+            ("1400", "1", (4, Some(1400.0))),
+            ("600", "2", (3, Some(600.0))),
         ] {
-            let day = Day::parse("a file", &with(field, text))?;
-            let column = column(&day, Metric::AirTemperature);
-            assert_eq!((column.samples.len(), column.left_out), (2, left_out), "{text}");
+            let day = Day::parse("a file", &with(temperature, &format!("{value} {flag}"), 2))?;
+            let sample = column(&day, Metric::AirTemperature).samples[1];
+            assert_eq!((u8::from(sample.flag), sample.value), expected, "{value} {flag}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_day_is_moved_by_whole_days() -> Result<()> {
+        let day = Day::parse("alamosa", ALAMOSA)?.moved_to("2026-11-29T17:00:00Z".parse()?);
+        let samples = &column(&day, Metric::AirTemperature).samples;
+        let ends = [samples[0].at, samples[1439].at].map(|at| at.to_string());
+        assert_eq!(ends, ["2026-11-29T00:00:00.000Z", "2026-11-29T23:59:00.000Z"]);
+        assert_eq!(samples[0].value, Some(-7.6));
         Ok(())
     }
 
@@ -292,12 +323,15 @@ mod tests {
         for (text, expected) in [
             (String::new(), "f.dat:1: the station is missing"),
             (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: the first measurement is missing"),
-            (with(40, "52.7 0"), "f.dat:4: 49 fields, expected 48"),
-            (with(38, "warm"), "f.dat:4: field 39: \"warm\" is not a number"),
-            (with(38, "inf"), "f.dat:4: field 39: \"inf\" is not a number"),
-            (with(39, "3"), "f.dat:4: field 40: \"3\" is not a flag (0, 1, 2)"),
-            (with(2, "13"), "f.dat:4: 2016-13-01T00:01:00Z is not a time"),
-            (with(5, "0"), "f.dat:4: 2016-01-01T00:00:00.000Z is not later than the previous line"),
+            (with(40, "52.7 0", 1), "f.dat:4: 49 fields, expected 48"),
+            (with(38, "warm", 1), "f.dat:4: field 39: \"warm\" is not a number"),
+            (with(38, "inf", 1), "f.dat:4: field 39: \"inf\" is not a number"),
+            (with(39, "3", 1), "f.dat:4: field 40: \"3\" is not a flag (0, 1, 2)"),
+            (with(2, "13", 1), "f.dat:4: 2016-13-01T00:01:00Z is not a time"),
+            (
+                with(5, "0", 1),
+                "f.dat:4: 2016-01-01T00:00:00.000Z is not later than the previous line",
+            ),
         ] {
             let error = Day::parse("f.dat", &text).expect_err(expected).to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -309,7 +343,7 @@ mod tests {
         let day = Day::parse("alamosa", ALAMOSA)?;
         let bundles = day.bundles(site(), &sensors(), 15)?;
         assert_eq!(bundles.len(), 96);
-        assert!(bundles.iter().all(|bundle| bundle.series.len() == 11 && bundle.samples() == 165));
+        assert!(bundles.iter().all(|bundle| bundle.series.len() == 13 && bundle.samples() == 195));
         assert!(bundles.iter().all(|bundle| bundle.check(Timestamp::now()).is_ok()));
         assert_eq!(bundles[1].bundle_id.as_str(), "2016-01-01T00:15");
         assert_eq!(bundles[1].series[0].samples[0].at, "2016-01-01T00:15:00Z".parse()?);

@@ -9,10 +9,11 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use contracts::SiteId;
-use surfrad::{Day, SkippedValues};
+use surfrad::Day;
 use tests::{Stack, data_logger, meter::Meter};
 
-/// Sends a SURFRAD day file to a site of the local stack, in bundles. Sending it again has no effect.
+/// Sends a SURFRAD day file to a site of the local stack, in bundles, as if it was measured yesterday. Sending it again
+/// on the same day has no effect.
 #[derive(Debug, Parser)]
 struct Args {
     /// The day file, such as tests/data/surfrad-alamosa-2016-01-01.dat
@@ -47,7 +48,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let day = Day::read(&args.file)?;
+    let day = Day::read(&args.file)?.moved_to_yesterday();
     let stack = Stack::connect().await?;
     let sensors: BTreeMap<_, _> = stack
         .sensors(args.site)
@@ -64,14 +65,13 @@ async fn run(args: Args) -> Result<()> {
     let order =
         data_logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
 
-    let SkippedValues { missing, impossible, questionable } = day.left_out();
     terminal::print(format_args!(
-        "{}: {} rows, {} good values in {} bundles. Not sent: {missing} missing, {impossible} \
-         impossible and {questionable} questionable values.",
+        "{}: {} rows, {} samples in {} bundles: {}.",
         day.station,
         day.rows,
         day.samples(),
-        bundles.len()
+        bundles.len(),
+        day.flags()
     ));
     let mut meter = Meter::new("bundles", order.len());
     let mut retries = 0;

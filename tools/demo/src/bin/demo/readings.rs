@@ -13,11 +13,11 @@ use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Series},
-    sample::Sample,
+    sample::{Quality, Sample},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use surfrad::{Day, SkippedValues};
+use surfrad::{Day, FlagCounts};
 use tests::{
     Stack,
     capture::{self, Capture},
@@ -26,7 +26,9 @@ use tests::{
     failures::{Failure, FailureError},
     log,
     meter::Meter,
-    readings::{Bucket, Item, Position, QuarantinedRecord, SiteSensor, gzip, item_bytes},
+    readings::{
+        Bucket, Item, Position, QuarantinedRecord, SiteSensor, gzip, item_bytes, second_day,
+    },
     sites::Ids,
     wait::{Poll, TIMEOUT, until},
 };
@@ -65,7 +67,7 @@ pub struct ReadingsReport {
     pub station: String,
     pub file: &'static str,
     pub rows: usize,
-    pub left_out: SkippedValues,
+    pub flags: FlagCounts,
     pub sent: Sent,
     pub stored: Stored,
     /// The time from sending a bundle until its readings can be queried. It is measured for the last bundles, one by
@@ -180,7 +182,7 @@ type SentRecord = (BrokenRecord, Position);
 impl SendingPlan {
     async fn new(stack: &Stack, station: &Station, site: SiteId) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let day = Day::read(&root.join(FILE))?;
+        let day = Day::read(&root.join(FILE))?.moved_to_yesterday();
         let sensors = stack.sensors(site).await?;
         let by_metric: BTreeMap<_, _> =
             sensors.iter().map(|sensor| (sensor.metric, sensor.sensor_id)).collect();
@@ -240,7 +242,7 @@ impl SendingPlan {
             let series = vec![Series::new(sensor_id, vec![Sample::new(at, 775.0)])];
             anyhow::Ok(Bundle::new(id.parse()?, self.site, series))
         };
-        let noon = "2016-01-01T12:00:00Z".parse()?;
+        let noon = second_day("12:00:00").parse()?;
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
         no_schema["series"][0]["samples"][0][1] = json!("775 hPa");
         let unknown_sensor = SensorId::from_onboarding(
@@ -447,18 +449,20 @@ async fn check_samples(
     let mut days = Vec::new();
     for SiteSensor { sensor_id, metric, unit } in &plan.sensors {
         let column = plan.day.columns.iter().find(|column| column.metric == *metric);
-        let good = column.map(|column| &column.samples[..]).unwrap_or_default();
-        let samples = stack.samples(*sensor_id, "").await?;
-        if samples != *good {
+        let sent = column.map(|column| &column.samples[..]).unwrap_or_default();
+        let samples = stack.samples(*sensor_id, "quality=all&flags=true").await?;
+        if samples != *sent {
             violations
                 .push(format!("{metric}: the {} samples differ from the file", samples.len()));
         }
 
         let buckets = stack.buckets(*sensor_id, "aggregate=day").await?;
-        let min = good.iter().filter_map(|sample| sample.value).reduce(f64::min);
-        let max = good.iter().filter_map(|sample| sample.value).reduce(f64::max);
+        let usable: Vec<_> =
+            sent.iter().filter_map(|sample| sample.counted(Quality::Usable)).collect();
+        let min = usable.iter().copied().reduce(f64::min);
+        let max = usable.iter().copied().reduce(f64::max);
         let actual = buckets.first().map(|day| (day.count, day.min, day.max));
-        let expected = min.zip(max).map(|(min, max)| (good.len(), min, max));
+        let expected = (!sent.is_empty()).then_some((usable.len(), min, max));
         if actual != expected || buckets.len() > 1 {
             violations.push(format!(
                 "{metric}: the aggregates of the day are {buckets:?}, expected {expected:?}"
@@ -554,7 +558,7 @@ pub async fn run(
         station: plan.day.station.clone(),
         file: FILE,
         rows: plan.day.rows,
-        left_out: plan.day.left_out(),
+        flags: plan.day.flags(),
         sent: Sent {
             bundles: plan.bundles.len(),
             samples: plan.day.samples(),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use contracts::{Metric, Timestamp, events::Limit};
 use plot::Plot;
-use surfrad::SkippedValues;
 use tests::expected_alerts::SensorState;
 
 use crate::readings::{ReadingsReport, SensorDay, Sent, Stored};
@@ -72,17 +71,19 @@ fn days(report: &ReadingsReport) -> Table {
     let mut table = table(["Sensor", "Unit", "Samples", "Min", "Mean", "Max"]);
     for SensorDay { metric, unit, day, .. } in &report.sensors {
         let (count, min, mean, max) = match day {
-            Some(day) => (
-                day.count.to_string(),
-                format!("{:.1}", day.min),
-                format!("{:.2}", day.mean),
-                format!("{:.1}", day.max),
-            ),
+            Some(day) => {
+                (day.count.to_string(), number(day.min, 1), number(day.mean, 2), number(day.max, 1))
+            }
             None => ("none".to_owned(), String::new(), String::new(), String::new()),
         };
         table.add_row([metric.name(), unit, &count, &min, &mean, &max]);
     }
     table
+}
+
+/// Formats a number with this many decimal digits. Nothing for no number.
+fn number(number: Option<f64>, digits: usize) -> String {
+    number.map(|number| format!("{number:.digits$}")).unwrap_or_default()
 }
 
 /// Formats a time as hours and minutes.
@@ -133,7 +134,6 @@ fn failures(report: &ReadingsReport) -> Table {
 fn counts(report: &ReadingsReport) -> String {
     let Sent { bundles, samples, directly, late, bundles_repeated, samples_repeated, .. } =
         report.sent;
-    let SkippedValues { missing, impossible, questionable } = report.left_out;
     let Stored { rows, bytes, write_units, write_units_refused, write_units_a_reading, .. } =
         report.stored;
     let mut errors = BTreeMap::<&str, usize>::new();
@@ -142,8 +142,8 @@ fn counts(report: &ReadingsReport) -> String {
     }
     let errors: Vec<_> = errors.iter().map(|(error, count)| format!("{count} {error}")).collect();
     format!(
-        "Sent:   {samples} good values of {} rows of {}, in {bundles} bundles\n        \
-         not sent: {missing} missing, {impossible} impossible and {questionable} questionable values\n        \
+        "Sent:   {samples} samples of {} rows of {}, moved to yesterday, in {bundles} bundles\n        \
+         by quality flag: {}\n        \
          {directly} bundles were put on the stream directly (as gzip), {late} were sent late\n        \
          {bundles_repeated} bundles ({samples_repeated} samples) were sent twice; {} broken records; {} retried calls\n\
          Stored: {} samples in {rows} rows, each once and bit for bit as in the file\n        \
@@ -154,6 +154,7 @@ fn counts(report: &ReadingsReport) -> String {
          differs)",
         report.rows,
         report.file,
+        report.flags,
         report.sent.broken_records,
         report.sent.retries,
         report.stored.samples,
