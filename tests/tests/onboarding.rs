@@ -320,15 +320,12 @@ async fn a_sensor_of_a_live_site_is_changed() -> Result<()> {
     let sensor = site["sensors"][0]["sensorId"].as_str().unwrap_or_default().to_owned();
     let path = format!("/sensors/{sensor}");
     let body = json!({ "label": "Mast, 2 m", "noDataValues": [-9999.9] }).to_string();
-    let mut changed = None;
-    until_true("the register to know the sensor", TIMEOUT, async || {
+    let changed = until("the register to know the sensor", TIMEOUT, async || {
         let response = stack.call(Call::patch(&path, body.as_str())).await?;
-        let state = (response.status == 200, format!("{response}"));
-        changed = Some(response);
-        Ok(state)
+        let is_changed = response.status == 200;
+        Ok(if is_changed { Poll::Ready(response.body) } else { Poll::Pending(response) })
     })
     .await?;
-    let changed = changed.map(|response| response.body).unwrap_or_default();
     assert_eq!(changed["label"], "Mast, 2 m");
     // A repeated change is none.
     let repeated = stack.call(Call::patch(&path, body.as_str())).await?;
