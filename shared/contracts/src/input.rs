@@ -162,6 +162,12 @@ impl Problems {
         }
     }
 
+    /// Adds the problems of a part that was read apart.
+    pub(crate) fn merge(&mut self, part: Self) {
+        self.extend(part.listed);
+        self.unlisted += part.unlisted;
+    }
+
     /// Returns whether no problem was found so far.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -143,6 +143,7 @@ impl Origin {
         }
     }
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -181,6 +182,7 @@ pub struct Series {
     pub sensor_id: SensorId,
     /// The range that this revision replaces: samples of smaller revisions in it vanish. Only allowed if the revision is
     /// greater than 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "TimeRange")]
     pub replaces: Option<TimeRange>,
     /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
@@ -614,16 +616,16 @@ impl FieldRule for BundleRule {
             {
                 own.add_as(Reason::Duplicate, sensor_path(index), duplicate(sensor));
             }
-            match own.or(series) {
-                Ok(series) => good.push(series),
-                Err(errors) => refused.extend(errors),
+            match series.filter(|_| own.is_empty()) {
+                Some(series) => good.push(series),
+                None => refused.merge(own),
             }
         }
-        let refused = refused.or(None::<Bundle>).err().unwrap_or_default();
         if good.is_empty() || !problems.is_empty() {
-            problems.extend(refused);
+            problems.merge(refused);
             return None;
         }
+        let refused = refused.or(None::<()>).err().unwrap_or_default();
         let mut bundle = Bundle::new(bundle_id?, site_id?, good);
         (bundle.revision, bundle.reason, bundle.origin) = (revision, reason, origin);
         Some(GoodSeries { bundle, refused })
@@ -755,32 +757,36 @@ impl SampleRule {
     const QUALIFIER: Parsed<Qualifier> =
         Parsed::new("1 to 40 printable ASCII characters without quotes and backslashes");
 
-    /// Reads the value. Returns `None` if it can't be read, and `Some(None)` if it is missing.
-    fn value(value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Option<f64>> {
+    /// Reads the value, which may be missing.
+    fn value(value: &JsonValue, at: &str, problems: &mut Problems) -> Result<Option<f64>, ()> {
         match value {
-            JsonValue::Number(value) => Some(Some(*value)),
-            JsonValue::Null => Some(None),
-            JsonValue::Text(text) if NO_VALUE_TEXTS.contains(&text.as_str()) => Some(None),
+            JsonValue::Number(value) => Ok(Some(*value)),
+            JsonValue::Null => Ok(None),
+            JsonValue::Text(text) if NO_VALUE_TEXTS.contains(&text.as_str()) => Ok(None),
             _ => {
                 problems.add(at, value.is_not("a number, or null if there is no value"));
-                None
+                Err(())
             }
         }
     }
 
-    /// Reads the flag. Returns `None` if it can't be read, and `Some(None)` if it is absent.
-    fn flag(flag: Option<&JsonValue>, at: &str, problems: &mut Problems) -> Option<Option<Flag>> {
+    /// Reads the flag, which may be absent.
+    fn flag(
+        flag: Option<&JsonValue>,
+        at: &str,
+        problems: &mut Problems,
+    ) -> Result<Option<Flag>, ()> {
         let flag = match flag {
-            None => return Some(None),
-            Some(JsonValue::Number(number)) => {
-                Flag::ALL.into_iter().find(|flag| f64::from(u8::from(*flag)) == *number)
-            }
+            None => return Ok(None),
+            Some(JsonValue::Number(number)) => Flag::ALL
+                .into_iter()
+                .find(|flag| number.total_cmp(&f64::from(u8::from(*flag))).is_eq()),
             Some(_) => None,
         };
         if flag.is_none() {
             problems.add(at, sample::InvalidFlag.to_string());
         }
-        flag.map(Some)
+        flag.map(Some).ok_or(())
     }
 
     fn qualifiers(
@@ -836,7 +842,7 @@ impl FieldRule for SampleRule {
         let value = Self::value(value, &entry(1), problems);
         let flag = Self::flag(optional.first(), &entry(2), problems);
         let qualifiers = Self::qualifiers(optional.get(1), &entry(3), problems);
-        let (value, flag) = (value?, flag?);
+        let (value, flag) = (value.ok()?, flag.ok()?);
         let sample = Sample::sent(time?, value, flag);
         let sample = sample.map_err(|error| problems.add(entry(2), error.to_string())).ok()?;
         Some(QualifiedSample { sample, qualifiers: qualifiers? })

@@ -79,7 +79,7 @@ fn the_cost_model_has_the_codes_concurrency_and_record_size() {
             format!("MAX_CONCURRENT_SITES: usize = {};", assumptions.side_by_side),
         ),
         (
-            "functions/telemetry/src/store_readings.rs",
+            "functions/telemetry/src/series_store.rs",
             format!("CONCURRENT_PUTS: usize = {};", assumptions.puts_at_once),
         ),
         (

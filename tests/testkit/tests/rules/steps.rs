@@ -120,7 +120,11 @@ pub fn project_site_gets_the_events(subject: &Subject) -> Violations {
         violations.check(false, function, format!("does not get {event}"));
     }
     for event in received.difference(&expected) {
-        violations.check(false, function, format!("gets {event}, which is no event of a step and no change of a sensor"));
+        violations.check(
+            false,
+            function,
+            format!("gets {event}, which is no event of a step and no change of a sensor"),
+        );
     }
     violations
 }

@@ -438,7 +438,7 @@ const FUNCTIONS: &[Rule] = &[
         check: functions::listed_in_the_readme,
         except: &[],
         breaks: &[
-            (Replace("README.md", ", project-site |", " |"), "ProjectSiteFunction"),
+            (Replace("README.md", ", project-site, update-site |", ", update-site |"), "ProjectSiteFunction"),
             (Replace("README.md", " functions. This takes", " programs. This takes"), "README.md"),
         ],
     },
