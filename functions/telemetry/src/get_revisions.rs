@@ -33,14 +33,14 @@ pub struct GetRevisions {
 #[serde(rename_all = "camelCase")]
 struct Page {
     sensor_id: SensorId,
-    revisions: Vec<Revision>,
+    revisions: Vec<Listed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Revision {
+struct Listed {
     bundle_id: BundleId,
     revision: u32,
     reason: String,
@@ -53,7 +53,7 @@ struct Revision {
     arrived_at: Timestamp,
 }
 
-impl From<RevisionRow> for Revision {
+impl From<RevisionRow> for Listed {
     fn from(row: RevisionRow) -> Self {
         let arrived_at = row.arrived_at();
         let range =
@@ -94,7 +94,7 @@ impl GetRevisions {
                 Some(token.map_err(|error| Problem::from_fault(&error))?)
             }
         };
-        let revisions = rows.into_iter().map(Revision::from).collect();
+        let revisions = rows.into_iter().map(Listed::from).collect();
         Response::new(200, &Page { sensor_id: sensor, revisions, next })
     }
 }

@@ -160,8 +160,7 @@ impl RangeMerge {
         exhausted: bool,
     ) -> Result<(), (String, String)> {
         for row in rows {
-            let name = row.row.clone();
-            self.add(row).map_err(|reason| (name, reason))?;
+            self.add(&row).map_err(|reason| (row.row, reason))?;
         }
         if exhausted {
             self.exhausted = true;
@@ -183,7 +182,7 @@ impl RangeMerge {
         Ok(())
     }
 
-    fn add(&mut self, row: SeriesRow) -> Result<(), String> {
+    fn add(&mut self, row: &SeriesRow) -> Result<(), String> {
         let parsed = RowKey::parse(&row.row);
         let RowKey { start, bundle, revision } =
             parsed.ok_or("its sort key is not a time and a bundle id")?;
@@ -455,6 +454,9 @@ mod tests {
         )
     }
 
+    /// What [`Precedence`] compares: revision, arrival, bundle and row.
+    type Rank<'a> = (u32, Arrival, &'a str, &'a str);
+
     /// Returns the expected content of all pages.
     fn model(rows: &[SeriesRow], markers: &[Marker], query: &Query, sensor: &Sensor) -> Content {
         let mut all: BTreeMap<i64, Vec<_>> = BTreeMap::new();
@@ -472,7 +474,7 @@ mod tests {
             }
         }
         let (from, to) = query.range(sensor);
-        let winner = |candidates: &Vec<((u32, Arrival, &str, &str), Sample)>| {
+        let winner = |candidates: &Vec<(Rank<'_>, Sample)>| {
             let winner = candidates.iter().max_by(|a, b| a.0.cmp(&b.0));
             winner.expect("at least one").1
         };

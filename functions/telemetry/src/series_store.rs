@@ -403,8 +403,8 @@ impl SeriesStore {
             Some(existing) => {
                 let values = [
                     ("span", attribute(&key, &span(&series.samples))?),
-                    ("samples", number(series.samples.len())),
-                    ("before", number(existing.samples)),
+                    ("samples", number(&series.samples.len())),
+                    ("before", number(&existing.samples)),
                 ];
                 let update = "SET #span = :span, #samples = :samples";
                 let condition = Some("#samples = :before");
@@ -412,11 +412,11 @@ impl SeriesStore {
             }
         };
         let sequence = read.sensor.changes + 1;
-        let mut values = vec![("next", number(sequence))];
+        let mut values = vec![("next", number(&sequence))];
         let condition = if read.sensor.changes == 0 {
             "attribute_not_exists(#changes)"
         } else {
-            values.push(("before", number(read.sensor.changes)));
+            values.push(("before", number(&read.sensor.changes)));
             "#changes = :before"
         };
         let transaction = transaction.update(
@@ -487,7 +487,7 @@ impl SeriesStore {
     }
 }
 
-impl<'a> Piece<'a> {
+impl Piece<'_> {
     /// Returns the row of the samples. `None` if there are none.
     fn row(&self, Received { bundle, arrival, now }: Received<'_>) -> Option<SeriesRow> {
         Some(SeriesRow {
@@ -585,7 +585,7 @@ fn overtaken(key: &Key) -> StoreError {
     StoreError::Transient(format!("other writers have changed {key} {MAX_ATTEMPTS} times"))
 }
 
-fn number(value: impl ToString) -> AttributeValue {
+fn number(value: &impl ToString) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
