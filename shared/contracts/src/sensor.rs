@@ -453,7 +453,7 @@ impl SensorChange {
             }
         };
         let date = Date::new(&self.valid_from, now);
-        let interval = self.interval_seconds.clone().map(|seconds| Interval { seconds });
+        let interval = self.interval_seconds.map(|seconds| Interval { seconds });
         date.change(&mut intervals, interval, "intervalSeconds", &mut problems);
         let no_data = self.no_data_values.clone().map(|values| NoDataValues { values });
         date.change(&mut no_data_values, no_data, "noDataValues", &mut problems);

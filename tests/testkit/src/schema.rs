@@ -370,13 +370,8 @@ impl Schema {
                 for (index, item) in items.iter().enumerate() {
                     let schema = prefix.map_or(&schema["items"], |items| &items[index]);
                     let field = format!("{field}[{index}]");
-                    self.collect_changes(
-                        schema,
-                        item,
-                        &field,
-                        &format!("{pointer}/{index}"),
-                        changes,
-                    );
+                    let pointer = format!("{pointer}/{index}");
+                    self.collect_changes(schema, item, &field, &pointer, changes);
                 }
             }
             Value::Object(members) => {

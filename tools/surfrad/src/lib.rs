@@ -174,7 +174,7 @@ impl Day {
     #[must_use]
     pub fn moved_to(mut self, day: Timestamp) -> Self {
         let midnight = |at: Timestamp| at.millis() - at.millis().rem_euclid(DAY_MILLIS);
-        let first = self.columns.iter().flat_map(|column| column.samples.first()).next();
+        let first = self.columns.iter().find_map(|column| column.samples.first());
         let shift = first.map_or(0, |first| midnight(day) - midnight(first.at));
         for sample in self.columns.iter_mut().flat_map(|column| &mut column.samples) {
             sample.at = sample.at.plus_millis(shift);
