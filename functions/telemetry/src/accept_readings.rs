@@ -14,7 +14,7 @@ use aws_sdk_kinesis::{
 use contracts::{
     OperatorId, Scope, Timestamp,
     input::Reason,
-    readings::{Bundle, BundleId, GoodSeries, Origin},
+    readings::{Bundle, BundleId, GoodSeries, Origin, TimeLimits},
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
@@ -57,6 +57,8 @@ pub struct AcceptReadings {
     pub stream_name: String,
     /// The register of sensors, for the retired ones.
     pub register: Register,
+    /// The maximum age of a live sample, in days.
+    pub max_age_days: u32,
     /// The counters of refused bundles.
     pub refusals: Refusals,
 }
@@ -183,7 +185,8 @@ impl AcceptReadings {
         let body = body(request)?;
         let (texts, is_list) = texts(body)?;
         check_count(texts.len())?;
-        let (mut sent, mut errors) = bundles(&texts, is_list, now);
+        let (mut sent, mut errors) =
+            bundles(&texts, is_list, TimeLimits::new(now, now, self.max_age_days));
         check_scope(caller, &sent, is_list)?;
         self.remove_retired(caller.operator, &mut sent, &mut errors, is_list, deadline).await;
         let records = records(caller.operator, &sent, &mut errors, is_list)?;
@@ -392,12 +395,12 @@ fn check_count(bundles: usize) -> Result<(), Problem> {
 fn bundles<'a>(
     texts: &[&'a str],
     is_list: bool,
-    now: Timestamp,
+    limits: TimeLimits,
 ) -> (Vec<Sent<'a>>, Vec<FieldError>) {
     let (mut sent, mut errors) = (Vec::with_capacity(texts.len()), Vec::new());
     let mut first_indices = HashMap::new();
     for (index, text) in texts.iter().enumerate() {
-        let (bundle, refused) = match Bundle::read_good_series(text, now) {
+        let (bundle, refused) = match Bundle::read_good_series(text, limits) {
             Ok(GoodSeries { bundle, refused }) => (Some(bundle), refused),
             Err(refused) => (None, refused),
         };

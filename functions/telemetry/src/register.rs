@@ -90,11 +90,7 @@ impl Register {
 
     /// Creates the register with the table in `READINGS_TABLE` and the lifetime in `REGISTER_AGE_SECONDS`.
     pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
-        let name = "REGISTER_AGE_SECONDS";
-        let text = lambda::env(name)?;
-        let seconds = text
-            .parse()
-            .map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })?;
+        let seconds = lambda::env_number("REGISTER_AGE_SECONDS")?;
         Ok(Self::new(aws.table("READINGS_TABLE")?, Duration::from_secs(seconds)))
     }
 

@@ -9,7 +9,12 @@
 use std::cell::Cell;
 
 use aws_lambda_events::event::{sqs::SqsMessage, streams::KinesisEventResponse};
-use contracts::{SiteId, Timestamp, quarantine::Quarantined, readings::Series, stream::Record};
+use contracts::{
+    SiteId, Timestamp,
+    quarantine::Quarantined,
+    readings::{Series, TimeLimits},
+    stream::{Arrival, Record},
+};
 use fault::{InvocationError, ReplayResponse};
 use lambda::{Aws, ConfigError, Deadline};
 use quarantine::Quarantine;
@@ -35,6 +40,8 @@ pub struct StoreReadings {
     pub hold: Hold,
     /// The quarantine for records that can never be stored.
     pub quarantine: Quarantine,
+    /// The maximum age of a live sample on arrival, in days.
+    pub max_age_days: u32,
 }
 
 impl StoreReadings {
@@ -45,6 +52,7 @@ impl StoreReadings {
             register: Register::from_env(aws)?,
             hold: Hold::from_env(aws)?,
             quarantine: Quarantine::from_env(aws, "store-readings")?,
+            max_age_days: lambda::env_number("READINGS_MAX_AGE_DAYS")?,
         })
     }
 
@@ -104,13 +112,15 @@ impl StoreReadings {
     /// Stores the series of a record that may be stored. The error has the reasons of all others.
     async fn record(&self, record: &Record<'_>) -> Result<(), RecordError> {
         let now = Timestamp::now();
-        let mut sent = stream::bundle(record, now)?;
+        let arrival = record.arrival();
+        let arrived_at = arrival.as_ref().and_then(Arrival::at).unwrap_or(now);
+        let limits = TimeLimits::new(now, arrived_at, self.max_age_days);
+        let mut sent = stream::bundle(record, limits)?;
         let invalid = std::mem::take(&mut sent.refused);
         let mut refused = self.remove_refused(&mut sent).await?;
         if !invalid.is_empty() {
             refused.insert(0, TelemetryError::InvalidSeries(invalid.into()));
         }
-        let arrival = record.arrival();
         let received = Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
         let (Stored { samples, repeated }, conflicts) = self.series.store(received).await?;
         metrics::counter!("ReadingsStored").increment(samples as u64);

@@ -98,6 +98,7 @@ fn accept_readings(stream: &Stub) -> AcceptReadings {
         client,
         stream_name: "readings".to_owned(),
         register: Register::new(Table::new(dynamo.clone(), READINGS), Duration::from_hours(1)),
+        max_age_days: 400,
         refusals: Refusals::new(Table::new(dynamo, "RefusalsTable")),
     }
 }

@@ -61,6 +61,7 @@ impl World {
             client: aws_sdk_kinesis::Client::new(&stream.config()),
             stream_name: "readings".to_owned(),
             register: Register::new(dynamo.table(READINGS), Duration::from_hours(1)),
+            max_age_days: 400,
             refusals: Refusals::new(dynamo.table(REFUSALS)),
         };
         Self { dynamo, stream, step }

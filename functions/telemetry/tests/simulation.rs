@@ -556,6 +556,8 @@ impl Function for Consumer {
                 url: "http://cloud/quarantine".to_owned(),
                 source: "store-readings",
             },
+            // The readings have fixed dates.
+            max_age_days: 36_500,
         }
     }
 

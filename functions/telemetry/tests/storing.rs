@@ -68,6 +68,8 @@ impl World {
                 url: QUARANTINE.to_owned(),
                 source: "store-readings",
             },
+            // The readings have fixed dates.
+            max_age_days: 36_500,
         };
         let world = Self { cloud, step, stream: Stream::new(Rng::from_seed(1)) };
         world.project(&provisioned("a")).await;

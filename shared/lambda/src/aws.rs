@@ -1,6 +1,6 @@
 //! Configuration and AWS clients, created once at start.
 
-use std::{cell::OnceCell, time::Duration};
+use std::{cell::OnceCell, str::FromStr, time::Duration};
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_dynamodb::config::{
@@ -36,6 +36,12 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
         Ok(_) => Err(ConfigError { name, problem: "is empty".to_owned() }),
         Err(error) => Err(ConfigError { name, problem: format!("can't be read: {error}") }),
     }
+}
+
+/// Returns the number in a required environment variable.
+pub fn env_number<N: FromStr>(name: &'static str) -> Result<N, ConfigError> {
+    let text = env(name)?;
+    text.parse().map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })
 }
 
 /// Returns the operators of other systems' sources, which `SOURCE_OPERATORS` lists. It is empty if none is configured.

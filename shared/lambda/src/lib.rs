@@ -14,7 +14,7 @@ mod serve;
 mod table_batch;
 mod telemetry;
 
-pub use aws::{Aws, ConfigError, env, source_operators};
+pub use aws::{Aws, ConfigError, env, env_number, source_operators};
 pub use batch::{Deadline, FailedItem, count_failed, process_each, process_lanes, serve_queue};
 pub use calls::Call;
 pub use http::serve_http;

@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     OperatorId, SiteId, Timestamp,
     input::FieldError,
-    readings::{Bundle, GoodSeries},
+    readings::{Bundle, GoodSeries, TimeLimits},
     stream::Record,
 };
 use fault::{InvalidInput, InvocationError};
@@ -95,7 +95,10 @@ fn lane(key: &str) -> &str {
 }
 
 /// Parses the bundle in a record, as far as its series are valid. An error is permanent: no series can ever be processed.
-pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, InvalidInput> {
+pub fn bundle(
+    record: &Record<'_>,
+    limits: impl Into<TimeLimits>,
+) -> Result<SentBundle, InvalidInput> {
     let data = data(record)?;
     let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
     if let Some(problem) = unsupported_encoding(&json) {
@@ -103,7 +106,7 @@ pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<SentBundle, Invalid
     }
     let json = str::from_utf8(&json)
         .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
-    let GoodSeries { bundle, refused } = Bundle::read_good_series(json, now)?;
+    let GoodSeries { bundle, refused } = Bundle::read_good_series(json, limits)?;
     let sender = sender(&record.kinesis.partition_key, bundle.site_id)?;
     Ok(SentBundle { bundle, refused, sender })
 }

@@ -98,6 +98,8 @@ impl Station {
                 url: queue.url(),
                 source: "store-readings",
             },
+            // The readings have fixed dates.
+            max_age_days: 36_500,
         };
         let (mut plain, mut gzip) = (Records::default(), Records::default());
         let mut stream = Stream::new(Rng::from_seed(1));

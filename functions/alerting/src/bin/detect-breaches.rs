@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alerting::{detect_breaches::DetectBreaches, watermarks::WatermarkCache};
-use lambda::{Aws, ConfigError, Error, env, serve_stream};
+use lambda::{Aws, Error, env_number, serve_stream};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -12,20 +12,11 @@ async fn main() -> Result<(), Error> {
         alerting: aws.table("ALERTING_TABLE")?,
         outbox: aws.outbox()?,
         watermarks: WatermarkCache::default(),
-        max_age: max_age()?,
+        max_age: Duration::from_mins(env_number::<u32>("ALERT_MAX_AGE_MINUTES")?.into()),
     };
     serve_stream(
         async |batch, deadline| step.handle(batch, deadline).await,
         async |record, _| step.replay(record).await,
     )
     .await
-}
-
-fn max_age() -> Result<Duration, ConfigError> {
-    let name = "ALERT_MAX_AGE_MINUTES";
-    let text = env(name)?;
-    let minutes: u32 = text
-        .parse()
-        .map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })?;
-    Ok(Duration::from_mins(minutes.into()))
 }

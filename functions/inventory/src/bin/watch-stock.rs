@@ -1,7 +1,7 @@
 //! Lambda function `watch-stock`.
 
 use inventory::watch_stock::{Limits, WatchStock};
-use lambda::{Aws, ConfigError, Error, env, serve_stream};
+use lambda::{Aws, Error, env_number, serve_stream};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
@@ -10,7 +10,10 @@ async fn main() -> Result<(), Error> {
     let step = WatchStock {
         inventory: aws.table("INVENTORY_TABLE")?,
         outbox: aws.outbox()?,
-        limits: Limits { low: quantity("STOCK_LOW_LIMIT")?, deadband: quantity("STOCK_DEADBAND")? },
+        limits: Limits {
+            low: env_number("STOCK_LOW_LIMIT")?,
+            deadband: env_number("STOCK_DEADBAND")?,
+        },
         quarantine: Quarantine::from_env(&aws, "watch-stock")?,
     };
     serve_stream(
@@ -18,9 +21,4 @@ async fn main() -> Result<(), Error> {
         async |record, _| step.replay(record).await,
     )
     .await
-}
-
-fn quantity(name: &'static str) -> Result<u32, ConfigError> {
-    let text = env(name)?;
-    text.parse().map_err(|_| ConfigError { name, problem: format!("is {text:?}; give a number") })
 }

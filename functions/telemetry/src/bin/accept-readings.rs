@@ -5,7 +5,7 @@ use aws_sdk_kinesis::{
     config::{Builder, retry::RetryConfig},
 };
 use contracts::Timestamp;
-use lambda::{Aws, Error, env, http::serve_http_with_deadline};
+use lambda::{Aws, Error, env, env_number, http::serve_http_with_deadline};
 use telemetry::{accept_readings::AcceptReadings, refusals::Refusals, register::Register};
 
 #[tokio::main(flavor = "current_thread")]
@@ -16,6 +16,7 @@ async fn main() -> Result<(), Error> {
         client: Client::from_conf(config),
         stream_name: env("READINGS_STREAM")?,
         register: Register::from_env(&aws)?,
+        max_age_days: env_number("READINGS_MAX_AGE_DAYS")?,
         refusals: Refusals::new(aws.table("REFUSALS_TABLE")?),
     };
     serve_http_with_deadline(aws.limits()?, async |request, caller, deadline| {
