@@ -181,10 +181,10 @@ async fn the_response_to_a_bad_query_or_path_names_the_field() -> Result<()> {
     ] {
         assert_problem(path, &stack.call(Call::get(path)).await?, status, field);
     }
-    let body = json!({ "name": null, "contact": { "email": "desk" } }).to_string();
+    let body = json!({ "name": null, "contact": { "email": "switchboard" } }).to_string();
     let response = stack.call(Call::patch(&unknown, body.as_str())).await?;
     assert_problem("PATCH with a wrong body", &response, 400, "name");
-    assert!(!response.body.to_string().contains("desk"), "{response}");
+    assert!(!response.body.to_string().contains("switchboard"), "{response}");
     let response = stack.call(Call::patch(&unknown, "{}")).await?;
     assert_problem("PATCH of an unknown site", &response, 404, "");
     let sensor = format!("/sensors/{}", Uuid::new_v4());
