@@ -316,11 +316,35 @@ async fn only_an_operator_imports_readings() {
     }
 }
 
+#[tokio::test]
+async fn readings_that_are_too_old_for_live_ones_are_accepted_as_an_import() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let at = |time: &str| bundle("b-1", site("a"), &json!([[time, 1.5]]));
+    let import = |time: &str| {
+        let mut import = at(time);
+        import["origin"] = "import".into();
+        import
+    };
+    // 400 days before noon of 2026-01-01.
+    let (oldest, older) = ("2024-11-27T12:00:00Z", "2024-11-27T11:59:59.999Z");
+    for accepted in [at(oldest), import(older), import("2019-07-01T12:00:00Z")] {
+        let response = api_response(accept(&stream, &accepted.to_string()).await);
+        assert_eq!(response["statusCode"], 202, "{accepted}: {response}");
+    }
+    assert_eq!(stream.take_calls().len(), 3);
+    let not_set = "1970-01-01T00:00:03Z";
+    check("accept-readings.clock-not-set", accept(&stream, &at(not_set).to_string()).await);
+    for refused in [at(older), at("2019-07-01T12:00:00Z"), import("1969-12-31T23:59:59Z")] {
+        let response = api_response(accept(&stream, &refused.to_string()).await);
+        assert_eq!(error_fields(&response), ["series[0].samples[0]"], "{refused}");
+    }
+    assert!(stream.take_calls().is_empty());
+}
+
 /// Returns a bundle with `samples` samples. Each takes 47 bytes on the stream.
 fn long_bundle(id: &str, samples: i64) -> Value {
-    let begin: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
-    let samples = (0..samples).map(|n| {
-        let time = begin.plus_millis(60_000 * n).to_string();
+    let samples = (-samples..0).map(|n| {
+        let time = noon(60 * n).to_string();
         json!([time.replace(":00.000Z", "Z"), 1_000_000_000_000_000_i64])
     });
     bundle(id, site("a"), &samples.collect())
@@ -433,7 +457,7 @@ async fn posting_readings_with_a_query_parameter_is_refused() {
 }
 
 /// Enforces the rules that the schema can't express: the times of a series ascend, only a revision has a reason and
-/// replaces ranges, and only a series that replaces a range may be empty.
+/// replaces ranges, only a series that replaces a range may be empty, and only an import may be old.
 fn in_order(mut bundle: Value) -> Value {
     let is_revision = bundle["revision"].as_u64().is_some_and(|revision| revision > 1);
     let members = bundle.as_object_mut().expect("an object");
@@ -459,6 +483,7 @@ fn in_order(mut bundle: Value) -> Value {
         samples.sort_by_key(at);
         samples.dedup_by_key(|sample| at(sample).millis());
     }
+    bundle["origin"] = json!("import");
     bundle
 }
 
@@ -499,9 +524,8 @@ async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_r
 
 /// Returns a bundle of exactly `bytes` bytes, with times and values in their shortest form.
 fn bundle_of_bytes(bytes: usize) -> String {
-    let begin = 1_000_000_000_i64;
     let sample = |n: i64| {
-        let time = Timestamp::from_millis(1000 * (begin + 60 * n)).to_string();
+        let time = noon(60 * (n - 50_000)).to_string();
         format!(r#"["{}Z",1]"#, &time[..16])
     };
     let body = |samples: &[String]| {

@@ -6,7 +6,7 @@ use aws_lambda_events::event::sqs::SqsMessage;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     EntityType, Metric, OperatorId, SagaContext, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Series},
+    readings::{Bundle, Origin, Series},
     sample::Sample,
 };
 use fault::{ErrorKind, ReplayResponse};
@@ -420,6 +420,34 @@ fn the_valid_series_of_a_record_are_stored_and_the_record_is_quarantined_once() 
         let outcome = world.step.replay(&payload).await;
         assert!(matches!(outcome, ReplayResponse::Failed { error, .. } if error == "InvalidInput"));
         assert_eq!(world.rows(), rows);
+    });
+}
+
+#[test]
+fn readings_that_were_too_old_on_arrival_are_stored_only_if_they_are_an_import() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.step.max_age_days = 400;
+        // The records of the stream arrive at noon.
+        let days_before = |days: i64| noon(-86_400 * days);
+        let at = |id: &str, time| bundle(id, vec![(sensor("a", 0), vec![Sample::new(time, 1.5)])]);
+        let not_set: Timestamp = "1970-01-01T00:00:03Z".parse().expect("a time");
+        let of_2019: Timestamp = "2019-07-01T12:00:00Z".parse().expect("a time");
+        for (number, time) in [not_set, of_2019, days_before(401)].into_iter().enumerate() {
+            world.deliver_bundle(&at("b-1", time)).await;
+            let messages = world.cloud.messages();
+            assert_eq!(messages.len(), number + 1);
+            let reason = messages[number]["reason"].as_str().expect("a reason");
+            assert!(reason.contains("is more than 400 days ago; set the clock"), "{reason}");
+        }
+        assert_eq!(world.rows(), []);
+
+        let mut import = at("b-2", of_2019);
+        import.origin = Origin::Import;
+        world.deliver_bundle(&import).await;
+        // The age is that on arrival: the time in the hold queue and in the quarantine does not count.
+        world.deliver_bundle(&at("b-3", days_before(400))).await;
+        assert_eq!((world.rows().len(), world.cloud.messages().len()), (2, 3));
     });
 }
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt, marker::PhantomData, str::FromStr};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{MapAccess, SeqAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -20,6 +20,8 @@ pub const MAX_PROBLEMS: usize = 100;
 pub const MAX_LINE: usize = 2_000;
 /// The minimum number of zeros after the decimal point of a number without an exponent that is read as 0.
 const MIN_ZEROS: usize = 300;
+/// The maximum number of levels that arrays and objects are nested. It is the limit of `serde_json`.
+const MAX_LEVELS: usize = 127;
 /// The maximum length of a quotation of the input in a message, in characters.
 const MAX_QUOTED: usize = 80;
 
@@ -226,7 +228,9 @@ impl JsonValue {
 
     /// Parses a value whose numbers may be out of range. It is slower than `Deserialize`, which refuses numbers that are
     /// too large and reads those that are too close to 0 as 0.
-    fn parse_out_of_range(raw: &RawValue) -> serde_json::Result<Self> {
+    ///
+    /// `levels` is the number of levels that arrays and objects may be nested. A `RawValue` has no limit of its own.
+    fn parse_out_of_range(raw: &RawValue, levels: usize) -> serde_json::Result<Self> {
         struct Members(Vec<(String, Box<RawValue>)>);
 
         impl<'de> Deserialize<'de> for Members {
@@ -258,16 +262,19 @@ impl JsonValue {
 
         let json = raw.get();
         match json.as_bytes().first() {
+            Some(b'{' | b'[') if levels == 0 => {
+                Err(serde_json::Error::custom("recursion limit exceeded"))
+            }
             Some(b'{') => {
                 let Members(members) = serde_json::from_str(json)?;
                 let parsed = |(name, raw): (String, Box<RawValue>)| {
-                    Ok((name, Self::parse_out_of_range(&raw)?))
+                    Ok((name, Self::parse_out_of_range(&raw, levels - 1)?))
                 };
                 members.into_iter().map(parsed).collect::<Result<_, _>>().map(Self::Object)
             }
             Some(b'[') => {
                 let items: Vec<&RawValue> = serde_json::from_str(json)?;
-                let items = items.into_iter().map(Self::parse_out_of_range);
+                let items = items.into_iter().map(|raw| Self::parse_out_of_range(raw, levels - 1));
                 items.collect::<Result<_, _>>().map(Self::List)
             }
             Some(b'-' | b'0'..=b'9') => Ok(match json.parse::<f64>() {
@@ -832,18 +839,13 @@ fn tree(json: &str, expected: &str) -> Result<JsonValue, FieldError> {
     if json.starts_with('\u{feff}') {
         return Err(whole("begins with a byte order mark; send the JSON without it".to_owned()));
     }
-    let error = match serde_json::from_str(json) {
-        Ok(tree) if !has_too_small_number(json) => return Ok(tree),
-        Ok(_) => None,
-        Err(error) => Some(error),
+    let tree = match serde_json::from_str(json) {
+        Ok(tree) if !has_too_small_number(json) => Ok(tree),
+        Err(error) if !is_out_of_range(&error) => Err(error),
+        _ => serde_json::from_str::<&RawValue>(json)
+            .and_then(|raw| JsonValue::parse_out_of_range(raw, MAX_LEVELS)),
     };
-    let raw = serde_json::from_str::<&RawValue>(json);
-    let error = match raw.and_then(JsonValue::parse_out_of_range) {
-        Ok(tree) => return Ok(tree),
-        // The error of the first attempt has the position in the whole text.
-        Err(other) => error.filter(|error| !is_out_of_range(error)).unwrap_or(other),
-    };
-    Err(whole(format!("is not JSON: {error}")))
+    tree.map_err(|error| whole(format!("is not JSON: {error}")))
 }
 
 fn is_out_of_range(error: &serde_json::Error) -> bool {
@@ -859,11 +861,24 @@ pub(crate) fn has_too_small_number(json: &str) -> bool {
         json.match_indices(['e', 'E']).filter(|(at, _)| bytes.get(at + 1) == Some(&b'-'));
     let zeros = "0".repeat(MIN_ZEROS);
     let long = json.match_indices(&zeros);
-    exponents.chain(long).any(|(at, _)| {
-        let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
-        let start = bytes[..at].iter().rposition(|byte| !is_part(byte)).map_or(0, |at| at + 1);
+    has_too_small_number_at(json, exponents.map(|(at, _)| at))
+        || has_too_small_number_at(json, long.map(|(at, _)| at))
+}
+
+/// Returns whether one of the words at these places is such a number. The places ascend, and each word is read once.
+fn has_too_small_number_at(json: &str, mut places: impl Iterator<Item = usize>) -> bool {
+    let bytes = json.as_bytes();
+    let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+    let mut read = 0;
+    places.any(|at| {
+        if at < read {
+            return false;
+        }
+        let before = bytes[read..at].iter().rposition(|byte| !is_part(byte));
+        let start = before.map_or(read, |before| read + before + 1);
         let end =
             bytes[at..].iter().position(|byte| !is_part(byte)).map_or(bytes.len(), |to| at + to);
+        read = end;
         // In a string, the text is part of a longer word or stands between quotes.
         let before = bytes[..start].last();
         before.is_none_or(|byte| b"[,: \t\r\n".contains(byte)) && is_too_small(&json[start..end])

@@ -1,5 +1,7 @@
 //! The error messages for invalid input of other systems.
 
+use std::time::{Duration, Instant};
+
 use contracts::{
     inbound::{KitsDelivered, SiteRegistration},
     input::{self, FieldError, MAX_PROBLEMS, join_errors},
@@ -79,6 +81,31 @@ fn a_number_that_is_out_of_range_is_named() {
         let expected = format!("kits[0].quantity: is a number that is {problem} to be read; give ");
         assert!(line.starts_with(&expected), "{line}");
     }
+}
+
+#[test]
+fn json_that_is_nested_too_deeply_is_refused_whatever_its_numbers() {
+    for number in ["1", "1e999", "1e-400"] {
+        let nested = |levels| format!("{}{number}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(kits(&nested(127)).starts_with("is an array; give "), "{number}");
+        for levels in [128, 500_000] {
+            let line = kits(&nested(levels));
+            assert!(line.starts_with("is not JSON: recursion limit exceeded"), "{number}: {line}");
+        }
+        // The number is outside.
+        let line = kits(&format!("[{number}, {}]", nested(127)));
+        assert!(line.starts_with("is not JSON: recursion limit exceeded"), "{number}: {line}");
+    }
+}
+
+#[test]
+fn a_long_text_that_looks_like_numbers_is_read_in_linear_time() {
+    let started = Instant::now();
+    for id in ["e-".repeat(100_000), "0".repeat(200_000), "e- ".repeat(70_000)] {
+        let line = kits(&format!(r#"{{"deliveryId": "{id}", "kits": []}}"#));
+        assert!(line.starts_with("deliveryId: "), "{line}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
 #[test]
