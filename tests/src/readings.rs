@@ -27,19 +27,21 @@ use crate::{
 /// samples.
 #[must_use]
 pub fn first_day(time: &str) -> String {
-    recent_day(2, time)
+    days_ago(2, time)
 }
 
 /// Returns a time of yesterday (UTC) as RFC 3339. All of that day is in the past.
 #[must_use]
 pub fn second_day(time: &str) -> String {
-    recent_day(1, time)
+    days_ago(1, time)
 }
 
-/// Counts the days from the start of this process, so that the days do not change at midnight.
-fn recent_day(days_ago: i64, time: &str) -> String {
+/// Returns a time of an earlier day (UTC) as RFC 3339. It counts from the start of this process, so that the days do not
+/// change at midnight.
+#[must_use]
+pub fn days_ago(days: i64, time: &str) -> String {
     static START: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
-    let day = START.plus_millis(-days_ago * 24 * 60 * 60 * 1000).to_string();
+    let day = START.plus_millis(-days * 24 * 60 * 60 * 1000).to_string();
     format!("{}T{time}Z", &day[..10])
 }
 

@@ -58,7 +58,7 @@ use tests::{
     failures::Failure,
     inventory::{Inventory, SUPPLIER, delivery_id},
     log::{self, LoggedEvent},
-    readings::{QuarantinedRecord, first_day},
+    readings::{QuarantinedRecord, days_ago, first_day},
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
     wait::{Poll, TIMEOUT, until},
 };
@@ -433,8 +433,12 @@ async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<(
     let [register] = &rows[..] else { anyhow::bail!("expected only the register entry: {rows:?}") };
     let row_key = json!({ "sensorId": sensor, "row": "SENSOR" });
     delete_row(&stack, names::READINGS, &row_key).await?;
-    let values: Vec<_> = (0..12_000).map(f64::from).collect();
-    let bundle = bundle(ids, sensor, "00:00", &values)?;
+    // 12,000 minutes are nine days.
+    let start: Timestamp = days_ago(30, "00:00:00").parse()?;
+    let at = |minute: u32| start.plus_millis(i64::from(minute) * 60_000);
+    let samples = (0..12_000).map(|minute| Sample::new(at(minute), f64::from(minute)));
+    let series = vec![Series::new(sensor, samples.collect())];
+    let bundle = Bundle::new("large".parse()?, ids.site_id, series);
     send(&stack, &[&bundle]).await?;
 
     let site = ids.site_id.to_string();

@@ -103,9 +103,8 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
 
     let many: Vec<_> =
         (0..501).map(|number| with("/bundleId", json!(format!("n{number}")))).collect();
-    let start = first_day("00:00:00").parse()?;
-    let mut large = site.bundle("large", &first_day("00:00:00"), &[])?;
-    large.series[0].samples = minutes(start, &vec![0.123_456_789; 30_000]);
+    // 30,000 minutes are three weeks.
+    let large = site.bundle("large", &days_ago(30, "00:00:00"), &vec![0.123_456_789; 30_000])?;
     for (what, body, advice) in [
         ("501 bundles", serde_json::to_vec(&many)?, "500"),
         ("a bundle of more than 1 MiB", serde_json::to_vec(&large)?, "fewer minutes"),
