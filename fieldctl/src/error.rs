@@ -89,7 +89,7 @@ impl CliError {
             message = format!("{message}: {}", part.trim_end_matches('.'));
         }
         // A 503 of `POST /readings` names the bundles to send again in `errors`, and what is not valid in `refused`.
-        let errors = ["errors", "refused"].into_iter().flat_map(|name| body[name].as_array());
+        let errors = ["errors", "refused"].into_iter().filter_map(|name| body[name].as_array());
         let details = errors.flatten().map(field_problem);
         let error = match status {
             404 => Self::not_found(message),
@@ -131,6 +131,7 @@ impl From<io::Error> for CliError {
 }
 
 /// Returns a field that the API refused, with the reason in words.
+#[must_use]
 pub fn field_problem(error: &Value) -> String {
     let part = |name: &str| error[name].as_str().unwrap_or_default();
     format!("{}: {}", part("field"), part("message"))
