@@ -47,10 +47,10 @@ impl Auditor {
         &self,
         operator: OperatorId,
         action: Action,
-        target: impl ToString,
+        target: String,
         details: Option<String>,
     ) -> Entry {
-        let (actor, target) = (self.actor.clone(), target.to_string());
+        let actor = self.actor.clone();
         Entry { operator_id: operator, actor, action, target, details }
     }
 
@@ -65,7 +65,8 @@ impl Auditor {
         details: String,
         now: Timestamp,
     ) -> Transaction {
-        self.trail.add(transaction, &self.entry(operator, action, target, Some(details)), now)
+        let entry = self.entry(operator, action, target.to_owned(), Some(details));
+        self.trail.add(transaction, &entry, now)
     }
 
     /// Writes the entry of an action.
@@ -78,7 +79,7 @@ impl Auditor {
         action: Action,
         target: impl ToString,
     ) -> Result<(), CliError> {
-        let entry = self.entry(operator, action, target, None);
+        let entry = self.entry(operator, action, target.to_string(), None);
         self.trail.write(&entry, Timestamp::now()).await.map_err(|error| {
             let message =
                 format!("the entry of the audit trail can't be written, so nothing was done: {error}");

@@ -88,11 +88,9 @@ impl CliError {
         for part in [title, text("detail")].into_iter().flatten() {
             message = format!("{message}: {}", part.trim_end_matches('.'));
         }
-        let errors = body["errors"].as_array().into_iter().flatten();
-        let details = errors.map(|error| {
-            let part = |name: &str| error[name].as_str().unwrap_or_default();
-            format!("{}: {}", part("field"), part("message"))
-        });
+        // A 503 of `POST /readings` names the bundles to send again in `errors`, and what is not valid in `refused`.
+        let errors = ["errors", "refused"].into_iter().filter_map(|name| body[name].as_array());
+        let details = errors.flatten().map(field_problem);
         let error = match status {
             404 => Self::not_found(message),
             401 | 403 => Self::new(Exit::Aws, message)
@@ -130,6 +128,13 @@ impl From<io::Error> for CliError {
             _ => Self::new(Exit::Failed, format!("the output can't be written: {error}")),
         }
     }
+}
+
+/// Returns a field that the API refused, with the reason in words.
+#[must_use]
+pub fn field_problem(error: &Value) -> String {
+    let part = |name: &str| error[name].as_str().unwrap_or_default();
+    format!("{}: {}", part("field"), part("message"))
 }
 
 /// Creates an error for a row or a response that can't be read.

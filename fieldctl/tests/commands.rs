@@ -97,6 +97,58 @@ async fn readings_are_limited_and_the_newest_come_first() {
 }
 
 #[tokio::test]
+async fn refused_parts_of_bundles_are_named_with_their_place_in_the_file() {
+    // The file has 501 bundles, so the second call has one.
+    let cloud = Cloud::start(|request| {
+        let refused = |message: &str| {
+            json!([{ "field": "[0].series[1]", "message": message, "reason": "ValueOutOfRange" }])
+        };
+        match body(request).as_array().map_or(0, Vec::len) {
+            500 => ok(json!({ "accepted": 500, "errors": refused("is too hot") })),
+            1 => ok(json!({ "accepted": 1, "errors": refused("is too cold") })),
+            2 => ok(json!({ "accepted": 2 })),
+            _ => {
+                let (errors, refused) = (refused("is not on the stream"), refused("is too wet"));
+                (503, json!({ "title": "busy", "errors": errors, "refused": refused }), vec![])
+            }
+        }
+    })
+    .await;
+    let send = async |bundles: usize| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(&file, json!(vec![json!({}); bundles]).to_string()).expect("a file");
+        cloud.run(&["--json", "readings", "send", &file.path().to_string_lossy()]).await
+    };
+    let (code, out, err) = send(501).await;
+    assert_eq!(code, 4, "{out}{err}");
+    for detail in ["\n  [0].series[1]: is too hot\n", "\n  [500].series[1]: is too cold\n"] {
+        assert!(err.contains(detail), "{detail}: {err}");
+    }
+    let document: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(document["accepted"], 501);
+    assert_eq!(
+        document["errors"][1],
+        json!({ "field": "[500].series[1]", "message": "is too cold", "reason": "ValueOutOfRange" })
+    );
+
+    let (code, out, err) = send(2).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), json!({ "accepted": 2 }));
+
+    // What the first call refused is also named if the second one fails.
+    let (code, _, err) = send(503).await;
+    assert_eq!(code, 4, "{err}");
+    for part in [
+        "500 of 503 bundles were accepted before the error",
+        "\n  [0].series[1]: is too hot\n",
+        "\n  [500].series[1]: is not on the stream\n",
+        "\n  [500].series[1]: is too wet\n",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+}
+
+#[tokio::test]
 async fn a_rejected_site_is_a_failure_of_onboarding() {
     let cloud = Cloud::start(|request| match request.operation.as_str() {
         "/local/sites" => (

@@ -10,7 +10,10 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cloud::{Cloud, ReceivedRequest};
-use contracts::{EventId, OperatorId, Timestamp};
+use contracts::{
+    EventId, OperatorId, Timestamp,
+    consumers::{EVENT_CONSUMERS, EventSource},
+};
 use serde_json::{Value, json};
 use testkit::{
     dynamo::{AUDIT, EVENTS, NETWORK},
@@ -46,11 +49,11 @@ fn healthy() -> Answers {
 /// Returns the metrics in the order in which fieldctl requests them: one of the stream, then those of each consumer.
 fn metric_data(answers: &Answers) -> Value {
     let mut names = vec!["IncomingRecords"];
-    for source in ["bus", "bus", "bus", "stream"] {
-        match (source, answers.rules) {
-            ("bus", Some(_)) => names.extend(["AsyncEventAge", "FailedInvocations"]),
-            ("bus", None) => names.push("AsyncEventAge"),
-            _ => names.push("IteratorAge"),
+    for consumer in EVENT_CONSUMERS {
+        match (consumer.source, answers.rules) {
+            (EventSource::Bus, Some(_)) => names.extend(["AsyncEventAge", "FailedInvocations"]),
+            (EventSource::Bus, None) => names.push("AsyncEventAge"),
+            (EventSource::Stream, _) => names.push("IteratorAge"),
         }
     }
     let value = |name: &str| answers.metrics.iter().find(|(it, _)| *it == name).map(|it| it.1);

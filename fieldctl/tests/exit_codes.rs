@@ -5,6 +5,7 @@ mod cloud;
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{OnboardingId, OperatorId, SiteId};
 use serde_json::{Value, json};
+use testkit::dynamo::SITES;
 
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
@@ -50,22 +51,28 @@ fn denied(_: &ReceivedRequest) -> FakeResponse {
 
 #[tokio::test]
 async fn each_exit_code_has_a_command_that_ends_with_it() {
-    type Case<'a> = (i32, fn(&ReceivedRequest) -> FakeResponse, &'a [&'a str]);
+    /// The exit code, what the API answers, the status in the site's row if it has one, and the arguments.
+    type Case<'a> = (i32, fn(&ReceivedRequest) -> FakeResponse, Option<&'a str>, &'a [&'a str]);
     let site = site().to_string();
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
-    let cases: [Case; 9] = [
-        (0, active, &["sites", "show", &site]),
-        (1, rejected, &["sites", "onboard", registration, "--wait"]),
-        (2, active, &["sites", "show"]),
-        (2, active, &["sites", "onboard", "/nonexistent"]),
-        (3, active, &["--stack", "nothing", "outputs"]),
-        (3, active, &["sites", "show", "no such name"]),
-        (4, active, &["sagas", "recover", &site, "--yes"]),
-        (5, denied, &["sites", "show", &site]),
-        (6, onboarding, &["sagas", "recover", &site, "--yes", "--wait", "1s"]),
+    let cases: [Case; 10] = [
+        (0, active, None, &["sites", "show", &site]),
+        (1, rejected, None, &["sites", "onboard", registration, "--wait"]),
+        (2, active, None, &["sites", "show"]),
+        (2, active, None, &["sites", "onboard", "/nonexistent"]),
+        (3, active, None, &["--stack", "nothing", "outputs"]),
+        (3, active, None, &["sites", "show", "no such name"]),
+        (3, active, None, &["sagas", "recover", &site, "--yes"]),
+        (4, active, Some("ACTIVE"), &["sagas", "recover", &site, "--yes"]),
+        (5, denied, None, &["sites", "show", &site]),
+        (6, onboarding, Some("ONBOARDING"), &["sagas", "recover", &site, "--yes", "--wait", "1s"]),
     ];
-    for (code, respond, arguments) in cases {
+    for (code, respond, row_status, arguments) in cases {
         let cloud = Cloud::start(respond).await;
+        if let Some(status) = row_status {
+            let row = json!({ "siteId": site, "row": "SITE", "name": "n", "status": status });
+            cloud.dynamo.put(SITES, row).await;
+        }
         let (exit, out, err) = cloud.run(arguments).await;
         assert_eq!(exit, code, "{arguments:?}: {out}{err}");
         assert_eq!(

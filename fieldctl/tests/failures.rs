@@ -880,7 +880,7 @@ async fn mistakes_are_reported_with_a_message() {
         (
             &["failures", "groups", "--source", "nonsense"],
             2,
-            "the sources are billing-failures, cancel-subscription",
+            "the sources are alerting-failures, billing-failures, cancel-subscription",
         ),
         (
             &["failures", "discard", "--source", "x", "--note", "n", "--yes"],

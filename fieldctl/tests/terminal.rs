@@ -17,7 +17,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::CommandFactory;
 use cloud::{Cloud, HOSTILE_OUTPUT, ReceivedRequest};
 use contracts::{
-    OnboardingId, OperatorId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated,
+    Event, OnboardingId, OperatorId, SagaContext, SensorId, SiteId, Timestamp,
+    events::{SiteActivated, SiteCreated},
     operators::KeyId,
 };
 use fieldctl::cli::Cli;
@@ -25,7 +26,10 @@ use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::finger
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::{BILLING, EVENTS, FAILURES, REFUSALS, SITES};
+use testkit::{
+    dynamo::{BILLING, EVENT_GUARDS, EVENTS, FAILURES, REFUSALS, SITES},
+    sample::other_operator,
+};
 
 /// Hostile text: colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
 /// invisible characters, a line separator, and a line that looks like one of fieldctl's. `fieldctl` itself
@@ -125,7 +129,8 @@ fn hostile(request: &ReceivedRequest) -> FakeResponse {
             json!({ "siteId": site(), "onboardingId": onboarding(), "note": name })
         }
         "/local/sites" => json!({ "sites": [shown] }),
-        "/local/readings" => json!({ "accepted": 1 }),
+        "/local/readings" => json!({ "accepted": 1, "bundles": [name], "errors": [{
+            "field": name, "message": name, "reason": name }] }),
         "/local/operators" if request.method == "GET" => json!({ "operators": [shown_operator()] }),
         path if path.starts_with("/local/operators") => shown_operator(),
         "/local/audit" => json!({ "entries": [{
@@ -231,6 +236,8 @@ async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
     event["source"] = HOSTILE.into();
     cloud.dynamo.put(EVENTS, event.clone()).await;
     // The site's first event contains its name.
+    event["type"] = SiteCreated::TYPE.into();
+    detail["metadata"]["type"] = SiteCreated::TYPE.into();
     detail["data"]["name"] = HOSTILE.into();
     event["detail"] = detail.to_string().into();
     event["entity"] = format!("site#{site_id}").into();
@@ -253,6 +260,10 @@ async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
     cloud.dynamo.put(BILLING, report).await;
     let row = json!({ "siteId": site_id, "row": "SITE", "name": HOSTILE, "status": HOSTILE });
     cloud.dynamo.put(SITES, row).await;
+    let claim = json!({
+        "id": format!("source#{HOSTILE}"), "operatorId": OperatorId::DEFAULT, "claimedAt": at,
+    });
+    cloud.dynamo.put(EVENT_GUARDS, claim).await;
     cloud
 }
 
@@ -278,13 +289,14 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let onboarding = onboarding().to_string();
     let failure = failure().id.to_string();
     let (operator, key) = (OperatorId::DEFAULT.to_string(), key_id().to_string());
+    let other = other_operator().to_string();
     let (more, prints): (&[&str], _) = match command {
         "completions" => (&["bash"], (false, false)),
         "sites migrate" => (&[], (false, false)),
         "status" => (&["--all"], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
         | "subscriptions" | "operators list" | "keys list" | "audit list" | "consumers list"
-        | "consumers lag" => (&[], (true, true)),
+        | "consumers lag" | "sources list" => (&[], (true, true)),
         "operators show" => (&[&operator], (true, true)),
         "operators update" => (&[&operator, "--plan", "standard"], (true, true)),
         "operators suspend" => (&[&operator, "--yes"], (true, true)),
@@ -293,6 +305,8 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "keys create" => (&["name", "--scope", "read"], (true, true)),
         "keys rotate" => (&[&key], (true, true)),
         "keys revoke" => (&[&key, "--yes"], (true, true)),
+        "sources release" => (&[HOSTILE, "--yes"], (true, true)),
+        "sources transfer" => (&[HOSTILE, "--to", &other, "--yes"], (true, true)),
         "sites show" | "sites health" | "trace" | "logs" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
@@ -302,7 +316,8 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "events tail" => (&["--seconds", "1"], (true, true)),
         // The function fails. Its message is printed on standard error.
         "consumers replay" => (&["watch-network", "--yes"], (false, false)),
-        "readings send" => (&[registration], (false, false)),
+        // What was refused is printed on standard error, and with `--json` also in the document.
+        "readings send" => (&[registration], (false, true)),
         "readings get" => (&[&sensor, "--aggregate", "hour"], (true, true)),
         "readings plot" => (&[&sensor, "--from", "2026-01-01T00:00:00Z"], (true, false)),
         "failures show" => (&[&failure], (true, true)),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{Call, query},
     commands::json_file,
-    error::{CliError, Exit, unreadable},
+    error::{CliError, Exit, field_problem, unreadable},
     output::{Screen, Tone},
     render::{Table, parse_time, plain},
     resolve,
@@ -88,8 +88,9 @@ impl Readings {
     }
 }
 
-/// Splits bundles into request bodies. Each is a JSON list within the limits of one call.
-fn request_bodies(bundles: Vec<Value>) -> Vec<String> {
+/// Splits bundles into request bodies. Each is a JSON list within the limits of one call. Returns them with the number of
+/// their bundles.
+fn request_bodies(bundles: Vec<Value>) -> Vec<(usize, String)> {
     let mut bodies: Vec<(usize, String)> = Vec::new();
     for bundle in bundles {
         let bundle = bundle.to_string();
@@ -104,7 +105,17 @@ fn request_bodies(bundles: Vec<Value>) -> Vec<String> {
             _ => bodies.push((1, format!("[{bundle}"))),
         }
     }
-    bodies.into_iter().map(|(_, body)| body + "]").collect()
+    bodies.into_iter().map(|(count, body)| (count, body + "]")).collect()
+}
+
+/// Returns the path of a field in the file. `field` is the path in a call whose first bundle is the file's bundle `first`.
+/// Text after the path stays.
+fn path_in_file(field: &str, first: usize) -> String {
+    let index = field.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    match index.and_then(|(index, rest)| Some((index.parse::<usize>().ok()?, rest))) {
+        Some((index, rest)) => format!("[{}]{rest}", first + index),
+        None => field.to_owned(),
+    }
 }
 
 async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, CliError> {
@@ -116,22 +127,41 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
         return Err(CliError::usage(format!("{file} contains no bundles")));
     }
     let all = bundles.len();
-    let mut accepted = 0;
-    for body in request_bodies(bundles) {
-        let response = stack.call(Call::post("/readings", body)).await.map_err(|error| {
+    let (mut accepted, mut refused, mut first) = (0, Vec::new(), 0);
+    for (count, body) in request_bodies(bundles) {
+        let mut response = stack.call(Call::post("/readings", body)).await.map_err(|error| {
             let advice = error.advice.clone().unwrap_or_default();
-            error.advise(format!(
+            let details = error.details.iter().map(|detail| path_in_file(detail, first));
+            let details = refused.iter().map(field_problem).chain(details).collect();
+            CliError { details, ..error }.advise(format!(
                 "{accepted} of {all} bundles were accepted before the error. It is safe to send the file again. {advice}"
             ))
         })?;
         accepted += response["accepted"].as_u64().unwrap_or_default();
+        let errors = response.get_mut("errors").and_then(Value::as_array_mut);
+        for mut error in errors.map(std::mem::take).into_iter().flatten() {
+            if let Some(field) = error["field"].as_str() {
+                error["field"] = path_in_file(field, first).into();
+            }
+            refused.push(error);
+        }
+        first += count;
     }
     if screen.json {
-        screen.document(&json!({ "accepted": accepted }))?;
+        let mut document = json!({ "accepted": accepted });
+        if !refused.is_empty() {
+            document["errors"] = json!(refused);
+        }
+        screen.document(&document)?;
     } else {
         screen.line(&format!("{accepted} of {all} bundles are on the stream."))?;
     }
-    Ok(Exit::Done)
+    if refused.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let error = CliError::new(Exit::Refused, "the API refused a part of the file");
+    Err(CliError { details: refused.iter().map(field_problem).collect(), ..error }
+        .advise("correct it and send the file again with the same bundle ids: what is stored already stays as it is"))
 }
 
 /// The readings to get.
@@ -267,7 +297,10 @@ mod tests {
         let lists = request_bodies(vec![json!(1); 1001]);
         let counts: Vec<_> = lists
             .iter()
-            .map(|list| serde_json::from_str::<Vec<u8>>(list).expect("a list").len())
+            .map(|(count, list)| {
+                assert_eq!(serde_json::from_str::<Vec<u8>>(list).expect("a list").len(), *count);
+                *count
+            })
             .collect();
         assert_eq!(counts, [500, 500, 1]);
         let lists = request_bodies(vec![json!("x".repeat(3 << 20)), json!("y".repeat(1 << 20))]);

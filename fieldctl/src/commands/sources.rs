@@ -136,7 +136,11 @@ async fn change(
             .advise("fieldctl sources list"));
     }
     if before == to {
-        screen.line(&*format!("{source} belongs to this operator already."))?;
+        if screen.json {
+            screen.document(&serde_json::json!({ "source": source, "from": before, "to": to }))?;
+        } else {
+            screen.line(&*format!("{source} belongs to this operator already."))?;
+        }
         return Ok(Exit::Done);
     }
     let question = match (before, to) {

@@ -100,7 +100,7 @@ impl UpdateSensor {
         let row = self.row(sensor_id).await.map_err(|error| Problem::from_fault(&error))?;
         let row = row.filter(|row| row.saga.operator_id == caller.operator);
         let mut row = row.ok_or_else(|| not_found(sensor_id))?;
-        let sensors_id = SensorsId::from_onboarding(row.saga.onboarding_id);
+        let row_id = SensorsId::from_onboarding(row.saga.onboarding_id);
         for _ in 0..MAX_ATTEMPTS {
             let site_id = row.saga.site_id;
             match decide(&row, sensor_id, &change, now)? {
@@ -112,15 +112,15 @@ impl UpdateSensor {
                     match commit.map_err(|error| Problem::from_fault(&error))? {
                         Commit::Done => return Response::new(200, &Reply { site_id, sensor }),
                         Commit::Refused(refused) => {
-                            let newer = refused.row(&SensorsRow::key(sensors_id));
+                            let newer = refused.row(&SensorsRow::key(row_id));
                             let newer = newer.map_err(|error| Problem::from_fault(&error))?;
-                            row = newer.ok_or_else(|| busy(sensors_id))?;
+                            row = newer.ok_or_else(|| busy(row_id))?;
                         }
                     }
                 }
             }
         }
-        Err(busy(sensors_id))
+        Err(busy(row_id))
     }
 
     /// Reads the row of the sensors of the sensor's site.
