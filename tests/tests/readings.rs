@@ -18,7 +18,7 @@ use tests::{
     capture::{Capture, correlation, event_id},
     data_logger::send,
     log,
-    readings::{Bucket, first_day, gzip, second_day},
+    readings::{Bucket, days_ago, first_day, gzip, second_day},
     sending::{Site, alerts, minutes, samples_of},
     sites::FORWARD,
     wait::{Poll, TIMEOUT, until},
