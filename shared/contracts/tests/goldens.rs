@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fs};
 
 use contracts::{
-    EntityType, Envelope, Event, EventId, Location, Metadata, Metric, OnboardingId, OperatorId,
+    Envelope, Event, EventId, Location, Metadata, Metric, OnboardingId, OperatorId,
     PaymentMethodId, Plan, SensorId, SiteId,
     events::{self, Kits, SiteActivated, Visitor},
     inbound::{
@@ -13,7 +13,7 @@ use contracts::{
     },
     readings::{BUNDLE_SCHEMA, Bundle, Series},
     sample::Sample,
-    sensor::{RegisteredMetadata, SENSOR_CHANGE},
+    sensor::RegisteredMetadata,
 };
 use serde_json::{Value, json};
 use testkit::golden;
