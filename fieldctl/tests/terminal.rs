@@ -297,10 +297,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
         | "subscriptions" | "operators list" | "keys list" | "audit list" | "consumers list"
         | "consumers lag" | "sources list" => (&[], (true, true)),
-        "operators show" => (&[&operator], (true, true)),
+        "operators show" | "operators resume" => (&[&operator], (true, true)),
         "operators update" => (&[&operator, "--plan", "standard"], (true, true)),
         "operators suspend" => (&[&operator, "--yes"], (true, true)),
-        "operators resume" => (&[&operator], (true, true)),
         "operators create" => (&["name", "--plan", "standard"], (true, true)),
         "keys create" => (&["name", "--scope", "read"], (true, true)),
         "keys rotate" => (&[&key], (true, true)),

@@ -527,7 +527,9 @@ mod tests {
         let mut rules = vec![rule(0, None, Some(30.0))];
         let watermark = |bundles: &[(&str, i64)]| {
             let mut watermark = Watermark::default();
-            bundles.iter().for_each(|(bundle, to)| watermark.ahead.add(&id(bundle), noon(*to)));
+            for (bundle, to) in bundles {
+                watermark.ahead.add(&id(bundle), noon(*to));
+            }
             Watermarks::from([(rule(0, None, None).sensor.sensor_id, watermark)])
         };
         let change = |rules: &[Rule], values: &[f64], arrival, watermarks: &Watermarks| {

@@ -53,7 +53,7 @@ const VALUES: [f64; 7] = [-60.0, -49.7, 0.0, 49.7, 60.0, 60.0, 150.0];
 
 const SECOND: i64 = 1_000;
 const MINUTE: i64 = 60 * SECOND;
-const MAX_AGE: Duration = Duration::from_mins(60);
+const MAX_AGE: Duration = Duration::from_hours(1);
 
 /// The clock of a data logger.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -175,9 +175,9 @@ impl Workload {
             let until = last.map_or(now + ahead, |last| (now + ahead).max(last + 5 * SECOND + 1));
             let samples = logger.samples(until);
             let bundle = match growing.take().filter(|_| !logger.rng.percent(10)) {
-                Some(mut grown) => {
-                    grown.series[0].samples.extend(samples);
-                    grown
+                Some(mut bundle) => {
+                    bundle.series[0].samples.extend(samples);
+                    bundle
                 }
                 None => logger.bundle(samples),
             };

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use consumer::rebuild;
 use contracts::{OperatorId, SiteId, Timestamp, open::OpenEnvelope, replay::Rebuild};
@@ -471,7 +471,7 @@ fn a_rebuild_without_events_of_very_many_entities_is_only_aborted() {
         let aborted = rebuild_at(&cloud, Rebuild::Abort, noon(0)).await.expect("aborted");
         assert_eq!(aborted, json!({ "generation": 2 }));
         let state = State::read(&cloud.table(NETWORK)).await.expect("a state");
-        assert_eq!(state.unapplied, Default::default());
+        assert_eq!(state.unapplied, BTreeSet::default());
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
         rebuild_at(&cloud, Rebuild::Finish { generation: 3 }, noon(0)).await.expect("finished");
     });

@@ -131,7 +131,7 @@ async fn calls(cloud: &Cloud, days: &[(&str, &str)]) -> (Value, BTreeMap<String,
         *count -= before.get(operation).copied().unwrap_or_default();
     }
     calls.retain(|_, count| *count > 0);
-    (sent, calls.into_iter().map(|(operation, count)| (operation.to_string(), count)).collect())
+    (sent, calls)
 }
 
 #[test]

@@ -120,7 +120,7 @@ async fn an_accepted_bundle_costs_no_write() {
     assert_eq!(world.post(&json!([good]).to_string()).await, 202);
     let usage = world.dynamo.take_usage();
     assert!(usage.calls.keys().all(|operation| operation == "BatchGetItem"), "{usage:?}");
-    assert_eq!(usage.write_units, 0.0);
+    assert!(usage.write_units <= 0.0, "{usage:?}");
 }
 
 #[tokio::test]
@@ -157,7 +157,8 @@ async fn only_the_bad_bundles_of_a_partly_accepted_list_are_counted() {
     assert_eq!((bad[0].0.as_str(), bad[0].2), ("ClockNotSet", Some(sensor("bad", 1))));
     assert_eq!(bad.len(), 1);
     for reason in ["Duplicate", "ClockNotSet"] {
-        assert_eq!(metrics[&format!("ReadingsRefused reason={reason}")], 1.0, "{metrics:?}");
+        let counted = metrics.get(&format!("ReadingsRefused reason={reason}"));
+        assert_eq!(counted, Some(&1.0), "{metrics:?}");
     }
 }
 

@@ -246,9 +246,10 @@ mod tests {
         let second = in_order[1].clone().unwrap();
         assert_eq!(second.as_str(), format!("1767268800123/{}9", "0".repeat(55)));
         assert_eq!(second.at(), Some(at));
-        let unrecorded = Some(Arrival::unrecorded(at));
+        let unrecorded = Arrival::unrecorded(at);
+        assert_eq!(unrecorded.at(), Some(at));
+        let unrecorded = Some(unrecorded);
         assert!(in_order[0] < unrecorded && unrecorded < in_order[1]);
-        assert_eq!(unrecorded.unwrap().at(), Some(at));
         assert_eq!(arrival(0.0, "1"), None);
         assert_eq!(arrival(1.0, ""), None);
         assert_eq!(arrival(1.0, "a"), None);

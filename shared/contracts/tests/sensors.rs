@@ -322,7 +322,7 @@ fn a_dated_value_is_valid_from_the_request_on_or_from_the_given_time() {
     assert_eq!(always.calibration_at(at("2025-12-31T23:59:59.999Z")).map(|it| it.gain), Some(4.0));
     assert_eq!(always.calibration_at(at("2026-01-01T00:00:00Z")).map(|it| it.gain), Some(3.0));
     let replaced = json!({ "calibration": calibration(5.0), "validFrom": "2026-01-01T00:00:00Z" });
-    assert_eq!(gains(&changed(&always, &replaced))[1].1, 5.0);
+    assert_eq!(gains(&changed(&always, &replaced))[1], (Some("2026-01-01".to_owned()), 5.0));
 
     let removed = json!({ "calibration": null, "validFrom": "2026-01-01T00:00:00Z" });
     assert_eq!(

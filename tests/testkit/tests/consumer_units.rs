@@ -103,7 +103,7 @@ async fn watch_stock() -> Stock {
         units.push(dynamo.take_usage().write_units);
     }
     let [first, unchanged, created, changed] = units[..] else { panic!("{units:?}") };
-    assert_eq!([first, created], [unchanged, changed], "{units:?}");
+    assert_eq!((first, created), (unchanged, changed), "{units:?}");
     Stock { unchanged, crossing: changed }
 }
 
