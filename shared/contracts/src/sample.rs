@@ -501,14 +501,20 @@ impl<'de> Deserialize<'de> for SentValue {
 
 /// Returns the JSON Schema of a sample: with a value, or without one.
 fn schema(generator: &mut SchemaGenerator) -> Schema {
-    let time = sample_time::schema(generator);
+    // The released schema accepts more precise times, so a pattern would be a breaking change.
+    let time = generator.subschema_for::<Timestamp>();
     let qualifier = Qualifier::json_schema(generator);
     let qualifiers = json_schema!({
         "type": "array", "items": qualifier, "minItems": 0, "maxItems": MAX_QUALIFIERS,
     });
     let flags = Flag::ALL.into_iter().filter(|flag| *flag != Flag::Missing).collect::<Vec<_>>();
-    let (value, no_value) = (number::finite(generator), [None].into_iter());
-    let no_value: Vec<_> = no_value.chain(NO_VALUE_TEXTS.map(Some)).collect();
+    let flags = json_schema!({ "enum": flags });
+    let missing = json_schema!({ "enum": [Flag::Missing] });
+    let value = number::finite(generator);
+    let no_value: Vec<_> = [None].into_iter().chain(NO_VALUE_TEXTS.map(Some)).collect();
+    let no_value = json_schema!({ "enum": no_value });
+    // The tool that compares schemas needs the type and the lengths in each case.
+    let case = |items: [Schema; 4]| json_schema!({ "type": "array", "minItems": 2, "maxItems": 4, "prefixItems": items });
     json_schema!({
         "description": "A sample: `[time, value]`, `[time, value, flag]` or `[time, value, flag, [qualifiers]]`.\n\n\
             The time is when the sample was taken. It must be in 1970 or later, at most 15 minutes in the future, and \
@@ -518,10 +524,7 @@ fn schema(generator: &mut SchemaGenerator) -> Schema {
         "type": "array",
         "minItems": 2,
         "maxItems": 4,
-        "oneOf": [
-            { "prefixItems": [time, value, { "enum": flags }, qualifiers] },
-            { "prefixItems": [time, { "enum": no_value }, { "enum": [Flag::Missing] }, qualifiers] },
-        ],
+        "anyOf": [case([time.clone(), value, flags, qualifiers.clone()]), case([time, no_value, missing, qualifiers])],
     })
 }
 

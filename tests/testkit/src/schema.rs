@@ -116,10 +116,11 @@ impl Schema {
         }
     }
 
-    /// Returns the schema with one case of `oneOf` merged into it, or of an object's `anyOf`.
+    /// Returns the schema with one case of `oneOf` merged into it, or of the `anyOf` of an object or an array.
     fn chosen(&self, schema: &Value, rng: &mut Rng) -> Value {
         let mut schema = self.resolved(schema);
-        let keyword = if schema["properties"].is_object() { "anyOf" } else { "oneOf" };
+        let has_parts = schema["properties"].is_object() || schema["type"] == "array";
+        let keyword = if has_parts { "anyOf" } else { "oneOf" };
         let Some(cases) = schema[keyword].as_array().cloned() else { return schema };
         schema.as_object_mut().expect("a schema").remove(keyword);
         merge(&mut schema, rng.pick(&cases));
@@ -199,10 +200,8 @@ impl Schema {
                 );
                 let at = at.to_string();
                 let offset = rng.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
-                // A time with a pattern has at most milliseconds.
-                let fractions = ["", ".5", ".123", ".123000", ".123456789"];
-                let count = fractions.len() - usize::from(schema["pattern"].is_string());
-                let fraction = rng.pick(&fractions[..count]);
+                // The time of a sample may not be more precise than milliseconds. Its schema does not say so.
+                let fraction = rng.pick(&["", ".5", ".123", ".123000"]);
                 // Shortly after the epoch, an offset could result in a time before it.
                 return match &at[..4] {
                     "1970" => at,
@@ -292,10 +291,10 @@ impl Schema {
         InvalidDocument { field, what, document: invalid }
     }
 
-    /// Returns an array's schema with the case of `oneOf` merged into it that accepts the value.
+    /// Returns an array's schema with the case of `anyOf` merged into it that accepts the value.
     fn case_of(&self, schema: &Value, value: &Value) -> Value {
         let mut schema = schema.clone();
-        let cases = schema["oneOf"].as_array().filter(|_| value.is_array()).cloned();
+        let cases = schema["anyOf"].as_array().filter(|_| value.is_array()).cloned();
         if let Some(case) = cases.iter().flatten().find(|case| self.rule(case).is_valid(value)) {
             merge(&mut schema, case);
         }
