@@ -14,6 +14,7 @@ use contracts::{
     ContextWithSensors, EntityType, Metric, SagaContext, Sensor, SensorId,
     events::SensorsProvisioned,
     readings::{Bundle, Series},
+    sample::Sample,
 };
 use cost::{
     counted::{Alert, Bundles, Readings, Records},
@@ -40,7 +41,8 @@ use testkit::{
     template::root,
 };
 
-/// A station whose sensors are registered and have alerting, with limits that its day does not exceed.
+/// A station whose sensors are registered and have alerting, with limits that its day does not exceed: the plausible range,
+/// less the deadband at the upper end.
 struct Station {
     dynamo: Dynamo,
     saga: SagaContext,
@@ -54,7 +56,9 @@ impl Station {
         let metrics: Vec<_> = day.columns.iter().map(|column| column.metric).collect();
         let mut sensors: Vec<Sensor> = sample::sensors(saga, &metrics);
         for sensor in &mut sensors {
-            (sensor.min, sensor.max) = (Some(-1e6), Some(1e6));
+            let (low, high) = plausible(sensor);
+            let deadband = sensor.metric.deadband(&sensor.unit).expect("a unit of the metric");
+            (sensor.min, sensor.max) = (Some(low), Some(high - deadband));
         }
         let provisioned = SensorsProvisioned { site_id: saga.site_id, sensors: sensors.clone() };
         let kind = EntityType::Sensors;
@@ -176,7 +180,10 @@ impl Station {
         let mut bundle = bundles[0].clone();
         bundle.series.truncate(1);
         bundle.series[0].samples.truncate(1);
-        bundle.series[0].samples[0].value = Some(2e6);
+        let series = &mut bundle.series[0];
+        let sensor = self.sensors.iter().find(|sensor| sensor.sensor_id == series.sensor_id);
+        let (_, high) = plausible(sensor.expect("a sensor of the station"));
+        series.samples[0] = Sample::new(series.samples[0].at, high);
         let mut stream = Stream::new(Rng::from_seed(1));
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
@@ -222,6 +229,10 @@ impl Station {
         assert_eq!(unpublished, []);
         Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
     }
+}
+
+fn plausible(sensor: &Sensor) -> (f64, f64) {
+    sensor.metric.plausible(&sensor.unit).expect("a unit of the metric")
 }
 
 type Row = BTreeMap<String, AttributeValue>;

@@ -25,6 +25,7 @@ const READERS: [(&str, &[&str]); 9] = [
             "REGISTER_AGE_SECONDS",
             "HOLD_QUEUE_URL",
             "QUARANTINE_QUEUE_URL",
+            "READINGS_MAX_AGE_DAYS",
         ],
     ),
 ];

@@ -461,7 +461,7 @@ const FUNCTIONS: &[Rule] = &[
         except: &[],
         breaks: &[
             (Set("template/Resources/OpenSiteFunction", r#"{"Type": "AWS::Serverless::Function", "Properties": {}}"#), "OpenSiteFunction"),
-            (DeleteFile("functions/telemetry/tests/http.rs"), "GetReadingsFunction"),
+            (DeleteFile("functions/operators/tests/keys.rs"), "GetKeyFunction"),
         ],
     },
 ];
