@@ -9,7 +9,7 @@ use std::io::Read;
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    OperatorId, SiteId, Timestamp,
+    OperatorId, SiteId,
     input::FieldError,
     readings::{Bundle, GoodSeries, TimeLimits},
     stream::Record,
