@@ -36,7 +36,7 @@ pub enum Data {
     /// The data of `SensorsProvisioned`.
     Provisioned(SensorsProvisioned),
     /// The data of `SensorChanged`.
-    Changed(SensorChanged),
+    Changed(Box<SensorChanged>),
     /// The data of `SensorsDeprovisioned`.
     Deprovisioned(SensorsDeprovisioned),
 }
@@ -136,7 +136,8 @@ impl Step for ProjectSensors {
                 let sensors = ContextWithSensors::new(saga, event.sensors)?.sensors;
                 sensors.into_iter().map(SensorChange::Provisioned).collect()
             }
-            Data::Changed(SensorChanged { sensor, .. }) => {
+            Data::Changed(event) => {
+                let SensorChanged { sensor, .. } = *event;
                 saga.check_sensor(sensor.sensor_id)?;
                 vec![SensorChange::Changed { sensor, sequence: metadata.sequence }]
             }
