@@ -28,6 +28,7 @@ use contracts::{
     Entity, Metric, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Origin, Series, TimeRange},
     sample::{Flag, QualifiedSample, Qualifiers, Sample},
+    stream::Arrival,
 };
 use fault::ReplayResponse;
 use flate2::{Compression, write::GzEncoder};
@@ -384,25 +385,31 @@ impl BundleGenerator {
     }
 }
 
+/// Makes the sites. One of them may have a sensor that is registered late.
+fn make_sites(rng: &mut Rng) -> Vec<Site> {
+    let mut sites: Vec<_> = (0..rng.in_range(2, 3))
+        .map(|n| {
+            let saga = saga(&format!("site-{n}"));
+            let ids = sensors(saga, &[Metric::AirTemperature; 4]);
+            let ids: Vec<_> = ids.iter().map(|sensor| sensor.sensor_id).collect();
+            let count = rng.in_range(1, 3);
+            let sensors = ids[..count].to_vec();
+            Site { id: saga.site_id, sensors, late: None, retired: ids[3] }
+        })
+        .collect();
+    let late = rng.index(sites.len());
+    if let Site { sensors, late, .. } = &mut sites[late]
+        && sensors.len() > 1
+        && rng.percent(60)
+    {
+        *late = sensors.last().copied();
+    }
+    sites
+}
+
 impl Workload {
     fn make(rng: &mut Rng) -> Self {
-        let mut sites: Vec<_> = (0..rng.in_range(2, 3))
-            .map(|n| {
-                let saga = saga(&format!("site-{n}"));
-                let ids = sensors(saga, &[Metric::AirTemperature; 4]);
-                let ids: Vec<_> = ids.iter().map(|sensor| sensor.sensor_id).collect();
-                let count = rng.in_range(1, 3);
-                let sensors = ids[..count].to_vec();
-                Site { id: saga.site_id, sensors, late: None, retired: ids[3] }
-            })
-            .collect();
-        let late = rng.index(sites.len());
-        if let Site { sensors, late, .. } = &mut sites[late]
-            && sensors.len() > 1
-            && rng.percent(60)
-        {
-            *late = sensors.last().copied();
-        }
+        let sites = make_sites(rng);
         let mut workload = Self {
             stream: Stream::new(rng.fork()),
             puts: Vec::new(),
@@ -687,12 +694,11 @@ impl Checker {
                     Written::Revision(key) => sent.key == *key,
                 };
                 let is_from = |put: &Put| put.sent.iter().any(is_sender);
-                match self.workload.puts.iter().position(is_from) {
-                    Some(put) => self.check_order(state, put),
-                    None => {
-                        let (Written::Row(key, _) | Written::Revision(key)) = written;
-                        state.violations.push(format!("no record has the row of {key:?}"));
-                    }
+                if let Some(put) = self.workload.puts.iter().position(is_from) {
+                    self.check_order(state, put);
+                } else {
+                    let (Written::Row(key, _) | Written::Revision(key)) = written;
+                    state.violations.push(format!("no record has the row of {key:?}"));
                 }
             }
             if operation == "SendMessage" {
@@ -933,6 +939,18 @@ enum FaultLevel {
     AllCalls,
 }
 
+fn make_settings(rng: &mut Rng) -> Settings {
+    Settings {
+        batch_size: rng.in_range(1, 12),
+        full_batches: rng.percent(40),
+        parallelization_factor: 1 + rng.below(3),
+        bisects: rng.percent(70),
+        max_retries: *rng.pick(&[1, 3, 8]),
+        max_age: Duration::from_secs(*rng.pick(&[60, 3_600])),
+        timeout: Duration::from_secs(*rng.pick(&[4, 30])),
+    }
+}
+
 fn simulate(seed: u64) -> Counts {
     let mut rng = Rng::from_seed(seed);
     let cloud = Cloud::with_tables(&[READINGS, EVENTS], rng.fork());
@@ -949,15 +967,7 @@ fn simulate(seed: u64) -> Counts {
         10..30 => FaultLevel::OneSite,
         _ => FaultLevel::AllCalls,
     };
-    let settings = Settings {
-        batch_size: rng.in_range(1, 12),
-        full_batches: rng.percent(40),
-        parallelization_factor: 1 + rng.below(3),
-        bisects: rng.percent(70),
-        max_retries: *rng.pick(&[1, 3, 8]),
-        max_age: Duration::from_secs(*rng.pick(&[60, 3_600])),
-        timeout: Duration::from_secs(*rng.pick(&[4, 30])),
-    };
+    let settings = make_settings(&mut rng);
     let fault_rates = match fault_level {
         FaultLevel::NoFaults => FaultRates::default(),
         _ => FaultRates { crash: 5, lost_response: 5, replaced_poller: 3, repeat: 10 },
@@ -1249,7 +1259,7 @@ fn assert_rows_match_log(checker: &Checker) {
     let state = checker.state.borrow();
     let mut stored: BTreeMap<SeriesKey, Samples> = BTreeMap::new();
     for row in checker.cloud.rows(READINGS) {
-        if !row["row"]["S"].as_str().is_some_and(|row| RowKey::parse(row).is_some()) {
+        if row["row"]["S"].as_str().is_none_or(|row| RowKey::parse(row).is_none()) {
             continue;
         }
         let (key, samples) = row_of(&row);
@@ -1321,7 +1331,7 @@ fn assert_each_revision_has_one_event(checker: &Checker) {
         assert_eq!(span, bounds, "{key:?}");
         let first = records.iter().map(|(arrived, _)| arrived).min().expect("a record");
         let arrival = format!("{:013}/{}", first.0, first.1);
-        assert_eq!(row.arrival.as_ref().map(|it| it.as_str()), Some(&*arrival), "{key:?}");
+        assert_eq!(row.arrival.as_ref().map(Arrival::as_str), Some(&*arrival), "{key:?}");
         // A revision that grows is a change each time.
         let lengths = records.iter().map(|(_, sent)| sent.samples.len()).collect::<BTreeSet<_>>();
         let events = events.get(key).copied().unwrap_or_default();
@@ -1329,7 +1339,7 @@ fn assert_each_revision_has_one_event(checker: &Checker) {
     }
 }
 
-/// Checks that the pages of the raw samples of each sensor are what the model returns, in both orders.
+/// Checks that the pages of the raw samples of each sensor are what the model returns, in one of the orders.
 async fn assert_queries_match_model(checker: &Checker, rng: &mut Rng) -> usize {
     let mut returned = 0;
     let workload = &checker.workload;
@@ -1347,20 +1357,15 @@ async fn assert_queries_match_model(checker: &Checker, rng: &mut Rng) -> usize {
         let accepted: Vec<_> = accepted.iter().map(|(at, sent)| (at.clone(), sent)).collect();
         let expected: Vec<_> = current(&accepted).into_iter().collect();
         returned += expected.len();
-        // Often only one of the orders, because the queries take half of the time.
-        let left_out = rng.index(3);
-        for (index, order) in ["asc", "desc"].into_iter().enumerate() {
-            if index == left_out {
-                continue;
-            }
-            let limit = 1 + expected.len() / rng.in_range(1, 3);
-            let mut all = all_pages(&step, event.clone(), sensor, order, limit).await;
-            if order == "desc" {
-                all.reverse();
-            }
-            let difference = all.iter().zip(&expected).find(|(a, b)| a != b);
-            assert!(all == expected, "{sensor} {order} {limit}: the first is {difference:?}");
+        // Only one of the orders, because the queries take half of the time.
+        let order = *rng.pick(&["asc", "desc"]);
+        let limit = 1 + expected.len() / rng.in_range(1, 3);
+        let mut all = all_pages(&step, event.clone(), sensor, order, limit).await;
+        if order == "desc" {
+            all.reverse();
         }
+        let difference = all.iter().zip(&expected).find(|(a, b)| a != b);
+        assert!(all == expected, "{sensor} {order} {limit}: the first is {difference:?}");
     }
     returned
 }
