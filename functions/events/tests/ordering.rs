@@ -308,7 +308,7 @@ fn is_in_order(got: Vec<EventKey>) -> bool {
 #[test]
 fn a_transaction_split_and_reversed_between_two_batches_is_put_on_the_stream_in_order() {
     cloud::run(async {
-        let cloud = Cloud::with_table(EVENTS, Rng::from_seed(1));
+        let cloud = Cloud::with_tables(&[EVENTS], Rng::from_seed(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
         let mut stream = Stream::new(Rng::from_seed(1));
         for row in pair.iter().rev() {
@@ -472,7 +472,7 @@ struct RunCounts {
 /// Runs publish-events, sweep-events and a consumer of the stream with faults.
 async fn simulate(seed: u64) -> RunCounts {
     let mut rng = Rng::from_seed(seed);
-    let cloud = Cloud::with_table(EVENTS, rng.fork());
+    let cloud = Cloud::with_tables(&[EVENTS], rng.fork());
     let load = Load::new(&mut rng, 10, 5);
     cloud.refuse_events(BUS_REFUSES);
     cloud.refuse_records(STREAM_REFUSES);
@@ -557,7 +557,7 @@ fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
 fn a_consumer_of_the_stream_gets_the_order_that_a_consumer_behind_the_bus_does_not_get() {
     cloud::run(async {
         let mut rng = Rng::from_seed(OUT_OF_ORDER_BEHIND_THE_BUS);
-        let cloud = Cloud::with_table(EVENTS, rng.fork());
+        let cloud = Cloud::with_tables(&[EVENTS], rng.fork());
         let load = Load::new(&mut rng, 16, 0);
         let started = Instant::now();
         load.publish(&cloud, FaultRates::default(), rng.fork(), 0, 0).await;
@@ -571,7 +571,7 @@ fn a_consumer_of_the_stream_gets_the_order_that_a_consumer_behind_the_bus_does_n
 /// attempt at the other outlet.
 async fn delay_at_healthy_outlet(broken: usize, fault: CallFault, seed: u64) -> Duration {
     let mut rng = Rng::from_seed(seed);
-    let cloud = Cloud::with_table(EVENTS, rng.fork());
+    let cloud = Cloud::with_tables(&[EVENTS], rng.fork());
     let load = Load::new(&mut rng, 20, 0);
     let committed: BTreeMap<_, _> = load
         .commits

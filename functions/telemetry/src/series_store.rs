@@ -401,14 +401,21 @@ impl SeriesStore {
                 transaction.create(&self.readings, &key, &row)
             }
             Some(existing) => {
-                let values = [
+                let mut values = vec![
                     ("span", attribute(&key, &span(&series.samples))?),
                     ("samples", number(&series.samples.len())),
                     ("before", number(&existing.samples)),
                 ];
-                let update = "SET #span = :span, #samples = :samples";
+                let mut update = "SET #span = :span, #samples = :samples".to_owned();
+                // A record with more samples may have arrived before the one that was stored first.
+                let earlier =
+                    arrival.filter(|it| existing.arrival.as_ref().is_some_and(|old| *it < old));
+                if let Some(arrival) = earlier {
+                    update.push_str(", #arrival = :arrival");
+                    values.push(("arrival", AttributeValue::S(arrival.as_str().to_owned())));
+                }
                 let condition = Some("#samples = :before");
-                transaction.update(&self.readings, &key, update, condition, values)
+                transaction.update(&self.readings, &key, &update, condition, values)
             }
         };
         let sequence = read.sensor.changes + 1;

@@ -643,6 +643,20 @@ fn each_revision_has_one_event_and_one_change_however_often_it_is_sent() {
 }
 
 #[test]
+fn a_revision_that_grows_by_an_earlier_record_has_its_arrival() {
+    cloud::run(async {
+        let mut world = World::new();
+        // The longer record arrived first, and is stored last: Lambda gave up on it, and an operator replays it.
+        let long = world.put(&revision("b-1", 2, minutes(0, numbers(4))));
+        let short = world.put(&revision("b-1", 2, minutes(0, numbers(2))));
+        world.deliver(&short).await;
+        world.deliver(&long).await;
+        let [row] = &world.revisions()[..] else { panic!("one revision") };
+        assert_eq!((row.samples, row.arrived_at()), (4, noon(1)));
+    });
+}
+
+#[test]
 fn concurrent_revisions_of_a_sensor_have_events_without_gaps() {
     for seed in 0..10 {
         cloud::run(async {

@@ -175,13 +175,13 @@ impl Cloud {
         Self::on(database(|_| true), rng)
     }
 
-    /// Creates an empty cloud with one table, for simulations with many seeds: creating all tables takes time.
+    /// Creates an empty cloud with these tables, for simulations with many seeds: creating all tables takes time.
     ///
     /// # Panics
     /// If the database can't be created.
     #[must_use]
-    pub fn with_table(name: &str, rng: Rng) -> Self {
-        Self::on(database(|table| table == name), rng)
+    pub fn with_tables(names: &[&str], rng: Rng) -> Self {
+        Self::on(database(|table| names.contains(&table)), rng)
     }
 
     fn on(database: Database, rng: Rng) -> Self {
