@@ -19,7 +19,7 @@ use tests::{
     data_logger::send,
     log,
     readings::{Bucket, days_ago, first_day, gzip, second_day},
-    sending::{Site, alerts, minutes, samples_of},
+    sending::{Site, alerts, samples_of},
     sites::FORWARD,
     wait::{Poll, TIMEOUT, until},
 };

@@ -120,7 +120,7 @@ async fn an_invalid_request_is_refused_with_instructions() {
     let mut metric = registration();
     metric["sensors"][1]["metric"] = "sunniness".into();
     let long = "k".repeat(129);
-    let large = format!("{valid}{}", " ".repeat(70_000));
+    let large = format!("{valid}{}", " ".repeat(300_000));
     for (name, key, body) in [
         ("create-site.no-key", None, valid.as_str()),
         ("create-site.long-key", Some(long.as_str()), &valid),
