@@ -40,7 +40,7 @@ const RULES: &[Rule] = &[
         kind: None,
         sources: &[],
         means: "The register does not have the sensor: its onboarding was not finished, or the logger sends a wrong sensor id.",
-        todo: "Compare the id with `fieldctl sites show`. If the register has the sensor now, replay. If the id is wrong, correct the logger, then discard.",
+        todo: "Compare the id with `fieldctl sensors list <site>`. If the register has the sensor now, replay. If the id is wrong, correct the logger, then discard.",
         command: REPLAY,
     },
     Rule {
