@@ -29,6 +29,9 @@ pub enum Readings {
     /// is busy; 5 the API can't be reached, or does not accept the key.
     Send(send::Options),
     /// Prints a sensor's readings, the oldest first.
+    ///
+    /// The values are calibrated if the sensor has a calibration. Readings without a value, or with the flag 4 (fail), are
+    /// left out.
     Get {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
@@ -170,11 +173,18 @@ fn row(entry: &Value, unit: &str) -> Vec<crate::render::Cell> {
         bucket => vec![
             time(&bucket["start"]),
             plain(bucket["count"].to_string()),
-            plain(bucket["min"].to_string()),
-            plain(format!("{:.2}", bucket["mean"].as_f64().unwrap_or(f64::NAN))),
-            plain(format!("{} {unit}", bucket["max"])),
+            plain(number(&bucket["min"], |min| min.to_string())),
+            plain(number(&bucket["mean"], |mean| {
+                format!("{:.2}", mean.as_f64().unwrap_or(f64::NAN))
+            })),
+            plain(number(&bucket["max"], |max| format!("{max} {unit}"))),
         ],
     }
+}
+
+/// Returns a number of a bucket as text. A bucket without a usable reading has only a count.
+fn number(value: &Value, shown: impl FnOnce(&Value) -> String) -> String {
+    if value.is_null() { "-".to_owned() } else { shown(value) }
 }
 
 async fn plot(
