@@ -173,7 +173,7 @@ fn row(entry: &Value, unit: &str) -> Vec<crate::render::Cell> {
         bucket => vec![
             time(&bucket["start"]),
             plain(bucket["count"].to_string()),
-            plain(number(&bucket["min"], |min| min.to_string())),
+            plain(number(&bucket["min"], ToString::to_string)),
             plain(number(&bucket["mean"], |mean| {
                 format!("{:.2}", mean.as_f64().unwrap_or(f64::NAN))
             })),
@@ -220,4 +220,18 @@ async fn plot(
         plot.to_string().lines().try_for_each(|line| screen.line(line))?;
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_without_a_usable_reading_has_only_a_count() {
+        let bucket = json!({ "start": "2026-01-01T00:00:00.000Z", "count": 0 });
+        let texts: Vec<_> = row(&bucket, "Cel").into_iter().map(|(text, _)| text).collect();
+        assert_eq!(texts, ["2026-01-01T00:00:00.000Z", "0", "-", "-", "-"]);
+    }
 }

@@ -95,8 +95,8 @@ async fn sensor_of_site(
 ) -> Result<Value, CliError> {
     let mut site = stack.site(site_id).await?;
     let id = sensor_id.to_string();
-    let sensors = site["sensors"].as_array_mut().into_iter().flatten();
-    let found = sensors.into_iter().find(|sensor| sensor["sensorId"] == id.as_str());
+    let mut sensors = site["sensors"].as_array_mut().into_iter().flatten();
+    let found = sensors.find(|sensor| sensor["sensorId"] == id.as_str());
     let mut sensor = found.map(Value::take).ok_or_else(|| {
         CliError::not_found(format!("the site {site_id} has no sensor {id}"))
             .advise(format!("`fieldctl sensors list {site_id}` lists its sensors"))
