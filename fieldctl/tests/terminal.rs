@@ -316,7 +316,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "keys revoke" => (&[&key, "--yes"], (true, true)),
         "sources release" => (&[HOSTILE, "--yes"], (true, true)),
         "sources transfer" => (&[HOSTILE, "--to", &other, "--yes"], (true, true)),
-        "sites show" | "sites health" | "trace" | "logs" => (&[&site], (true, true)),
+        "sites show" | "sites health" | "sensors list" | "trace" | "logs" => {
+            (&[&site], (true, true))
+        }
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
         "sagas show" => (&["arn:any"], (true, true)),
@@ -326,7 +328,6 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         // The function fails. Its message is printed on standard error.
         "consumers replay" => (&["watch-network", "--yes"], (false, false)),
         "readings send" => (&[registration], (true, true)),
-        "sensors list" => (&[&site], (true, true)),
         "sensors show" => (&[&sensor], (true, true)),
         "sensors update" => (&[&sensor, "--file", registration], (true, true)),
         "sites update" => (&[&site, "--file", registration], (true, true)),
