@@ -16,7 +16,7 @@ use stream::GZIP;
 
 use crate::{
     TelemetryError,
-    hold::{Hold, delay_seconds},
+    hold::Hold,
 };
 
 /// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
@@ -100,7 +100,7 @@ pub(crate) async fn set_aside(
     } else {
         compressed(record).map_err(|error| format!("{message}; and {error}"))?
     };
-    let delay = delay_seconds(record, Timestamp::now());
+    let delay = hold.delay_seconds(record, Timestamp::now());
     let delay = delay.filter(|_| error.may_be_registered_soon() && data.len() <= MAX_MESSAGE_BYTES);
     for part in record.split(&data, MAX_MESSAGE_BYTES) {
         match delay {

@@ -62,7 +62,7 @@ impl World {
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
             series: SeriesStore { readings, outbox: cloud.outbox() },
-            hold: Hold { queues: cloud.queues(), url: HOLD.to_owned() },
+            hold: Hold { queues: cloud.queues(), url: HOLD.to_owned(), max_seconds: 120 },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: QUARANTINE.to_owned(),

@@ -550,7 +550,7 @@ const VERSIONS: &[Rule] = &[
         except: &[
             ("InitializeSubscriptionFunction", "during an outage of the provider it sends commands back to its queue with a delay, for as long as the command's state waits"),
             ("CancelSubscriptionFunction", "the same"),
-            ("StoreHeldReadingsFunction RecursiveLoop", "it holds a record at most seven times; if it ever did more, the loop should end"),
+            ("StoreHeldReadingsFunction RecursiveLoop", "it holds a record at most ten times; if it ever did more, the loop should end"),
         ],
         breaks: &[
             (Set("template/Resources/StoreReadingsFunction/Properties/RecursiveLoop", "\"Allow\""), "StoreReadingsFunction"),
