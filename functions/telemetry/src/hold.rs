@@ -66,7 +66,10 @@ impl Hold {
 fn delay_seconds(max_age_millis: f64, age_millis: f64) -> Option<i32> {
     let remaining = max_age_millis - age_millis;
     let delay = age_millis.max(MIN_DELAY_MILLIS).min(remaining);
-    #[expect(clippy::cast_possible_truncation, reason = "at most 900, the maximum of the parameter")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most 900, the maximum of the parameter"
+    )]
     (remaining > 0.0).then(|| (delay / 1000.0).ceil() as i32)
 }
 

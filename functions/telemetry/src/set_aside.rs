@@ -14,10 +14,7 @@ use flate2::{Compression, read::GzEncoder};
 use quarantine::{Quarantine, Reason};
 use stream::GZIP;
 
-use crate::{
-    TelemetryError,
-    hold::Hold,
-};
+use crate::{TelemetryError, hold::Hold};
 
 /// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
 /// the JSON around the data.

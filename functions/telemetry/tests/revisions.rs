@@ -63,7 +63,11 @@ impl World {
         let step = StoreReadings {
             register: Register::new(readings.clone(), Duration::from_mins(1)),
             series: SeriesStore { readings, outbox: cloud.outbox() },
-            hold: Hold { queues: cloud.queues(), url: "http://cloud/hold".to_owned(), max_seconds: 120 },
+            hold: Hold {
+                queues: cloud.queues(),
+                url: "http://cloud/hold".to_owned(),
+                max_seconds: 120,
+            },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: "http://cloud/quarantine".to_owned(),

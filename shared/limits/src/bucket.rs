@@ -22,7 +22,7 @@ pub(crate) struct Bucket {
     tokens: u32,
     /// The tokens that were taken on credit.
     owed: u32,
-    /// When the lease ends.
+    /// When the lease, the credit or the refusal no longer counts.
     expires_at: i64,
     /// Until when requests are refused.
     refused_until: i64,

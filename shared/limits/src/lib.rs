@@ -6,12 +6,14 @@
 //! without an earlier read.
 //!
 //! An execution environment leases tokens in blocks and serves requests from its lease, so a busy one writes once in
-//! 100 requests. A block has one token at first and doubles while it is used up quickly, so that idle environments do
-//! not hold the tokens of a small plan. What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is
-//! remembered until its end, so that refused requests cost no writes.
+//! 100 requests. A block has at most half of the bucket: 50 tokens for the plan community, 60 for a logger key. It has one
+//! token at first and doubles while it is used up quickly, so that idle environments do not hold the tokens of a small plan.
+//! What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is remembered until its end, so that refused
+//! requests cost no writes.
 //!
-//! The first request of an environment in a bucket takes a token on credit. The next lease pays for it. A data logger
-//! that sends every 15 minutes so costs no write at all.
+//! A request takes a token on credit if its environment has no lease, no credit and no refusal of the bucket. The next lease
+//! pays for it. If there is none within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends every 15
+//! minutes costs no write at all.
 //!
 //! In any `t` seconds, the accepted requests of a bucket that is always in use are at most
 //! `rate * (t + 10) + burst`, and one for each execution environment. 10 seconds are the lifetime of a lease: its tokens
