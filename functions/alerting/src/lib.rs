@@ -93,7 +93,7 @@ pub struct Rule {
     /// The latest arrival of a record that changed the state. Rows of earlier releases do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_arrived_at: Option<Timestamp>,
-    /// The bundles that were judged before the last change, up to a time that is after `changed_at` or
+    /// The bundles that were judged before the last change or caused it, up to a time after the earlier of `changed_at` and
     /// `change_arrived_at`.
     #[serde(default, skip_serializing_if = "Ahead::is_empty")]
     pub ahead: Ahead,
@@ -113,7 +113,7 @@ impl Rule {
         }
     }
 
-    /// Returns the time up to which all readings are late or judged: that of the last change, but at most its arrival.
+    /// Returns the time up to which all readings are late or judged: the earlier of `changed_at` and `change_arrived_at`.
     #[must_use]
     pub fn late_until(&self) -> Option<Timestamp> {
         let changed_at = self.changed_at?;

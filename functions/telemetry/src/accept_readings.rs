@@ -1,8 +1,8 @@
 //! `POST /readings`: takes one bundle or a list of bundles and puts the valid ones on the readings stream.
 //!
-//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 means that everything
-//! is on the stream that the response does not name as refused. After any other response the client may send the whole
-//! request again: a bundle is stored at most once.
+//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 names each bundle that
+//! is on the stream, at least in part, and at most 100 of the problems. After any other response the client may send the
+//! whole request again: a bundle is stored at most once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -508,7 +508,7 @@ fn nothing_good(errors: &[FieldError]) -> Problem {
             410,
             "sensors-retired",
             "The sensors are retired",
-            "The sensors were retired, for example because their site was decommissioned. Stop sending              readings of them. Readings from before the retirement are still accepted.",
+            "The sensors were retired, for example because their site was decommissioned. Stop sending readings of them. Readings from before the retirement are still accepted.",
         );
         Problem { errors: listed(errors), ..problem }
     } else if all(Reason::TooLarge) {

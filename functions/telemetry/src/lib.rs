@@ -1,9 +1,12 @@
 //! Ingestion, storage and queries of readings.
 //!
-//! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has a
-//! row `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), with `/<revision>` at the
-//! end for a revision above the first one, a row `REVISION/<bundleId>/<revision>` for each such series
-//! ([`series::RevisionRow`]), and a row `SENSOR` for each sensor ([`SensorRow`]).
+//! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has three kinds
+//! of rows:
+//!
+//! - `<first sample's time>/<bundleId>`: a part of a series ([`series::SeriesRow`]). A long series, and one that grew, has
+//!   several rows. In a revision above the first one, `/<revision>` is at the end.
+//! - `REVISION/<bundleId>/<revision>`: a series of a revision above the first one ([`series::RevisionRow`]).
+//! - `SENSOR`: a sensor in the register ([`SensorRow`]).
 //!
 //! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
 //! `POST /readings` refused ([`refusals`]).
@@ -32,7 +35,8 @@ use store::{Key, StoreError};
 
 /// The row `SENSOR` of the sensor register.
 ///
-/// Events may arrive in any order: each kind of event sets its own attributes.
+/// Events may arrive in any order. `retiredAt` is an attribute of its own, and `sensorSequence` keeps an older definition
+/// from replacing a newer one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorRow {
@@ -41,13 +45,14 @@ pub struct SensorRow {
     /// The operator that owns the sensor. Rows of releases before there were operators have none.
     #[serde(default)]
     pub operator_id: OperatorId,
-    /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
+    /// Metric, unit, limits and metadata. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
     /// The sequence of the `SensorChanged` that `sensor` is from. Absent if it is from `SensorsProvisioned`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_sequence: Option<u64>,
-    /// When the sensor was deprovisioned. Its readings are refused since then.
+    /// When the sensor was deprovisioned. Samples from this time on are refused, as soon as the caches of the register are
+    /// old enough. Earlier samples are still stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
     /// The number of changes of stored readings: the sequence of the last `ReadingsRevised`. Absent if there was none.

@@ -1,7 +1,7 @@
 //! Projects the events `SensorsProvisioned`, `SensorChanged` and `SensorsDeprovisioned` into the sensor register.
 //!
-//! EventBridge does not preserve order and delivers at least once. The end of a sensor has its own attribute, because with
-//! one sequence for the row, a `SensorsDeprovisioned` that comes first would make the sensor's definition stale.
+//! EventBridge does not preserve order and delivers at least once. The end of a sensor has its own attribute. With one
+//! sequence for the whole row, the definition would be refused as older if `SensorsDeprovisioned` arrived first.
 //! The definition is in the mode `latest`: the row has the sequence of the `SensorChanged` that it is from, and an older
 //! event does not replace it. `SensorsProvisioned` is older than each change, so its sequence is not stored.
 

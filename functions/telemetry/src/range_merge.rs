@@ -83,8 +83,8 @@ pub(crate) struct RangeMerge {
     output: Output,
     /// The ranges that revisions replace.
     markers: Vec<Marker>,
-    /// The candidates by ordinal. Of those that are shown at most as many as fit into the page, plus one that shows that
-    /// there are more.
+    /// The candidates by ordinal. At most as many shown candidates are kept as fit into the page, plus one. That one shows
+    /// that there are more.
     pending: BTreeMap<i64, Candidate>,
     /// The number of candidates that are shown.
     shown: usize,

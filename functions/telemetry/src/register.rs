@@ -118,8 +118,9 @@ impl Register {
 
     /// Returns the standing of each of a sender's sensors at its site, where it is known.
     ///
-    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. Any other sensor, and each one if the
-    /// call fails, is `None`. This is for an early answer to the sender; store-readings decides.
+    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. The result is `None` for a sensor that is
+    /// neither cached nor read: the others, all of them if the call fails, and those that are not in the register. This is
+    /// for an early answer to the sender; store-readings decides.
     pub async fn known_standings(
         &self,
         sender: OperatorId,

@@ -36,7 +36,7 @@ const CONCURRENT_PUTS: usize = 4;
 const MAX_ROWS: usize = 90;
 /// The maximum number of attempts of a write that another one overtakes.
 const MAX_ATTEMPTS: u32 = 6;
-/// The maximum pause before the second attempt. It doubles with each further attempt.
+/// Half of the maximum pause before the second attempt. The pause doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Stores the series of bundles.
@@ -123,8 +123,8 @@ impl SeriesStore {
         Ok((stored, conflicts))
     }
 
-    /// Stores a piece without a transaction: its new samples become a row. The conditional write makes it idempotent: an
-    /// existing row is never overwritten.
+    /// Stores a piece by single conditional puts: its new samples become a row. An existing row is never overwritten, so
+    /// this is idempotent. (A [`Transaction`] with one put is a `PutItem`.)
     async fn put(
         &self,
         received: Received<'_>,
@@ -210,7 +210,8 @@ impl SeriesStore {
         Ok(known)
     }
 
-    /// Notes the arrival of a record with the first `samples` of `all` samples of a row, if it was the first one.
+    /// Stores the arrival of a record that has the first `samples` of the `all` samples of a row, if it is before the stored
+    /// one.
     async fn note_arrival(
         &self,
         received: Received<'_>,
@@ -469,7 +470,7 @@ impl SeriesStore {
         ))
     }
 
-    /// Notes the arrival of a record of a stored revision, if it was the first one.
+    /// Stores the arrival of a record of a stored revision, if it is before the stored one.
     async fn note_revision_arrival(
         &self,
         received: Received<'_>,
@@ -522,7 +523,7 @@ impl Piece<'_> {
     }
 
     /// Compares a stored row of the same bundle and revision with this piece. Returns the index of the row's first sample
-    /// in the piece, how many of the row's samples are in the piece, and how many there are.
+    /// in the piece, how many of the row's samples are in the piece, and how many samples the row has.
     fn find(
         &self,
         received: Received<'_>,

@@ -26,7 +26,8 @@ pub(crate) enum RecordError {
     /// The record does not contain a valid bundle.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
-    /// Some series of a bundle of this site can never be stored. The others are stored.
+    /// Some series of a bundle of this site were not stored. They can never be stored, or their sensors are not registered
+    /// yet. The others are stored.
     #[error("{}", joined(.1))]
     Refused(SiteId, Vec<TelemetryError>),
     /// The record, or a part of it, was not processed.

@@ -324,7 +324,7 @@ events! {
             #[schemars(schema_with = "number::storable")]
             threshold: f64,
         }
-        /// A reading of a sensor returned into the range between its limits, by more than the deadband of the metric.
+        /// A reading of a sensor returned into the range between its limits, by at least the deadband.
         ReadingBackToNormal of Alerting v 1 {
             /// The id of the sensor.
             sensor_id: SensorId,
@@ -333,7 +333,7 @@ events! {
             /// The unit of the value, as a UCUM code.
             #[schemars(length(min = 1, max = MAX_UNIT))]
             unit: String,
-            /// The first reading within the limits.
+            /// The value of the reading that ended the breach: the first one within the limits by at least the deadband.
             #[schemars(schema_with = "number::finite")]
             value: f64,
             /// When the reading was taken.

@@ -156,7 +156,7 @@ impl Origin {
 pub struct Bundle {
     /// The data logger's id of the bundle, unique at its site. With the revision, it is the idempotency key.
     pub bundle_id: BundleId,
-    /// The id of the site. It is also the partition key of the record in the stream.
+    /// The id of the site. The partition key of the record in the stream is or begins with it.
     pub site_id: SiteId,
     /// The revision. Samples of a greater revision take precedence over those of a smaller one, whatever their bundle.
     #[serde(default = "first_revision", skip_serializing_if = "is_first_revision")]
@@ -336,8 +336,8 @@ impl Bundle {
         if refused.is_empty() { Ok(bundle) } else { Err(refused) }
     }
 
-    /// Reads the good series of a bundle from JSON text. The error lists all problems of a bundle that has no good
-    /// series, or that can't be accepted as a whole.
+    /// Reads the good series of a bundle from JSON text. If there is none, or if a field of the bundle itself is not valid,
+    /// returns all problems.
     pub fn read_good_series(
         json: &str,
         limits: impl Into<TimeLimits>,
@@ -407,8 +407,8 @@ pub struct TimeLimits {
 }
 
 impl TimeLimits {
-    /// Creates the limits for a bundle that arrived at this time. Live samples may be `max_age_days` old at the arrival,
-    /// and be [`MAX_AHEAD_MILLIS`] ahead of `now`.
+    /// Creates the limits for a bundle that arrived at this time. A live sample may be at most `max_age_days` old at the
+    /// arrival. Every sample may be at most [`MAX_AHEAD_MILLIS`] ahead of `now`.
     #[must_use]
     pub fn new(now: Timestamp, arrival: Timestamp, max_age_days: u32) -> Self {
         let oldest = arrival.plus_millis(-i64::from(max_age_days) * DAY_MILLIS);

@@ -1,5 +1,5 @@
-//! The times of samples. They are read more strictly than other times, because two different texts must never become
-//! the same instant.
+//! The times of samples. They are read more strictly than other times: nothing is rounded, so two different times never
+//! become the same instant.
 
 use std::fmt;
 
