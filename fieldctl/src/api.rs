@@ -20,6 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(35);
 /// The delay before the first retry. Each further delay is twice as long.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRIES: u32 = 5;
+/// The maximum delay that a response may ask for with `Retry-After`.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// The maximum page size of the API.
 pub const MAX_PAGE_SIZE: usize = 100;
 
@@ -29,12 +31,14 @@ pub struct Call {
     method: Method,
     path: String,
     idempotency_key: Option<String>,
+    if_match: Option<String>,
     body: Bytes,
 }
 
 impl Call {
     fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), idempotency_key: None, body: Bytes::new() }
+        let (idempotency_key, if_match) = (None, None);
+        Self { method, path: path.into(), idempotency_key, if_match, body: Bytes::new() }
     }
 
     /// Creates a `GET` request. `path` is below the stage and includes the query.
@@ -67,6 +71,13 @@ impl Call {
         self.idempotency_key = Some(key.into());
         self
     }
+
+    /// Sets `If-Match` to an entity tag, which is given without its quotes.
+    #[must_use]
+    pub fn if_match(mut self, tag: &str) -> Self {
+        self.if_match = Some(format!("\"{tag}\""));
+        self
+    }
 }
 
 /// Returns the query string of a path. Pairs without a value are left out.
@@ -88,6 +99,26 @@ pub struct ApiResponse {
     pub status: u16,
     /// The body. A body that is not JSON becomes a JSON string.
     pub body: Value,
+    /// The `ETag`, without its quotes.
+    pub etag: Option<String>,
+    /// The delay after which the caller may try again.
+    retry_after: Option<Duration>,
+}
+
+impl ApiResponse {
+    /// Returns the error for a response that is a refusal.
+    #[must_use]
+    pub fn refusal(&self) -> CliError {
+        let error = CliError::refused(self.status, &self.body);
+        if !is_busy(self.status) {
+            return error;
+        }
+        let advice = format!(
+            "fieldctl tried {} times; wait a minute, then run the command again",
+            MAX_RETRIES + 1
+        );
+        error.advise(advice).after_sending()
+    }
 }
 
 impl Stack {
@@ -113,46 +144,53 @@ impl Stack {
         }
     }
 
-    /// Calls the API and returns the body of the response. Returns an error if the API refuses. If it does not accept the
-    /// stored key, the call is repeated once with a new key. Every call of the API is idempotent.
+    /// Calls the API and returns the body of the response. Returns an error if the API refuses.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
-        let mut key = self.api_key().await?;
-        let mut response = self.exchange(&call, &key.credential).await?;
-        if response.status == 401 {
-            key = self.api_key_after(&key).await?;
-            response = self.exchange(&call, &key.credential).await?;
-        }
-        match response.status {
-            200..300 => Ok(response.body),
-            401 => Err(key.not_accepted()),
-            status => Err(CliError::refused(status, &response.body)),
-        }
+        self.success(call).await.map(|response| response.body)
     }
 
-    /// Calls the API with that credential. While the service is busy, the call is retried up to five times.
+    /// Calls the API and returns the response. Returns an error if the API refuses.
+    pub async fn success(&self, call: Call) -> Result<ApiResponse, CliError> {
+        let response = self.answer(&call).await?;
+        if (200..300).contains(&response.status) { Ok(response) } else { Err(response.refusal()) }
+    }
+
+    /// Calls the API and returns the response, which may be a refusal. If the API does not accept the stored key, the call
+    /// is repeated once with a new key. Every call of the API is idempotent.
+    pub async fn answer(&self, call: &Call) -> Result<ApiResponse, CliError> {
+        let mut key = self.api_key().await?;
+        let mut response = self.retried(call, &key.credential).await?;
+        if response.status == 401 {
+            key = self.api_key_after(&key).await?;
+            response = self.retried(call, &key.credential).await?;
+        }
+        if response.status == 401 { Err(key.not_accepted()) } else { Ok(response) }
+    }
+
+    /// Calls the API with that credential. Returns an error if the service is still busy after the retries.
     pub(crate) async fn exchange(
         &self,
         call: &Call,
         credential: &Credential,
     ) -> Result<ApiResponse, CliError> {
+        let response = self.retried(call, credential).await?;
+        if is_busy(response.status) { Err(response.refusal()) } else { Ok(response) }
+    }
+
+    /// Sends a call. While the service is busy, the call is sent up to five times again, not before the time in
+    /// `Retry-After`.
+    async fn retried(&self, call: &Call, credential: &Credential) -> Result<ApiResponse, CliError> {
         let mut delay = FIRST_RETRY_DELAY;
         for _ in 0..MAX_RETRIES {
             let response = self.send(call, credential).await?;
             if !is_busy(response.status) {
                 return Ok(response);
             }
-            tokio::time::sleep(delay).await;
+            let retry_after = response.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+            tokio::time::sleep(delay.max(retry_after)).await;
             delay *= 2;
         }
-        let response = self.send(call, credential).await?;
-        if is_busy(response.status) {
-            let error = CliError::refused(response.status, &response.body).advise(format!(
-                "fieldctl tried {} times; wait a minute, then run the command again",
-                MAX_RETRIES + 1
-            ));
-            return Err(error.after_sending());
-        }
-        Ok(response)
+        self.send(call, credential).await
     }
 
     async fn send(&self, call: &Call, credential: &Credential) -> Result<ApiResponse, CliError> {
@@ -167,11 +205,15 @@ impl Stack {
                 unreachable(std::error::Error::source(&error).unwrap_or(&error).to_string())
             })?;
             let status = response.status().as_u16();
+            let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+            let etag = header(header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
+            let retry_after = header(header::RETRY_AFTER).and_then(|text| text.parse().ok());
+            let retry_after = retry_after.map(Duration::from_secs);
             let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
             let body = body.map_err(|error| unreachable(error.to_string()))?.to_bytes();
             let body = serde_json::from_slice(&body)
                 .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
-            Ok(ApiResponse { status, body })
+            Ok(ApiResponse { status, body, etag, retry_after })
         };
         match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(exchange) => exchange,
@@ -213,6 +255,9 @@ impl Stack {
             .header(header::USER_AGENT, concat!("fieldctl/", env!("CARGO_PKG_VERSION")));
         if let Some(key) = &call.idempotency_key {
             request = request.header("idempotency-key", key);
+        }
+        if let Some(tag) = &call.if_match {
+            request = request.header(header::IF_MATCH, tag);
         }
         request.body(Full::new(call.body.clone())).map_err(|error| invalid(&error))
     }

@@ -7,7 +7,7 @@ use crate::{
     commands::{
         audit::Audit, consumers::Consumers, events::Events, failures::Failures, keys::Keys,
         logs::Logs, operators::Operators, outputs::Outputs, readings::Readings, sagas::Sagas,
-        sites::Sites, sources::Sources, status, subscriptions, trace::Trace,
+        sensors::Sensors, sites::Sites, sources::Sources, status, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -89,9 +89,12 @@ impl OutputOptions {
 pub enum Command {
     /// Checks the whole environment: what needs attention, and what to do about it.
     Status(status::Options),
-    /// Monitoring sites: list, show, onboard, teardown.
+    /// Monitoring sites: list, show, health, onboard, update, teardown.
     #[command(subcommand)]
     Sites(Sites),
+    /// The sensors of a site and their metadata: list, show, update.
+    #[command(subcommand)]
+    Sensors(Sensors),
     /// Shows the history of a site in chronological order: events, sagas, failures.
     Trace(Trace),
     /// Executions of the state machines: what is stuck, what failed, recovery.

@@ -10,6 +10,7 @@ pub mod operators;
 pub mod outputs;
 pub mod readings;
 pub mod sagas;
+pub mod sensors;
 pub mod sites;
 pub mod sources;
 pub mod status;
@@ -22,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::{
     error::{CliError, Exit},
@@ -33,7 +34,7 @@ use crate::{
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reads JSON from a file, or from standard input if `path` is `-`.
-pub fn json_file(path: &str) -> Result<Value, CliError> {
+pub fn json_file<T: DeserializeOwned>(path: &str) -> Result<T, CliError> {
     let mut text = String::new();
     let read = match path {
         "-" => io::stdin().read_to_string(&mut text).map(|_| ()),

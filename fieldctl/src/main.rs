@@ -42,6 +42,7 @@ async fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Status(options) => options.run(&stack, screen).await,
         Command::Logs(command) => command.run(&stack, screen).await,
         Command::Sites(command) => command.run(&stack, screen).await,
+        Command::Sensors(command) => command.run(&stack, screen).await,
         Command::Trace(command) => command.run(&stack, screen).await,
         Command::Sagas(command) => command.run(&stack, screen).await,
         Command::Events(command) => command.run(&stack, screen).await,

@@ -255,7 +255,12 @@ impl Progress {
 
     /// Counts a step.
     pub fn step(&self) {
-        self.0.inc(1);
+        self.steps(1);
+    }
+
+    /// Counts that many steps.
+    pub fn steps(&self, count: usize) {
+        self.0.inc(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// Hides the indicator while `f` prints.

@@ -7,7 +7,6 @@ use contracts::{OnboardingId, OperatorId, SensorId, SiteId, inbound::MAX_SENSORS
 use serde_json::Value;
 
 use crate::{
-    api::Call,
     error::{CliError, Exit},
     event_log::Period,
     stack::Stack,
@@ -93,33 +92,41 @@ pub async fn operator(stack: &Stack, text: &str) -> Result<OperatorId, CliError>
 /// # Errors
 /// Exit code 3 if no sensor has that name. Exit code 2 if more than one has it.
 pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
-    let text = text.trim();
-    if let Ok(id) = text.parse() {
-        return Ok(id);
+    match text.trim().parse() {
+        Ok(id) => Ok(id),
+        Err(_) => site_sensor(stack, text).await.map(|(_, sensor)| sensor),
     }
+}
+
+/// Finds a sensor as [`sensor`] does, and its site. The site of a whole id is found, too.
+///
+/// # Errors
+/// The same as those of [`sensor`]. A whole id of no site's sensor is not found.
+pub async fn site_sensor(stack: &Stack, text: &str) -> Result<(SiteId, SensorId), CliError> {
+    let text = text.trim();
     if let Some((site_name, metric)) = text.rsplit_once('/') {
-        let site = site(stack, site_name).await?;
-        let site = stack.call(Call::get(format!("/sites/{site}"))).await?;
-        return only_sensor_of_metric(&site, metric);
+        let site_id = site(stack, site_name).await?;
+        let site = stack.site(site_id).await?;
+        return Ok((site_id, only_sensor_of_metric(&site, metric)?));
     }
     let prefix = text.to_lowercase();
     let unknown = || {
         CliError::not_found(format!("no sensor has the id {text:?}"))
-            .advise("use its id, the first digits of it, or <site>/<metric>; `fieldctl sites show <site>` lists the sensors")
+            .advise("use its id, the first digits of it, or <site>/<metric>; `fieldctl sensors list <site>` lists the sensors")
     };
     if !is_prefix(&prefix) {
         return Err(unknown());
     }
     let sites = all_sites(stack).await?;
-    let onboardings = sites
-        .iter()
-        .filter_map(|site| Some(OnboardingId::from_site(site["siteId"].as_str()?.parse().ok()?)));
-    let ids = onboardings
-        .flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::from_onboarding(id, index)));
-    let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).take(2).collect();
-    match found.as_slice() {
+    let sites = sites.iter().filter_map(|site| site["siteId"].as_str()?.parse::<SiteId>().ok());
+    let sensors = sites.flat_map(|site| {
+        let onboarding = OnboardingId::from_site(site);
+        (0..MAX_SENSORS).map(move |index| (site, SensorId::from_onboarding(onboarding, index)))
+    });
+    let found = sensors.filter(|(_, id)| id.to_string().starts_with(&prefix));
+    match found.take(2).collect::<Vec<_>>().as_slice() {
         [] => Err(unknown()),
-        [id] => Ok(*id),
+        [only] => Ok(*only),
         _ => Err(CliError::usage(format!("more than one sensor id begins with {text}"))
             .advise("use more digits, or <site>/<metric>")),
     }

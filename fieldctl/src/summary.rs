@@ -26,6 +26,10 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
             let part = |name: &str| display_value(&sensor[name]);
             format!("{} {}", part("metric"), part("sensorId"))
         }
+        "ReadingsRevised" => {
+            let (revision, reason) = (text("revision"), text("reason"));
+            format!("revision {revision}, {} to {}: {reason}", text("from"), text("to"))
+        }
         "SiteRejected" => {
             let failure = &data["failure"];
             let part = |name: &str| display_value(&failure[name]);

@@ -1,4 +1,4 @@
-//! Tests `fieldctl sites`, `readings`, `sagas` and `events`: runs the real binary against a fake of AWS.
+//! Tests `fieldctl sites`, `sensors`, `readings get`, `sagas` and `events`: runs the real binary against a fake of AWS.
 
 mod cloud;
 
@@ -96,56 +96,113 @@ async fn readings_are_limited_and_the_newest_come_first() {
     assert!(code == 2 && err.contains("--limit"), "{err}");
 }
 
-#[tokio::test]
-async fn refused_parts_of_bundles_are_named_with_their_place_in_the_file() {
-    // The file has 501 bundles, so the second call has one.
-    let cloud = Cloud::start(|request| {
-        let refused = |message: &str| {
-            json!([{ "field": "[0].series[1]", "message": message, "reason": "ValueOutOfRange" }])
-        };
-        match body(request).as_array().map_or(0, Vec::len) {
-            500 => ok(json!({ "accepted": 500, "errors": refused("is too hot") })),
-            1 => ok(json!({ "accepted": 1, "errors": refused("is too cold") })),
-            2 => ok(json!({ "accepted": 2 })),
-            _ => {
-                let (errors, refused) = (refused("is not on the stream"), refused("is too wet"));
-                (503, json!({ "title": "busy", "errors": errors, "refused": refused }), vec![])
-            }
+/// Answers as an API with one site, which has one sensor with metadata.
+fn with_metadata(request: &ReceivedRequest) -> FakeResponse {
+    let sensor = json!({
+        "sensorId": SensorId::from_onboarding(OnboardingId::from_site(site()), 0),
+        "metric": "air_temperature", "unit": "Cel", "label": "Mast, 2 m", "kind": "interval", "stamp": "end",
+        "reportEverySeconds": 900, "heightM": 2.0, "datum": "ground", "resolution": 0.1,
+        "detectionLimit": -80.0, "externalIds": { "wigos": "0-20000-0-06610" },
+        "intervals": [{ "seconds": 600 }, { "validFrom": "2026-01-01T00:00:00.000Z", "seconds": 60 }],
+        "noDataValues": [{ "values": [-9999.9, -999.0] }],
+        "calibrations": [
+            { "validFrom": "2026-01-01T00:00:00.000Z", "gain": 0.998, "offset": 0.3 },
+            { "validFrom": "2999-01-01T00:00:00.000Z", "gain": 1.0, "offset": 0.0 }],
+    });
+    let shown = json!({ "siteId": site(), "name": "Desert Rock", "operator": "o", "status": "ACTIVE",
+        "location": {}, "onboarding": {}, "contact": { "email": "desk@example.org" },
+        "sensors": [sensor.clone()] });
+    let body = match (request.method.as_str(), request.operation.as_str()) {
+        ("GET", "/local/sites") => json!({ "sites": [shown] }),
+        ("PATCH", path) if path.starts_with("/local/sensors/") => {
+            let mut reply = sensor;
+            reply["siteId"] = json!(site());
+            reply["label"] = body(request)["label"].clone();
+            reply
         }
-    })
-    .await;
-    let send = async |bundles: usize| {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(&file, json!(vec![json!({}); bundles]).to_string()).expect("a file");
-        cloud.run(&["--json", "readings", "send", &file.path().to_string_lossy()]).await
+        _ => return (200, shown, vec![("etag", "\"7-abc\"")]),
     };
-    let (code, out, err) = send(501).await;
-    assert_eq!(code, 4, "{out}{err}");
-    for detail in ["\n  [0].series[1]: is too hot\n", "\n  [500].series[1]: is too cold\n"] {
-        assert!(err.contains(detail), "{detail}: {err}");
+    ok(body)
+}
+
+#[tokio::test]
+async fn a_sensor_is_shown_with_its_metadata_and_what_is_valid_now() {
+    let cloud = Cloud::start(with_metadata).await;
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
+    for name in [sensor.as_str(), &sensor[..8], "Desert Rock/air_temperature"] {
+        let (code, out, err) = cloud.run(&["sensors", "show", name]).await;
+        assert_eq!((code, err.as_str()), (0, ""), "{name}");
+        let lines: Vec<Vec<_>> = out.lines().map(|it| it.split_whitespace().collect()).collect();
+        for line in [
+            "sensor Mast, 2 m",
+            &format!("sensorId {sensor}"),
+            &format!("siteId {}", site()),
+            "unit Cel",
+            "kind interval",
+            "stamp end",
+            "sent every 900 s",
+            "height 2.0 m",
+            "datum ground",
+            "resolution 0.1 Cel",
+            "detects from -80.0 Cel",
+            "external ids wigos: 0-20000-0-06610",
+            "interval always no 600 s",
+            "interval 2026-01-01T00:00:00.000Z yes 60 s",
+            "no data always yes -9999.9, -999.0",
+            "calibration 2026-01-01T00:00:00.000Z yes raw * 0.998 + 0.3",
+            "calibration 2999-01-01T00:00:00.000Z no raw * 1.0 + 0.0",
+        ] {
+            let words: Vec<_> = line.split(' ').collect();
+            assert!(lines.contains(&words), "{name}: {line:?} is not a line of\n{out}");
+        }
     }
+    let (_, out, _) = cloud.run(&["--json", "sensors", "show", &sensor]).await;
     let document: Value = serde_json::from_str(&out).expect("JSON");
-    assert_eq!(document["accepted"], 501);
-    assert_eq!(
-        document["errors"][1],
-        json!({ "field": "[500].series[1]", "message": "is too cold", "reason": "ValueOutOfRange" })
-    );
+    assert_eq!(document["siteId"], json!(site()));
+    assert_eq!(document["calibrations"][0]["gain"], 0.998);
 
-    let (code, out, err) = send(2).await;
+    let list = ["sensors", "list", "desert"];
+    let output = cloud.command(&list).env("COLUMNS", "200").output().await.expect("it runs");
+    let out = String::from_utf8(output.stdout).expect("text");
+    let row = out.lines().nth(1).expect("a row").split_whitespace().collect::<Vec<_>>().join(" ");
+    let metadata = "Cel interval 60 s raw * 0.998 + 0.3 air_temperature Mast, 2 m";
+    assert_eq!(row, format!("{sensor} {metadata}"));
+    let (_, out, _) = cloud.run(&["--json", "sensors", "list", "desert"]).await;
+    assert_eq!(out.lines().count(), 1, "{out}");
+
+    let other = SensorId::from_onboarding(OnboardingId::from_site(site()), 1).to_string();
+    let (code, _, err) = cloud.run(&["sensors", "show", &other]).await;
+    assert!(code == 3 && err.contains("has no sensor"), "{code} {err}");
+    let (code, _, err) = cloud.run(&["sensors", "show", &site().to_string()]).await;
+    assert!(code == 3 && err.contains("no sensor has the id"), "{code} {err}");
+}
+
+#[tokio::test]
+async fn a_patch_is_sent_as_it_is_in_the_file() {
+    let cloud = Cloud::start(with_metadata).await;
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&file, r#"{"label": "Roof", "datum": null}"#).expect("a file");
+    let path = file.path().to_string_lossy();
+    let update = ["sensors", "update", &sensor, "--file", &path];
+    let (code, out, err) = cloud.run(&update).await;
     assert_eq!((code, err.as_str()), (0, ""));
-    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), json!({ "accepted": 2 }));
+    assert!(out.lines().next().is_some_and(|line| line.ends_with(" Roof")), "{out}");
+    let request = &cloud.requests(&format!("/local/sensors/{sensor}"))[0];
+    assert_eq!(request.method, "PATCH");
+    assert_eq!(body(request), json!({ "label": "Roof", "datum": null }));
 
-    // What the first call refused is also named if the second one fails.
-    let (code, _, err) = send(503).await;
-    assert_eq!(code, 4, "{err}");
-    for part in [
-        "500 of 503 bundles were accepted before the error",
-        "\n  [0].series[1]: is too hot\n",
-        "\n  [500].series[1]: is not on the stream\n",
-        "\n  [500].series[1]: is too wet\n",
-    ] {
-        assert!(err.contains(part), "{part}: {err}");
-    }
+    let (_, out, _) = cloud.run(&["sites", "show", "desert"]).await;
+    assert!(out.contains("7-abc") && out.contains("desk@example.org"), "{out}");
+    let update = ["sites", "update", "desert", "--file", &path, "--if-match", "7-abc"];
+    let (code, out, err) = cloud.run(&update).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("Desert Rock"), "{out}");
+    let requests = cloud.requests(&format!("/local/sites/{}", site()));
+    let request = requests.last().expect("a request");
+    assert_eq!(request.method, "PATCH");
+    assert_eq!(request.if_match, "\"7-abc\"");
+    assert_eq!(body(request)["label"], "Roof");
 }
 
 #[tokio::test]

@@ -107,7 +107,17 @@ fn hostile(request: &ReceivedRequest) -> FakeResponse {
         "location": { "latitude": 1, "longitude": name, "elevationM": 2 },
         "onboarding": { "onboardingId": onboarding(), "failure": failure,
             "steps": [{ "name": name, "status": name, "at": name }] },
-        "sensors": [{ "sensorId": name, "unit": name, "metric": name }],
+        "contact": { "name": name, "email": name, "phone": name },
+        "sensors": [
+            { "sensorId": name, "unit": name, "metric": name },
+            { "sensorId": SensorId::from_onboarding(onboarding(), 0), "unit": name, "metric": name,
+                "label": name, "kind": name, "stamp": name, "reportEverySeconds": name, "heightM": name,
+                "datum": name, "resolution": name, "detectionLimit": name,
+                "counter": { "rollover": name }, "externalIds": { HOSTILE: name },
+                "intervals": [{ "validFrom": name, "seconds": name }],
+                "noDataValues": [{ "values": [name] }],
+                "calibrations": [{ "gain": name, "offset": name }] },
+        ],
     });
     let cause = json!({ "errorMessage": name }).to_string();
     let input = json!({ "onboardingId": onboarding(), "siteId": site(), "note": name }).to_string();
@@ -315,8 +325,11 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "events tail" => (&["--seconds", "1"], (true, true)),
         // The function fails. Its message is printed on standard error.
         "consumers replay" => (&["watch-network", "--yes"], (false, false)),
-        // What was refused is printed on standard error, and with `--json` also in the document.
-        "readings send" => (&[registration], (false, true)),
+        "readings send" => (&[registration], (true, true)),
+        "sensors list" => (&[&site], (true, true)),
+        "sensors show" => (&[&sensor], (true, true)),
+        "sensors update" => (&[&sensor, "--file", registration], (true, true)),
+        "sites update" => (&[&site, "--file", registration], (true, true)),
         "readings get" => (&[&sensor, "--aggregate", "hour"], (true, true)),
         "readings plot" => (&[&sensor, "--from", "2026-01-01T00:00:00Z"], (true, false)),
         "failures show" => (&[&failure], (true, true)),
@@ -440,6 +453,9 @@ async fn no_error_message_controls_a_terminal() {
         &["--stack", HOSTILE, "sites", "list"],
         &["--endpoint-url", HOSTILE, "sites", "list"],
         &["sites", "onboard", HOSTILE],
+        &["sites", "update", "name", "--file", HOSTILE],
+        &["sensors", "show", HOSTILE],
+        &["readings", "send", HOSTILE],
         &["outputs", HOSTILE],
         &["sagas", "show", HOSTILE],
         &["events", "list", "--entity", HOSTILE],
@@ -519,6 +535,7 @@ async fn questions_and_progress_do_not_control_a_terminal() {
         ("onboard", "ONBOARDING: name \\u001b[45m"),
         ("revoke", "last used on \\u001b[45m"),
         ("replay", "Ctrl-C stops after the running replays"),
+        ("send", "Ctrl-C stops, what was accepted stays"),
     ]);
     for words in [
         &["sites", "teardown", &site][..],
@@ -526,6 +543,7 @@ async fn questions_and_progress_do_not_control_a_terminal() {
         &["sites", "onboard", file, "--wait"],
         &["keys", "revoke", &key],
         &["failures", "replay", "--all", "--yes"],
+        &["readings", "send", file],
     ] {
         SITE_REQUESTS.store(0, Ordering::Relaxed);
         let cloud = stack(slow).await;

@@ -1,34 +1,37 @@
 //! The command `fieldctl readings`.
 
+mod send;
+
 use clap::{Subcommand, ValueEnum};
 use contracts::{SensorId, Timestamp, sample::Sample};
 use plot::Plot;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     api::{Call, query},
-    commands::json_file,
-    error::{CliError, Exit, field_problem, unreadable},
+    error::{CliError, Exit, unreadable},
     output::{Screen, Tone},
     render::{Table, parse_time, plain},
     resolve,
     stack::Stack,
 };
 
-/// The maximum number of bundles in one call.
-const MAX_BUNDLES: usize = 500;
-/// The maximum size of a call's body.
-const MAX_CALL_BYTES: usize = 4 << 20;
-
 /// Commands for readings.
 #[derive(Debug, Subcommand)]
 pub enum Readings {
-    /// Sends a bundle of readings, or a list of bundles. Sending the same bundle again has no effect.
-    Send {
-        /// The JSON file, as described in docs/integrating.md; - for standard input.
-        file: String,
-    },
+    /// Sends bundles of readings, file by file, and lists what the API refuses. It is safe to send a bundle again.
+    ///
+    /// What is refused does not stop the rest. Paths such as [3].series[0] count from 0 in the file; a file with one
+    /// bundle is [0]. ACCEPTED includes IN PART, where some series of the bundle were refused. LEFT is what was not
+    /// sent, or was sent without an answer.
+    ///
+    /// Exit codes: 0 everything was accepted; 1 Ctrl-C stopped it; 2 a file can't be read; 4 something was refused, or the API
+    /// is busy; 5 the API can't be reached, or does not accept the key.
+    Send(send::Options),
     /// Prints a sensor's readings, the oldest first.
+    ///
+    /// The values are calibrated if the sensor has a calibration. Readings without a value, or with the flag 4 (fail), are
+    /// left out.
     Get {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
@@ -74,7 +77,7 @@ impl Readings {
     /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
-            Self::Send { file } => send(stack, screen, &file).await,
+            Self::Send(options) => send::run(stack, screen, options).await,
             Self::Get { sensor, from, to, aggregate, newest, limit } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
                 let request = ReadingsRequest { sensor, from, to, aggregate, newest };
@@ -86,82 +89,6 @@ impl Readings {
             }
         }
     }
-}
-
-/// Splits bundles into request bodies. Each is a JSON list within the limits of one call. Returns them with the number of
-/// their bundles.
-fn request_bodies(bundles: Vec<Value>) -> Vec<(usize, String)> {
-    let mut bodies: Vec<(usize, String)> = Vec::new();
-    for bundle in bundles {
-        let bundle = bundle.to_string();
-        match bodies.last_mut() {
-            Some((count, body))
-                if *count < MAX_BUNDLES && body.len() + bundle.len() + 2 <= MAX_CALL_BYTES =>
-            {
-                *count += 1;
-                *body += ",";
-                *body += &bundle;
-            }
-            _ => bodies.push((1, format!("[{bundle}"))),
-        }
-    }
-    bodies.into_iter().map(|(count, body)| (count, body + "]")).collect()
-}
-
-/// Returns the path of a field in the file. `field` is the path in a call whose first bundle is the file's bundle `first`.
-/// Text after the path stays.
-fn path_in_file(field: &str, first: usize) -> String {
-    let index = field.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    match index.and_then(|(index, rest)| Some((index.parse::<usize>().ok()?, rest))) {
-        Some((index, rest)) => format!("[{}]{rest}", first + index),
-        None => field.to_owned(),
-    }
-}
-
-async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, CliError> {
-    let bundles = match json_file(file)? {
-        Value::Array(bundles) => bundles,
-        bundle => vec![bundle],
-    };
-    if bundles.is_empty() {
-        return Err(CliError::usage(format!("{file} contains no bundles")));
-    }
-    let all = bundles.len();
-    let (mut accepted, mut refused, mut first) = (0, Vec::new(), 0);
-    for (count, body) in request_bodies(bundles) {
-        let mut response = stack.call(Call::post("/readings", body)).await.map_err(|error| {
-            let advice = error.advice.clone().unwrap_or_default();
-            let details = error.details.iter().map(|detail| path_in_file(detail, first));
-            let details = refused.iter().map(field_problem).chain(details).collect();
-            CliError { details, ..error }.advise(format!(
-                "{accepted} of {all} bundles were accepted before the error. It is safe to send the file again. {advice}"
-            ))
-        })?;
-        accepted += response["accepted"].as_u64().unwrap_or_default();
-        let errors = response.get_mut("errors").and_then(Value::as_array_mut);
-        for mut error in errors.map(std::mem::take).into_iter().flatten() {
-            if let Some(field) = error["field"].as_str() {
-                error["field"] = path_in_file(field, first).into();
-            }
-            refused.push(error);
-        }
-        first += count;
-    }
-    if screen.json {
-        let mut document = json!({ "accepted": accepted });
-        if !refused.is_empty() {
-            document["errors"] = json!(refused);
-        }
-        screen.document(&document)?;
-    } else {
-        screen.line(&format!("{accepted} of {all} bundles are on the stream."))?;
-    }
-    if refused.is_empty() {
-        return Ok(Exit::Done);
-    }
-    let error = CliError::new(Exit::Refused, "the API refused a part of the file");
-    Err(CliError { details: refused.iter().map(field_problem).collect(), ..error }
-        .advise("correct it and send the file again with the same bundle ids: what is stored already stays as it is"))
 }
 
 /// The readings to get.
@@ -246,11 +173,18 @@ fn row(entry: &Value, unit: &str) -> Vec<crate::render::Cell> {
         bucket => vec![
             time(&bucket["start"]),
             plain(bucket["count"].to_string()),
-            plain(bucket["min"].to_string()),
-            plain(format!("{:.2}", bucket["mean"].as_f64().unwrap_or(f64::NAN))),
-            plain(format!("{} {unit}", bucket["max"])),
+            plain(number(&bucket["min"], |min| min.to_string())),
+            plain(number(&bucket["mean"], |mean| {
+                format!("{:.2}", mean.as_f64().unwrap_or(f64::NAN))
+            })),
+            plain(number(&bucket["max"], |max| format!("{max} {unit}"))),
         ],
     }
+}
+
+/// Returns a number of a bucket as text. A bucket without a usable reading has only a count.
+fn number(value: &Value, shown: impl FnOnce(&Value) -> String) -> String {
+    if value.is_null() { "-".to_owned() } else { shown(value) }
 }
 
 async fn plot(
@@ -286,24 +220,4 @@ async fn plot(
         plot.to_string().lines().try_for_each(|line| screen.line(line))?;
     }
     Ok(Exit::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_call_is_not_larger_than_the_api_accepts() {
-        let lists = request_bodies(vec![json!(1); 1001]);
-        let counts: Vec<_> = lists
-            .iter()
-            .map(|(count, list)| {
-                assert_eq!(serde_json::from_str::<Vec<u8>>(list).expect("a list").len(), *count);
-                *count
-            })
-            .collect();
-        assert_eq!(counts, [500, 500, 1]);
-        let lists = request_bodies(vec![json!("x".repeat(3 << 20)), json!("y".repeat(1 << 20))]);
-        assert_eq!(lists.len(), 2);
-    }
 }

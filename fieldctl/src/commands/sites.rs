@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    api::{Call, MAX_PAGE_SIZE, query},
+    api::{ApiResponse, Call, MAX_PAGE_SIZE, query},
     commands::{POLL_INTERVAL, confirm, json_file},
     error::{CliError, Exit},
     output::{Progress, Screen, Tone},
@@ -34,7 +34,7 @@ pub enum Sites {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Shows a site: status, sensors, its onboarding step by step.
+    /// Shows a site: status, location, contact, its onboarding step by step, sensors.
     Show {
         /// The site: its id, the first digits of it, or its name.
         site: String,
@@ -58,6 +58,17 @@ pub enum Sites {
         /// Wait until the site is ACTIVE or REJECTED.
         #[arg(long)]
         wait: bool,
+    },
+    /// Changes the name, the contact or the location of an active site, and shows the site.
+    Update {
+        /// The site: its id, the first digits of it, or its name.
+        site: String,
+        /// The JSON file of the changes, a merge patch as described in docs/integrating.md; - for standard input.
+        #[arg(long)]
+        file: String,
+        /// Change the site only if it still has this ETag, which `sites show` prints.
+        #[arg(long, value_name = "ETAG")]
+        if_match: Option<String>,
     },
     /// Adds the operator to the sites of releases before there were operators.
     ///
@@ -97,7 +108,18 @@ impl Sites {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { status, limit } => list(stack, screen, status, limit).await,
-            Self::Show { site } => show(stack, screen, resolve::site(stack, &site).await?).await,
+            Self::Show { site } => {
+                let site = resolve::site(stack, &site).await?;
+                let response = stack.success(Call::get(format!("/sites/{site}"))).await?;
+                show(screen, &response)
+            }
+            Self::Update { site, file, if_match } => {
+                let site = resolve::site(stack, &site).await?;
+                let patch: Value = json_file(&file)?;
+                let call = Call::patch(format!("/sites/{site}"), patch.to_string());
+                let call = if_match.iter().fold(call, |call, tag| call.if_match(tag));
+                show(screen, &stack.success(call).await?)
+            }
             Self::Health { site } => {
                 health::run(stack, screen, resolve::site(stack, &site).await?).await
             }
@@ -198,10 +220,11 @@ async fn list(
     Ok(Exit::Done)
 }
 
-async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
-    let site = stack.site(site).await?;
+/// Prints the site in a response of the API.
+fn show(screen: &mut Screen, response: &ApiResponse) -> Result<Exit, CliError> {
+    let ApiResponse { body: site, etag, .. } = response;
     if screen.json {
-        screen.document(&site)?;
+        screen.document(site)?;
         return Ok(Exit::Done);
     }
     let location = &site["location"];
@@ -209,14 +232,22 @@ async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
         "{} N, {} E, {} m",
         location["latitude"], location["longitude"], location["elevationM"]
     );
-    screen.field("site", Tone::Strong, text(&site, "name"))?;
-    screen.field("status", status_tone(text(&site, "status")), text(&site, "status"))?;
-    screen.field("siteId", Tone::Plain, text(&site, "siteId"))?;
-    screen.field("operator", Tone::Plain, text(&site, "operator"))?;
+    screen.field("site", Tone::Strong, text(site, "name"))?;
+    screen.field("status", status_tone(text(site, "status")), text(site, "status"))?;
+    screen.field("siteId", Tone::Plain, text(site, "siteId"))?;
+    screen.field("operator", Tone::Plain, text(site, "operator"))?;
     if let Some(operator) = site["operatorId"].as_str() {
         screen.field("operatorId", Tone::Plain, operator)?;
     }
     screen.field("location", Tone::Plain, &place)?;
+    let contact = ["name", "email", "phone"].map(|name| site["contact"][name].as_str());
+    let contact: Vec<_> = contact.into_iter().flatten().collect();
+    if !contact.is_empty() {
+        screen.field("contact", Tone::Plain, &contact.join(", "))?;
+    }
+    if let Some(etag) = etag {
+        screen.field("etag", Tone::Faint, etag)?;
+    }
     let onboarding = &site["onboarding"];
     screen.field("onboardingId", Tone::Plain, text(onboarding, "onboardingId"))?;
     if let Some(failure) = onboarding.get("failure") {
@@ -253,7 +284,7 @@ async fn onboard(
     key: Option<String>,
     wait: bool,
 ) -> Result<Exit, CliError> {
-    let registration = json_file(file)?;
+    let registration: Value = json_file(file)?;
     let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
     let call = Call::post("/sites", registration.to_string()).idempotency_key(&key);
     let response = stack.call(call).await.map_err(|error| {

@@ -34,6 +34,8 @@ pub struct ReceivedRequest {
     pub method: String,
     /// The header `Authorization`.
     pub authorization: String,
+    /// The header `If-Match`.
+    pub if_match: String,
     /// The operation: `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
     pub operation: String,
     /// The path's query.
@@ -423,10 +425,11 @@ async fn respond(
         target.unwrap_or(head.uri.path()).to_owned()
     };
     let query = head.uri.query().unwrap_or_default().to_owned();
-    let authorization = head.headers.get("authorization").and_then(|it| it.to_str().ok());
-    let authorization = authorization.unwrap_or_default().to_owned();
+    let header = |name: &str| head.headers.get(name).and_then(|it| it.to_str().ok());
+    let [authorization, if_match] =
+        ["authorization", "if-match"].map(|name| header(name).unwrap_or_default().to_owned());
     let method = head.method.to_string();
-    let received = ReceivedRequest { method, authorization, operation, query, body };
+    let received = ReceivedRequest { method, authorization, if_match, operation, query, body };
     seen.lock().expect("no panic").push(received.clone());
     if form && received.body.starts_with("Action=GetCallerIdentity") {
         return caller_identity().into_response();
