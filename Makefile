@@ -139,9 +139,9 @@ load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test load -- --ignored
 	@$(MAKE) --no-print-directory down
 
-rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack while another one is measured; two minutes
+rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack, then starts ten times as many sagas, while another one is measured; two minutes
 	@$(MAKE) --no-print-directory down deploy-local
-	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture
+	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture --test-threads=1
 	@$(MAKE) --no-print-directory down
 
 event-load-test: build-local ## appends 100,000 events by 32 callers, then 60,000 with killed publishers and refusing outlets, on a fresh local stack; half an hour; EVENTS=<number> for both

@@ -105,15 +105,17 @@ impl Problem {
         Self::new(409, name, "The request conflicts with the current state", detail)
     }
 
-    /// Creates a 429: the caller sends more than its rate limit allows.
+    /// Creates a 429: the caller, or all callers together, send more than the rate limit allows.
     fn rate_limited(refusal: &Refusal) -> Self {
         let (seconds, limit) = (refusal.retry_after, refusal.limit);
-        let of = match refusal.of {
-            Holder::Operator => "Your operator's plan allows",
-            Holder::LoggerKey => "A logger key may send",
+        let (of, what) = match refusal.of {
+            Holder::Operator => ("Your operator's plan allows", "requests"),
+            Holder::LoggerKey => ("A logger key may send", "requests"),
+            Holder::OperatorSagas => ("Your operator may create or delete", "sites"),
+            Holder::AllSagas => ("All operators together may create or delete", "sites"),
         };
         let detail = format!(
-            "{of} {} requests per second, and up to {} at once after a pause. Wait {seconds} s, then send the \
+            "{of} {} {what} per second, and up to {} at once after a pause. Wait {seconds} s, then send the \
              request again, and send more slowly.",
             limit.per_second(),
             limit.burst(),
