@@ -1,5 +1,7 @@
 //! Tests of projecting changed sensors into the rules.
 
+use std::time::Duration;
+
 use alerting::{
     Alerting, AlertingRow, Rule, State, configure_alerting::ConfigureAlerting,
     project_rules::ProjectRules, remove_alerting::RemoveAlerting,
@@ -159,13 +161,18 @@ async fn a_change_before_alerting_is_configured_is_kept_for_the_configuration() 
 #[tokio::test]
 async fn changes_and_the_configuration_at_the_same_time_lose_nothing() {
     let payload = payload_with_sensors(saga("a"), &WEATHER);
-    for _ in 0..20 {
+    for round in 0..20 {
         let dynamo = Dynamo::start().await;
         let (step, configure) = (project(&dynamo), configure(&dynamo));
         let events = [(0, -2.0, 2), (1, -3.0, 3), (0, -4.0, 4)]
             .map(|(index, no_data, sequence)| changed("a", index, no_data, sequence));
         let changes = join_all(events.iter().map(|event| run_retrying(&step, event)));
-        let (changes, reply) = join(changes, run_retrying(&configure, &payload)).await;
+        // The configuration comes before, between and after the changes.
+        let configured = async {
+            tokio::time::sleep(Duration::from_micros(500 * round)).await;
+            run_retrying(&configure, &payload).await
+        };
+        let (changes, reply) = join(changes, configured).await;
         assert!(changes.iter().all(Result::is_ok) && reply.is_ok(), "{changes:?}, {reply:?}");
         let rules = no_data(&row(&dynamo).await);
         assert_eq!(rules, [(vec![-4.0], Some(4)), (vec![-3.0], Some(3))]);
@@ -190,32 +197,16 @@ async fn a_configuration_that_finds_a_change_follows_the_contract_of_the_saga() 
     check_step_contract(pair, events).await;
 }
 
-/// Returns a site with the maximum number of sensors, each with limits and as much metadata as it may have.
-fn largest_site() -> (Value, Vec<Sensor>) {
-    let text = |length| "x".repeat(length);
-    let metadata = SensorMetadata {
-        description: SensorDescription {
-            label: Some(text(MAX_LABEL)),
-            stamp: Some(Stamp::End),
-            report_every_seconds: Some(900),
-            height_m: Some(2.0),
-            datum: Some(text(MAX_DATUM)),
-            external_ids: Some(
-                (0..MAX_EXTERNAL_IDS)
-                    .map(|n| (format!("{n}{}", text(MAX_SYSTEM - 1)), text(MAX_EXTERNAL_ID)))
-                    .collect(),
-            ),
-            ..SensorDescription::default()
-        },
-        intervals: vec![Dated::always(Interval { seconds: 60 })],
-        no_data_values: vec![Dated::always(NoDataValues { values: vec![-9999.9, -7999.0] })],
-        calibrations: (0..5)
-            .map(|day| Dated {
-                valid_from: Some(noon(day * 86_400)),
-                value: Calibration { gain: 0.998, offset: 0.3 },
-            })
-            .collect(),
-    };
+/// Returns the values of the first days, each valid from its day on.
+fn daily<T: Clone>(days: i64, value: T) -> Vec<Dated<T>> {
+    let of_day = |day| Dated { valid_from: Some(noon(day * 86_400)), value: value.clone() };
+    (0..days).map(of_day).collect()
+}
+
+const CALIBRATION: Calibration = Calibration { gain: 0.998, offset: 0.3 };
+
+/// Returns the maximum number of sensors, each with limits and these metadata, which are about as large as they may be.
+fn all_sensors(metadata: &SensorMetadata) -> Vec<Sensor> {
     let bytes = metadata.bytes();
     assert!((MAX_METADATA_BYTES - 200..=MAX_METADATA_BYTES).contains(&bytes), "{bytes} bytes");
     let mut sensors = sensors(saga("a"), &[Metric::AirTemperature; MAX_SENSORS]);
@@ -223,9 +214,27 @@ fn largest_site() -> (Value, Vec<Sensor>) {
         (sensor.min, sensor.max) = (Some(-50.0), Some(50.0));
         sensor.metadata = metadata.clone();
     }
-    let mut payload = payload(saga("a"));
-    payload["sensors"] = json!(sensors);
-    (payload, sensors)
+    sensors
+}
+
+/// Returns sensors with all kinds of metadata.
+fn described_sensors() -> Vec<Sensor> {
+    let text = |length| "x".repeat(length);
+    let external_id = |n| (format!("{n}{}", text(MAX_SYSTEM - 1)), text(MAX_EXTERNAL_ID));
+    all_sensors(&SensorMetadata {
+        description: SensorDescription {
+            label: Some(text(MAX_LABEL)),
+            stamp: Some(Stamp::End),
+            report_every_seconds: Some(900),
+            height_m: Some(2.0),
+            datum: Some(text(MAX_DATUM)),
+            external_ids: Some((0..MAX_EXTERNAL_IDS).map(external_id).collect()),
+            ..SensorDescription::default()
+        },
+        intervals: vec![Dated::always(Interval { seconds: 60 })],
+        no_data_values: vec![Dated::always(NoDataValues { values: vec![-9999.9, -7999.0] })],
+        calibrations: daily(5, CALIBRATION),
+    })
 }
 
 /// Returns the kilobytes of the row that were written since this function was last called.
@@ -237,7 +246,9 @@ fn written_kilobytes(dynamo: &Dynamo) -> f64 {
 #[tokio::test]
 async fn a_rule_has_only_the_metadata_that_judging_uses() {
     let dynamo = Dynamo::start().await;
-    let (payload, sensors) = largest_site();
+    let sensors = described_sensors();
+    let mut payload = payload(saga("a"));
+    payload["sensors"] = json!(sensors);
     run(&configure(&dynamo), &payload).await.expect("alerting");
     let kilobytes = written_kilobytes(&dynamo);
     assert!(kilobytes < 65.0, "the row has {kilobytes} KB");
@@ -266,6 +277,39 @@ async fn a_rule_has_only_the_metadata_that_judging_uses() {
     let Alerting::Configured { rules } = row(&dynamo).await.state else { panic!("no rules") };
     assert_eq!(rules, expected);
     assert_eq!(dynamo.rows(ALERTING).await[0]["rules"][1].get("label"), None);
+}
+
+#[tokio::test]
+async fn the_row_of_a_site_with_the_most_sensors_and_a_fast_clock_fits_into_an_item() {
+    let (dynamo, _) = configured().await;
+    let sensors = all_sensors(&SensorMetadata {
+        no_data_values: daily(14, NoDataValues { values: vec![-9999.9] }),
+        calibrations: daily(20, CALIBRATION),
+        ..SensorMetadata::default()
+    });
+    let mut after = row(&dynamo).await;
+    let rule = |sensor: Sensor| {
+        let mut rule = Rule::new(sensor);
+        rule.state = State::Breached { limit: Limit::Max, breached_at: noon(0) };
+        (rule.changed_at, rule.change_arrived_at) = (Some(noon(0)), Some(noon(0)));
+        rule.sensor_sequence = Some(100);
+        for minute in 0..20 {
+            // The longest id of a bundle.
+            let bundle = format!("{minute:064}");
+            rule.ahead.add(&bundle.parse().expect("an id"), noon(minute * 60));
+        }
+        rule
+    };
+    after.state = Alerting::Configured { rules: sensors.into_iter().map(rule).collect() };
+    after.sequence += 1;
+    let table = dynamo.table(ALERTING);
+    let key = AlertingRow::key(AlertingId::from_onboarding(saga("a").onboarding_id));
+    drop(dynamo.take_write_units_by_index());
+    let put = Transaction::on(&table).put_if_sequence(&table, &key, &after, 1);
+    assert!(matches!(put.commit().await, Ok(Commit::Done)));
+    // A single write costs a unit for a kilobyte. An item has at most 400 KB.
+    let kilobytes = dynamo.take_write_units_by_index()[ALERTING];
+    assert!((300.0..400.0).contains(&kilobytes), "the row has {kilobytes} KB");
 }
 
 #[tokio::test]
