@@ -20,6 +20,7 @@ use limits::{Holder, Limits, Refusal};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use store::StoreError;
 use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
@@ -165,6 +166,13 @@ impl Problem {
             "Internal error",
             "The request was not carried out. Tell the operator the time and your request id.",
         )
+    }
+}
+
+/// A failed call to a table is a fault.
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::from_fault(&error)
     }
 }
 
@@ -611,10 +619,9 @@ mod tests {
     #[test]
     fn the_details_of_a_fault_are_not_in_the_response() {
         let inside = || "arn:aws:dynamodb:::table/T".to_owned();
-        for (fault, status) in [
-            (store::StoreError::Transient(inside()), 503),
-            (store::StoreError::Internal(inside()), 500),
-        ] {
+        for (fault, status) in
+            [(StoreError::Transient(inside()), 503), (StoreError::Internal(inside()), 500)]
+        {
             let problem = Problem::from_fault(&fault);
             assert_eq!(problem.status, status);
             assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");
