@@ -45,7 +45,10 @@ pub(crate) fn reread(
 }
 
 /// Returns from when on the entries of two lists are valid. `None` is always.
-fn dates<T>(before: &[Dated<T>], after: &[Dated<T>]) -> impl Iterator<Item = Option<Timestamp>> {
+fn dates<'a, T>(
+    before: &'a [Dated<T>],
+    after: &'a [Dated<T>],
+) -> impl Iterator<Item = Option<Timestamp>> {
     before.iter().chain(after).map(|entry| entry.valid_from)
 }
 
