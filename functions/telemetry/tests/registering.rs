@@ -8,7 +8,7 @@ use telemetry::{SensorRow, project_sensors::ProjectSensors};
 use testkit::{
     Dynamo,
     dynamo::{EVENTS, READINGS},
-    http::Stub,
+    http::{Call, Stub},
     saga::run,
     sample::{self, WEATHER, noon, saga, sensors},
 };
@@ -236,12 +236,12 @@ async fn the_first_definition_of_a_sensor_reports_nothing() {
 
 #[tokio::test]
 async fn a_row_that_others_change_again_and_again_is_busy() {
-    let table = Stub::start(|call| match call.operation() {
-        "GetItem" => (200, json!({})),
-        _ => {
-            let error = "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException";
-            (400, json!({ "__type": error, "message": "The conditional request failed" }))
+    let table = Stub::start(|call| {
+        if call.operation() == "GetItem" {
+            return (200, json!({}));
         }
+        let error = "com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException";
+        (400, json!({ "__type": error, "message": "The conditional request failed" }))
     })
     .await;
     let client = aws_sdk_dynamodb::Client::new(&table.config());
@@ -251,6 +251,6 @@ async fn a_row_that_others_change_again_and_again_is_busy() {
     };
     assert_eq!(run(&step, &changed("a", 2)).await, Err(ErrorKind::Transient));
     let calls = table.take_calls();
-    let calls = calls.iter().map(|call| call.operation());
+    let calls = calls.iter().map(Call::operation);
     assert_eq!(calls.collect::<Vec<_>>(), ["GetItem", "UpdateItem"].repeat(6));
 }
