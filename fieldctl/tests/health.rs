@@ -444,8 +444,8 @@ fn health_data() -> HealthData {
 #[test]
 fn the_rows_of_a_growing_bundle_count_as_one_bundle_and_a_revision_as_another() {
     let mut data = health_data();
-    let rows = data.sensors[0].1.as_mut().expect("rows");
-    for (index, row) in rows.iter_mut().enumerate() {
+    let readings = data.sensors[0].1.as_mut().expect("readings");
+    for (index, row) in readings.rows.iter_mut().enumerate() {
         let (start, _) = row.row.split_once('/').expect("a key");
         let revision = if index < 3 { "/2" } else { "" };
         row.row = format!("{start}/day{revision}");
