@@ -217,6 +217,9 @@ async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
         screen.field("operatorId", Tone::Plain, operator)?;
     }
     screen.field("location", Tone::Plain, &place)?;
+    if let Some(offset) = site["utcOffset"].as_str() {
+        screen.field("utcOffset", Tone::Plain, offset)?;
+    }
     let onboarding = &site["onboarding"];
     screen.field("onboardingId", Tone::Plain, text(onboarding, "onboardingId"))?;
     if let Some(failure) = onboarding.get("failure") {
