@@ -307,6 +307,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min,
             max,
+            utc_offset: None,
             metadata: SensorMetadata::default(),
         })
     }

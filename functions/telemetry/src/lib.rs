@@ -100,6 +100,17 @@ pub enum TelemetryError {
     /// Some series of the bundle are not valid.
     #[error(transparent)]
     InvalidSeries(InvalidInput),
+    /// The times of a series were sent without a UTC offset, and its site declares none or one with which they are not
+    /// valid.
+    #[error("sensor {sensor}: {problem}")]
+    InvalidTimes {
+        /// The sensor.
+        sensor: SensorId,
+        /// The site of the sensor.
+        site: SiteId,
+        /// What is wrong, with the path in the series.
+        problem: String,
+    },
     /// The sensor was never provisioned, or it belongs to another operator than the sender.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
@@ -149,6 +160,7 @@ impl TelemetryError {
             Self::UnknownSensor(sensor) => Some((*sensor, None)),
             Self::RetiredSensor { sensor, site, .. }
             | Self::SensorOfAnotherSite { sensor, site }
+            | Self::InvalidTimes { sensor, site, .. }
             | Self::BundleConflict { sensor, site, .. } => Some((*sensor, Some(*site))),
             Self::InvalidSeries(_) | Self::WrongSite(_) | Self::Store(_) => None,
         }
@@ -162,7 +174,9 @@ impl TelemetryError {
             Self::RetiredSensor { .. } => Some("RetiredSensor"),
             Self::SensorOfAnotherSite { .. } => Some("SensorOfAnotherSite"),
             Self::BundleConflict { .. } => Some("BundleConflict"),
-            Self::InvalidSeries(_) | Self::WrongSite(_) => Some("InvalidInput"),
+            Self::InvalidSeries(_) | Self::InvalidTimes { .. } | Self::WrongSite(_) => {
+                Some("InvalidInput")
+            }
             Self::Store(StoreError::Corrupt { .. }) => Some("CorruptRow"),
             Self::Store(_) => None,
         }

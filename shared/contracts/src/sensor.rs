@@ -15,7 +15,7 @@ use crate::{
         Change, FieldError, FieldRule, Fields, Input, JsonValue, Number, Object, OneOf, Parsed,
         Problems, Purpose, Reason, Text, WholeNumber, quoted_name,
     },
-    number, text,
+    number, text, utc_offset,
 };
 
 /// The name of the schema of [`SensorChange`].
@@ -565,7 +565,9 @@ impl FieldRule for SensorChangeRule {
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<SensorChange> {
         let fields = Fields::open(tree, at, &self.expected(), problems)?;
         for (name, _) in fields.members() {
-            if FIXED.contains(&name) {
+            if name == "utcOffset" {
+                problems.add(fields.path(name), utc_offset::FIXED);
+            } else if FIXED.contains(&name) {
                 let message = "can't be changed; register another sensor, or leave it out";
                 problems.add(fields.path(name), message);
             } else if !SensorChange::FIELDS.contains(&name) {
