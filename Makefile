@@ -36,7 +36,7 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false AlertMaxAgeMinutes=10000000
+OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 ReadingsHoldSeconds=20 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false AlertMaxAgeMinutes=10000000
 
 # The build for AWS uses cargo-lambda's default compiler. It links with zig against an older glibc than the host's.
 RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
@@ -139,9 +139,9 @@ load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test load -- --ignored
 	@$(MAKE) --no-print-directory down
 
-rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack while another one is measured; two minutes
+rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack, then starts ten times as many sagas, while another one is measured; two minutes
 	@$(MAKE) --no-print-directory down deploy-local
-	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture
+	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture --test-threads=1
 	@$(MAKE) --no-print-directory down
 
 event-load-test: build-local ## appends 100,000 events by 32 callers, then 60,000 with killed publishers and refusing outlets, on a fresh local stack; half an hour; EVENTS=<number> for both

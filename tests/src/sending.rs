@@ -36,12 +36,33 @@ impl Site {
         metrics: &[Metric],
         limits: &[(&str, f64)],
     ) -> Result<Self> {
+        Self::registered(stack, what, metrics, |registration| {
+            for (name, limit) in limits {
+                registration["sensors"][0][*name] = json!(limit);
+            }
+        })
+        .await
+    }
+
+    /// Onboards a site that declares this UTC offset, with one sensor without limits.
+    pub async fn with_offset(stack: &Stack, what: &str, offset: &str) -> Result<Self> {
+        Self::registered(stack, what, &[Metric::AirTemperature], |registration| {
+            registration["utcOffset"] = json!(offset);
+        })
+        .await
+    }
+
+    /// Onboards a site with a sensor for each metric and with changes of its registration.
+    async fn registered(
+        stack: &Stack,
+        what: &str,
+        metrics: &[Metric],
+        change: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
         stack.deliver(metrics, 1).await?;
         let name = format!("{what} {}", Uuid::new_v4().simple());
         let mut registration = registration(&name, metrics, GOOD_CARD);
-        for (name, limit) in limits {
-            registration["sensors"][0][*name] = json!(limit);
-        }
+        change(&mut registration);
         let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
         Self::onboarded(stack, ids).await
     }

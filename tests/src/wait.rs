@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 /// The timeout for things that take a few seconds, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The timeout for a failure. A record with a sensor that its site can have is on hold for two minutes before.
+/// The timeout for a failure. A record with a sensor that its site can have is on hold for `ReadingsHoldSeconds` before.
 pub const FAILURE_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The interval between polls. The emulator shares the machine with the functions.

@@ -1,10 +1,10 @@
-//! One operator sends ten times what its plan allows, and another one notices nothing. `make rate-limit-test` runs it on a
-//! fresh local stack, because it needs the machine for itself.
+//! One operator sends ten times what it may send, and another one notices nothing. `make rate-limit-test` runs these tests on
+//! a fresh local stack, because they need the machine for themselves.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use contracts::Plan;
+use contracts::{OperatorId, Plan, RateLimit, Scope};
 use futures_util::future::try_join_all;
 use reqwest::Method;
 use serde_json::json;
@@ -22,27 +22,33 @@ const SENDERS: u32 = 10;
 /// The maximum of the ratio of the 95th percentiles.
 const MAX_RATIO: f64 = 1.5;
 
-/// Creates an operator with the smallest plan. Returns a key of it.
-async fn operator(stack: &Stack) -> Result<String> {
+/// Creates an operator with the smallest plan. Returns a key of it with this scope.
+async fn operator(stack: &Stack, scope: Scope) -> Result<String> {
     let post = |path: &str, body: serde_json::Value| {
         Call::new(Method::POST, path).key(&Uuid::new_v4().to_string()).text(body.to_string())
     };
     let body = json!({ "name": "Rate limits", "plan": Plan::Community });
     let created = stack.call(post("/operators", body)).await?;
     let operator = created.body["operatorId"].as_str().context("no operator")?.to_owned();
-    let body = json!({ "name": "Rate limits", "scope": "read", "operatorId": operator });
+    let body = json!({ "name": "Rate limits", "scope": scope, "operatorId": operator });
     let created = stack.call(post("/keys", body)).await?;
     Ok(created.body["key"].as_str().context("no key")?.to_owned())
 }
 
-/// Sends requests one after the other, at most `rate` a second. Returns the status and the duration of each.
-async fn send(stack: &Stack, key: &str, rate: u32, until: Instant) -> Result<Vec<(u16, Duration)>> {
+/// Sends the same request again and again, at most `rate` times a second. Returns the status and the duration of each.
+async fn send(
+    stack: &Stack,
+    call: &Call,
+    key: &str,
+    rate: u32,
+    until: Instant,
+) -> Result<Vec<(u16, Duration)>> {
     let mut ticks = interval(Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut responses = Vec::new();
     while Instant::now() < until {
         ticks.tick().await;
-        let call = Call::get("/sites?status=ACTIVE&limit=1").bearing(key);
+        let call = call.clone().bearing(key);
         let start = Instant::now();
         responses.push((stack.call(call).await?.status, start.elapsed()));
     }
@@ -68,19 +74,21 @@ fn statuses(responses: &[(u16, Duration)]) -> BTreeMap<u16, usize> {
 #[expect(clippy::print_stdout, reason = "the figures are the result")]
 async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
     let stack = Stack::connect().await?;
-    let (quiet, loud) = (operator(&stack).await?, operator(&stack).await?);
+    let (quiet, loud) =
+        (operator(&stack, Scope::Read).await?, operator(&stack, Scope::Read).await?);
+    let call = Call::get("/sites?status=ACTIVE&limit=1");
     // The first calls start the functions and fill the authorizer's cache.
-    send(&stack, &quiet, QUIET_RATE, Instant::now() + Duration::from_secs(5)).await?;
-    let alone = send(&stack, &quiet, QUIET_RATE, Instant::now() + DURATION).await?;
+    send(&stack, &call, &quiet, QUIET_RATE, Instant::now() + Duration::from_secs(5)).await?;
+    let alone = send(&stack, &call, &quiet, QUIET_RATE, Instant::now() + DURATION).await?;
 
     let limit = Plan::Community.rate_limit();
     let until = Instant::now() + DURATION;
     let flood = try_join_all((0..SENDERS).map(async |_| {
         let rate = limit.per_second() * 10 / SENDERS;
-        send(&stack, &loud, rate, until).await
+        send(&stack, &call, &loud, rate, until).await
     }));
     let (disturbed, loud_responses) =
-        tokio::try_join!(send(&stack, &quiet, QUIET_RATE, until), flood)?;
+        tokio::try_join!(send(&stack, &call, &quiet, QUIET_RATE, until), flood)?;
 
     let loud_responses = loud_responses.concat();
     let (before, during) = (p95(&alone), p95(&disturbed));
@@ -104,5 +112,37 @@ async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
     );
     ensure!(statuses(&loud_responses).contains_key(&429), "nothing was refused");
     ensure!(ratio <= MAX_RATIO, "the 95th percentile grew by {ratio:.2}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the machine for itself: make rate-limit-test"]
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
+async fn an_operator_at_ten_times_its_rate_of_sagas_is_refused_alone() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let key = async || operator(&stack, Scope::Operator).await;
+    let (quiet, loud) = (key().await?, key().await?);
+    // The site does not exist, so nothing is started, but the request takes its tokens.
+    let call = Call::delete(format!("/sites/{}", Uuid::new_v4()));
+    // Each operator but the default one has this limit.
+    let limit = RateLimit::sagas_of_operator(OperatorId::registered("any"));
+    let until = Instant::now() + DURATION;
+    let flood = try_join_all((0..SENDERS).map(async |_| {
+        let rate = limit.per_second() * 10 / SENDERS;
+        send(&stack, &call, &loud, rate, until).await
+    }));
+    let (quiet_responses, loud_responses) =
+        tokio::try_join!(send(&stack, &call, &quiet, 1, until), flood)?;
+
+    let loud_responses = statuses(&loud_responses.concat());
+    println!("the other operator: {:?}", statuses(&quiet_responses));
+    println!("the flood: {loud_responses:?} in {DURATION:?}");
+    ensure!(statuses(&quiet_responses).keys().eq([&404]), "the other operator was refused");
+    let accepted = loud_responses.get(&404).copied().unwrap_or_default();
+    // The last requests may take a second.
+    let seconds = u32::try_from(DURATION.as_secs())? + 1;
+    let allowed = usize::try_from(limit.burst() + limit.per_second() * seconds)?;
+    ensure!(accepted <= allowed, "{accepted} requests were accepted, allowed were {allowed}");
+    ensure!(loud_responses.contains_key(&429), "nothing was refused");
     Ok(())
 }

@@ -148,6 +148,52 @@ async fn the_valid_part_of_a_request_is_stored_and_the_rest_is_named() -> Result
 }
 
 #[tokio::test]
+async fn times_without_an_offset_are_stored_in_utc_by_the_offset_of_their_site() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::with_offset(&stack, "offset", "-07:00").await?;
+    let response = stack.site(site.ids.site_id).await?;
+    assert_eq!(response.body["utcOffset"], "-07:00", "{response}");
+    let local = |time: &str| first_day(time).trim_end_matches('Z').to_owned();
+    let body = |site: &Site, id: &str, extra: &[Value]| {
+        let samples = json!([[local("10:00:00"), 1.5], [local("24:00:00"), 2.5]]);
+        let mut series = vec![json!({ "sensorId": site.sensors[0], "samples": samples })];
+        series.extend_from_slice(extra);
+        json!({ "bundleId": id, "siteId": site.ids.site_id, "series": series }).to_string()
+    };
+    // The producer of the second record writes to the stream itself.
+    let response = stack.call(Call::post_readings(body(&site, "local", &[]))).await?;
+    assert_eq!(response.status, 202, "{response}");
+    stack.put_record(&site.key(), body(&site, "local", &[])).await?;
+    let sample = |time: String, value| anyhow::Ok(Sample::new(time.parse()?, value));
+    let expected = [sample(first_day("17:00:00"), 1.5)?, sample(second_day("07:00:00"), 2.5)?];
+    assert_eq!(site.samples(&stack, 2).await?, expected);
+
+    let metrics = [Metric::AirTemperature, Metric::AirTemperature];
+    let other = Site::with_limits(&stack, "no offset", &metrics, &[]).await?;
+    let refused = stack.call(Call::post_readings(body(&other, "refused", &[]))).await?;
+    assert_eq!(refused.status, 400, "{refused}");
+    assert_eq!(refused.fields(), ["series[0].samples[0][0]"], "{refused}");
+    let message = refused.body["errors"][0]["message"].as_str().unwrap_or_default();
+    assert!(message.ends_with("or declare utcOffset when you register the site"), "{refused}");
+    let samples = json!([[first_day("17:00:00"), 3.5]]);
+    let good = json!({ "sensorId": other.sensors[1], "samples": samples });
+    let partly = stack.call(Call::post_readings(body(&other, "partly", &[good]))).await?;
+    assert_eq!(partly.status, 202, "{partly}");
+    assert_eq!(partly.fields(), ["series[0].samples[0][0]"], "{partly}");
+    let stored = until("one sample", TIMEOUT, async || {
+        let samples = stack.samples(other.sensors[1], "").await?;
+        Ok(if samples.is_empty() { Poll::Pending(0) } else { Poll::Ready(samples) })
+    });
+    assert_eq!(stored.await?, [sample(first_day("17:00:00"), 3.5)?]);
+    assert_eq!(stack.samples(other.sensors[0], "").await?, []);
+
+    let patch = Call::patch(format!("/sites/{}", site.ids.site_id), r#"{"utcOffset": "Z"}"#);
+    let response = stack.call(patch).await?;
+    assert_eq!((response.status, response.fields()), (400, vec!["utcOffset"]), "{response}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn readings_are_returned_page_by_page() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "pages").await?;

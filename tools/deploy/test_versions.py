@@ -26,6 +26,7 @@ OTHER = {
     "OidcAudience": "another-audience",
     "OidcIssuer": "https://issuer.example.org",
     "OnCallEmail": "on-call@example.org",
+    "ReadingsHoldSeconds": "60",
     "ReadingsMaxAgeDays": "30",
     "ReadingsRetentionHours": "48",
     "ReadingsShards": "2",

@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import contextvars
 import errno
+import gc
 import json
 import os
 import pickle
@@ -509,6 +510,9 @@ def serve_ministack():
     stream_mappings.install()
     rest_api.install()
     authorisation.install(AUTHORISATIONS)
+    # A full garbage collection walks all stored rows and stops every request meanwhile, up to seconds under load.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
     sys.argv = ["ministack"]
     app.main()
 

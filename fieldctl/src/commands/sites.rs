@@ -240,6 +240,9 @@ fn show(screen: &mut Screen, response: &ApiResponse) -> Result<Exit, CliError> {
         screen.field("operatorId", Tone::Plain, operator)?;
     }
     screen.field("location", Tone::Plain, &place)?;
+    if let Some(offset) = site["utcOffset"].as_str() {
+        screen.field("utcOffset", Tone::Plain, offset)?;
+    }
     let contact = ["name", "email", "phone"].map(|name| site["contact"][name].as_str());
     let contact: Vec<_> = contact.into_iter().flatten().collect();
     if !contact.is_empty() {

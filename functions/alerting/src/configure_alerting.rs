@@ -1,13 +1,16 @@
 //! The fourth step of the saga: configures alerting for the sensors' limits. `remove-alerting` undoes it.
+//!
+//! The step gets the sensors as they were registered. If some were changed since, the row exists already and has their new
+//! metadata.
 
 use contracts::{
     AlertingId, ContextWithSensors, OnboardingId, Sensor, Timestamp, events::AlertingConfigured,
 };
 use lambda::Step;
 use serde::Serialize;
-use store::{Commit, NewEvent, Outbox, Table, Transaction};
+use store::{Decision, NewEvent, Outbox, Table};
 
-use crate::{Alerting, AlertingError, AlertingRow, Rule};
+use crate::{Alerting, AlertingError, AlertingRow, MAX_ATTEMPTS, Rule};
 
 /// The dependencies of the function `configure-alerting`.
 #[derive(Debug)]
@@ -26,19 +29,17 @@ pub struct Reply {
     pub alerting_id: AlertingId,
 }
 
-/// Returns the result of the step for an existing row.
-fn reply_for_existing(existing: &AlertingRow) -> Result<Reply, AlertingError> {
-    let alerting_id = AlertingId::from_onboarding(existing.saga.onboarding_id);
-    match existing.state {
-        Alerting::Configured { .. } => Ok(Reply { alerting_id }),
-        Alerting::Removed => Err(AlertingError::Superseded(alerting_id)),
+/// Returns a rule for each sensor that has a limit. A sensor that was changed since its registration has its new metadata.
+fn rules(sensors: &[Sensor], changed: &[Rule]) -> Vec<Rule> {
+    let limited = sensors.iter().filter(|sensor| sensor.min.is_some() || sensor.max.is_some());
+    let mut rules: Vec<_> = limited.cloned().map(Rule::new).collect();
+    for Rule { sensor, sensor_sequence, .. } in changed {
+        let same = |rule: &&mut Rule| rule.sensor.sensor_id == sensor.sensor_id;
+        if let Some(rule) = rules.iter_mut().find(same) {
+            rule.change(sensor, *sensor_sequence);
+        }
     }
-}
-
-/// Returns a rule for each sensor that has a limit.
-fn rules(mut sensors: Vec<Sensor>) -> Vec<Rule> {
-    sensors.retain(|sensor| sensor.min.is_some() || sensor.max.is_some());
-    sensors.into_iter().map(Rule::new).collect()
+    rules
 }
 
 impl Step for ConfigureAlerting {
@@ -57,23 +58,25 @@ impl Step for ConfigureAlerting {
     ) -> Result<Reply, AlertingError> {
         let ContextWithSensors { saga, sensors, .. } = command;
         let alerting_id = AlertingId::from_onboarding(saga.onboarding_id);
-        let key = AlertingRow::key(alerting_id);
-
-        let rules = rules(sensors);
-        let limits = rules.iter().map(|Rule { sensor, .. }| sensor.into()).collect();
-        let event = AlertingConfigured { site_id: saga.site_id, limits };
-        let row = AlertingRow { saga, state: Alerting::Configured { rules }, sequence: 1, at: now };
-        let commit = Transaction::on(&self.alerting)
-            .create(&self.alerting, &key, &row)
-            .event(&self.outbox, NewEvent::in_saga(saga, alerting_id, 1, now, event))
-            .commit()
-            .await?;
-        match commit {
-            Commit::Done => Ok(Reply { alerting_id }),
-            Commit::Refused(refused) => match refused.row(&key)? {
-                Some(existing) => reply_for_existing(&existing),
-                None => Err(AlertingError::Busy(alerting_id)),
-            },
-        }
+        let decide = |row: &AlertingRow| -> Result<_, AlertingError> {
+            let changed = match &row.state {
+                Alerting::NotConfigured { rules } => rules,
+                Alerting::Configured { .. } => return Ok(Decision::Keep(Reply { alerting_id })),
+                Alerting::Removed => return Err(AlertingError::Superseded(alerting_id)),
+            };
+            let rules = rules(&sensors, changed);
+            let limits = rules.iter().map(|Rule { sensor, .. }| sensor.into()).collect();
+            let event = AlertingConfigured { site_id: saga.site_id, limits };
+            let state = Alerting::Configured { rules };
+            let after = AlertingRow { saga, state, sequence: 1, at: row.next_time(now) };
+            let transaction = row
+                .replace(&self.alerting, &after)
+                .event(&self.outbox, NewEvent::in_saga(saga, alerting_id, 1, now, event));
+            Ok(Decision::Change(transaction, Reply { alerting_id }))
+        };
+        // The row is not read first. If it exists, the refusal returns it.
+        let (key, absent) = (AlertingRow::key(alerting_id), AlertingRow::absent(saga));
+        let reply = store::decide_and_commit(MAX_ATTEMPTS, &key, absent, decide).await?;
+        reply.ok_or(AlertingError::Busy(alerting_id))
     }
 }

@@ -14,7 +14,7 @@ use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
     AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
-    readings::{Bundle, FIRST_REVISION, Origin, Series},
+    readings::{Bundle, FIRST_REVISION, Origin, Series, TimeLimits},
     stream::Record,
 };
 use fault::{Fault, InvocationError, ReplayResponse};
@@ -72,7 +72,7 @@ impl DetectBreaches {
             Err(error) => ReplayResponse::nothing_to_do(format!(
                 "{error}; store-readings quarantines the same record"
             )),
-            Ok(sent) => match self.detect(&record, &sent, now).await {
+            Ok(sent) => match self.detect(&record, sent, now).await {
                 Ok(()) => ReplayResponse::Done,
                 Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
             },
@@ -86,7 +86,7 @@ impl DetectBreaches {
             metrics::counter!("BundlesSkipped").increment(1);
             return Ok(());
         };
-        self.detect(record, &sent, now).await.map_err(|error| error.to_string())
+        self.detect(record, sent, now).await.map_err(|error| error.to_string())
     }
 
     /// Judges a bundle until all changes are committed.
@@ -97,12 +97,11 @@ impl DetectBreaches {
     async fn detect(
         &self,
         record: &Record<'_>,
-        sent: &SentBundle,
+        mut sent: SentBundle,
         now: Timestamp,
     ) -> Result<(), AlertingError> {
         let bundle = &sent.bundle;
-        let arrived = self.arrived(bundle, record, now);
-        if let Some(reason) = not_live(arrived) {
+        if let Some(reason) = not_live(self.arrived(bundle, record, now)) {
             count_not_judged(reason, bundle.samples());
             return Ok(());
         }
@@ -113,6 +112,11 @@ impl DetectBreaches {
         if !sent.may_be_from(row.saga.operator_id) {
             return Ok(());
         }
+        if let Alerting::Configured { rules } = &row.state {
+            to_utc(&mut sent.bundle.series, rules, now);
+        }
+        let bundle = &sent.bundle;
+        let arrived = self.arrived(bundle, record, now);
         let watermarks = self.watermarks.get(bundle);
 
         let mut first = None;
@@ -248,8 +252,26 @@ fn not_live(Arrived { bundle, oldest, .. }: Arrived<'_>) -> Option<&'static str>
     if bundle.revision > FIRST_REVISION {
         return Some("Revision");
     }
-    let is_old = |series: &Series| series.samples.last().is_none_or(|last| last.at < oldest);
+    // How old a sample without a UTC offset is depends on the site's offset.
+    let is_old = |series: &Series| {
+        series.samples.last().is_none_or(|last| last.at < oldest && !series.is_local)
+    };
     bundle.series.iter().all(is_old).then_some(OLD)
+}
+
+/// Turns times that were sent without a UTC offset into UTC, by the offset of the sensors' rules.
+///
+/// Removes a series with such times if its sensor has no rule, or no offset with which they are valid. store-readings
+/// quarantines the latter.
+fn to_utc(series: &mut Vec<Series>, rules: &[Rule], now: Timestamp) {
+    series.retain_mut(|series| {
+        if !series.is_local {
+            return true;
+        }
+        let rule = rules.iter().find(|rule| rule.sensor.sensor_id == series.sensor_id);
+        let offset = rule.and_then(|rule| rule.sensor.utc_offset);
+        series.resolve(offset, TimeLimits::from(now)).is_ok()
+    });
 }
 
 /// Writes the metrics of a judged bundle.

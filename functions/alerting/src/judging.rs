@@ -6,7 +6,7 @@
 //!
 //! - `changed_at`: the time of the sample that caused the last change;
 //! - `change_arrived_at`: the latest arrival of a record that caused a change;
-//! - `ahead`: the bundles that were judged up to a time after both. Only a fast clock causes them.
+//! - `ahead`: the bundles that were judged up to a time after the earlier of both. Only a fast clock causes them.
 //!
 //! A sample is skipped in these cases, and judged in all others:
 //!
@@ -14,8 +14,9 @@
 //!    this limit only to the arrival of its own record, so it hides no samples that are measured later.
 //! 2. Its bundle is in `ahead`, and it is not after the time there. A bundle that is sent again or that has grown has the
 //!    same samples up to that time, so it was judged.
-//! 3. Its record arrived before `change_arrived_at`, and it is ahead of its own record's arrival. The records of a site
-//!    are delivered in order, so the record is delivered again, and the sample was judged.
+//! 3. Its record arrived before `change_arrived_at`, and it is ahead of its own record's arrival. The records of a sender
+//!    of a site are delivered in order, so the record is delivered again, and the sample was judged. (A fast sample of
+//!    another sender may be skipped, too.)
 //! 4. It is not after the sensor's watermark in this execution environment: the latest sample that was judged, but at most
 //!    the arrival of its record. It is late. The environment also knows the bundles that it judged ahead (as in case 2)
 //!    since the last change; the next change stores them in the rule.
@@ -23,14 +24,14 @@
 //! Invariants:
 //!
 //! - A sample of a bundle causes at most one change, also if its record is delivered again, if its bundle is sent again,
-//!   and after a restart. The limit of case 1 never decreases. The sample of a change is not after it, or its bundle is in
-//!   `ahead` until the limit has passed it. (A rule stores a limited number of bundles in `ahead`.)
+//!   and after a restart. The limit of case 1 never decreases. The sample that caused a change is at or before the limit, or its
+//!   bundle is in `ahead` until the limit has passed the sample. (A rule stores a limited number of bundles in `ahead`.)
 //! - A sample that is measured after the arrival of all earlier records of its sensor is judged, whatever the times in
 //!   those records were.
 //!
 //! A restart forgets watermarks, and the bundles that were judged ahead since the last change. Late samples may then be
-//! judged, unless they are too old. If one changes the state, later samples are judged in that state, too, if their record
-//! is delivered again. If a fast logger sends one of those bundles again after a later bundle has changed the
+//! judged, unless they are too old, and may change the state. Samples after such a late sample are then judged again, in
+//! the new state, if their record is delivered again. If a fast logger sends one of those bundles again after a later bundle has changed the
 //! state, its samples are judged in the new state, and may cause changes that they did not cause before.
 
 use std::collections::HashMap;
@@ -306,6 +307,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min,
             max,
+            utc_offset: None,
             metadata: SensorMetadata::default(),
         })
     }

@@ -2,17 +2,17 @@
 //!
 //! EventBridge does not preserve order and delivers at least once. A rule has the sequence of the event that its metadata
 //! are from, and an older event does not replace them. The rule's limits and state stay.
+//!
+//! A sensor may be changed while its site is still being onboarded, which takes up to an hour if the payment provider is down.
+//! The step `configure-alerting` gets the sensors as they were registered, so the change is kept in the row until then.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{AlertingId, Envelope, OnboardingId, Sensor, Timestamp, events::SensorChanged};
 use lambda::Step;
 use serde::Serialize;
-use store::{Commit, Table, Transaction};
+use store::{Decision, Table};
 
-use crate::{Alerting, AlertingError, AlertingRow, Rule};
-
-/// The maximum number of attempts to change a row that other writers change at the same time.
-const MAX_ATTEMPTS: usize = 5;
+use crate::{Alerting, AlertingError, AlertingRow, MAX_ATTEMPTS, Rule};
 
 /// The dependencies of the function `project-rules`.
 #[derive(Debug)]
@@ -24,30 +24,30 @@ pub struct ProjectRules {
 /// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
-    /// The rule has the sensor's new metadata.
+    /// The row has the sensor's new metadata.
     Projected,
     /// The sensor has no rule, or its rule already has this or a later change.
     Unchanged,
 }
 
-/// Returns the row with the changed sensor, and `None` if the event changes nothing.
-fn projected(
-    row: &AlertingRow,
-    changed: &Sensor,
-    sequence: u64,
-    now: Timestamp,
-) -> Option<AlertingRow> {
-    let Alerting::Configured { rules } = &row.state else { return None };
-    let index = rules.iter().position(|rule| rule.sensor.sensor_id == changed.sensor_id)?;
-    if rules[index].sensor_sequence >= Some(sequence) {
-        return None;
+/// Returns the state with the changed sensor, and `None` if the event changes nothing.
+fn projected(state: &Alerting, changed: &Sensor, sequence: u64) -> Option<Alerting> {
+    let mut state = state.clone();
+    let (rules, is_configured) = match &mut state {
+        Alerting::NotConfigured { rules } => (rules, false),
+        Alerting::Configured { rules } => (rules, true),
+        Alerting::Removed => return None,
+    };
+    let rule = rules.iter_mut().find(|rule| rule.sensor.sensor_id == changed.sensor_id);
+    match rule {
+        Some(rule) => rule.change(changed, Some(sequence)).then_some(state),
+        None if is_configured => None,
+        None => {
+            let sensor_sequence = Some(sequence);
+            rules.push(Rule { sensor_sequence, ..Rule::new(changed.clone()) });
+            Some(state)
+        }
     }
-    let mut rules = rules.clone();
-    let Rule { sensor, sensor_sequence, .. } = &mut rules[index];
-    sensor.metadata = changed.metadata.clone();
-    *sensor_sequence = Some(sequence);
-    let state = Alerting::Configured { rules };
-    Some(AlertingRow { saga: row.saga, state, sequence: row.sequence, at: row.next_time(now) })
 }
 
 impl Step for ProjectRules {
@@ -59,31 +59,24 @@ impl Step for ProjectRules {
         command.detail.metadata.correlation_id
     }
 
-    /// Changes the rule. A sensor that is changed while its site is still being onboarded has no rule yet: this is an error,
-    /// so that Lambda calls the function again.
+    /// Changes the rule. If alerting is not configured yet, keeps the change for `configure-alerting`.
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, AlertingError> {
         let saga = command.detail.saga()?;
         let Envelope { metadata, data: SensorChanged { sensor, .. } } = command.detail;
         saga.check_sensor(sensor.sensor_id)?;
         let alerting_id = AlertingId::from_onboarding(saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
-        let row: Option<AlertingRow> = self.alerting.get(&key).await?;
-        let mut row = row.ok_or(AlertingError::NotConfigured(alerting_id))?;
-        for _ in 0..MAX_ATTEMPTS {
-            let Some(after) = projected(&row, &sensor, metadata.sequence, now) else {
-                return Ok(Reply::Unchanged);
+        let row = self.alerting.get(&key).await?;
+        let row = row.unwrap_or_else(|| AlertingRow::absent(saga));
+        let decide = |row: &AlertingRow| -> Result<_, AlertingError> {
+            let Some(state) = projected(&row.state, &sensor, metadata.sequence) else {
+                return Ok(Decision::Keep(Reply::Unchanged));
             };
-            let commit = Transaction::on(&self.alerting)
-                .put_if_same_version(&self.alerting, &key, &after, row.sequence, row.at)
-                .commit()
-                .await?;
-            match commit {
-                Commit::Done => return Ok(Reply::Projected),
-                Commit::Refused(refused) => {
-                    row = refused.row(&key)?.ok_or(AlertingError::Busy(alerting_id))?;
-                }
-            }
-        }
-        Err(AlertingError::Busy(alerting_id))
+            let (saga, sequence, at) = (row.saga, row.sequence, row.next_time(now));
+            let after = AlertingRow { saga, state, sequence, at };
+            Ok(Decision::Change(row.replace(&self.alerting, &after), Reply::Projected))
+        };
+        let reply = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
+        reply.ok_or(AlertingError::Busy(alerting_id))
     }
 }

@@ -28,6 +28,8 @@ pub struct Reply {
 enum Decision {
     /// There is no configuration: write a tombstone against a late one.
     WriteTombstone,
+    /// There are only changed sensors: replace them with a tombstone.
+    DiscardChanges { from: &'static str, at: Timestamp },
     /// Replace the configuration with a tombstone.
     Remove { from: &'static str, sequence: u64 },
     /// The tombstone exists.
@@ -35,9 +37,13 @@ enum Decision {
 }
 
 /// Decides what the undo has to write.
-fn decide_undo(existing: Option<&AlertingRow>) -> Decision {
+fn decide_undo(existing: Option<&AlertingRow>, now: Timestamp) -> Decision {
     let Some(row) = existing else { return Decision::WriteTombstone };
     match row.state {
+        // Both rows have the sequence 0, so the time must differ.
+        Alerting::NotConfigured { .. } => {
+            Decision::DiscardChanges { from: row.state.name(), at: row.next_time(now) }
+        }
         Alerting::Configured { .. } => {
             Decision::Remove { from: row.state.name(), sequence: row.sequence + 1 }
         }
@@ -59,18 +65,21 @@ impl Step for RemoveAlerting {
         let key = AlertingRow::key(alerting_id);
         let existing: Option<AlertingRow> = self.alerting.get(&key).await?;
 
-        let tombstone =
-            |sequence| AlertingRow { saga, state: Alerting::Removed, sequence, at: now };
+        let tombstone = |sequence, at| AlertingRow { saga, state: Alerting::Removed, sequence, at };
         let mut transaction = Transaction::on(&self.alerting);
-        match decide_undo(existing.as_ref()) {
+        match decide_undo(existing.as_ref(), now) {
             Decision::AlreadyRemoved => return Ok(Reply { alerting_id }),
             Decision::WriteTombstone => {
-                transaction = transaction.create(&self.alerting, &key, &tombstone(0));
+                transaction = transaction.create(&self.alerting, &key, &tombstone(0, now));
+            }
+            Decision::DiscardChanges { from, at } => {
+                transaction =
+                    transaction.put_if_status(&self.alerting, &key, &tombstone(0, at), from);
             }
             Decision::Remove { from, sequence } => {
                 let event = AlertingRemoved { site_id: saga.site_id };
                 transaction = transaction
-                    .put_if_status(&self.alerting, &key, &tombstone(sequence), from)
+                    .put_if_status(&self.alerting, &key, &tombstone(sequence, now), from)
                     .event(
                         &self.outbox,
                         NewEvent::in_saga(saga, alerting_id, sequence, now, event),

@@ -269,6 +269,32 @@ async fn a_breach_and_its_event_are_one_transaction() {
 }
 
 #[tokio::test]
+async fn readings_without_a_utc_offset_are_judged_by_that_of_their_site() {
+    let dynamo = Dynamo::start().await;
+    let mut payload = payload_with_sensors(saga("a"), &WEATHER);
+    payload["sensors"][0]["utcOffset"] = json!("-07:00");
+    configure_with(&dynamo, &payload).await;
+    let step = detector(&dynamo);
+    // It is noon in UTC, and five in the morning at the site. The second sensor has a rule without an offset, the third
+    // no rule.
+    let local = |time: &str| {
+        let series = [(0, 60.0), (1, 120.0), (2, 200.0)].map(|(index, value)| {
+            json!({
+                "sensorId": SensorId::from_onboarding(saga("a").onboarding_id, index),
+                "samples": [[time, value]],
+            })
+        });
+        json!({ "bundleId": time, "siteId": saga("a").site_id, "series": series })
+    };
+    deliver_arrived(&step, &[(0.5, local("2026-01-01T03:59:00"))]).await;
+    assert_eq!(emitted(&dynamo).await, [], "it was old");
+    for _ in 0..2 {
+        deliver_arrived(&step, &[(0.5, local("2026-01-01T05:00:00"))]).await;
+        assert_eq!(emitted(&dynamo).await, [breach(0, 60.0)]);
+    }
+}
+
+#[tokio::test]
 async fn a_bundle_that_another_operator_sent_is_not_judged() {
     let dynamo = configured_site().await;
     let step = detector(&dynamo);

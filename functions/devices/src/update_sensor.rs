@@ -9,7 +9,7 @@ use contracts::{
 };
 use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
-use store::{Commit, NewEvent, Outbox, StoreError, Table, Transaction};
+use store::{Decision, NewEvent, Outbox, StoreError, Table, Transaction};
 
 use crate::{DevicesError, Sensors, SensorsRow};
 
@@ -40,43 +40,6 @@ struct Reply {
     sensor: Sensor,
 }
 
-/// What a request does to the row of the site's sensors.
-#[derive(Debug, PartialEq)]
-enum Decision {
-    /// The sensor already is as the change wants it.
-    Unchanged(Sensor),
-    /// The row and the sensor after the change.
-    Change { row: SensorsRow, sensor: Sensor },
-}
-
-/// Decides what the change does to the row.
-///
-/// Returns 409 for retired sensors, 404 if the site does not have the sensor, and 400 if the metadata would exceed a limit.
-fn decide(
-    row: &SensorsRow,
-    sensor_id: SensorId,
-    change: &SensorChange,
-    now: Timestamp,
-) -> Result<Decision, Problem> {
-    let Sensors::Provisioned { sensors } = &row.state else {
-        let detail = "The sensors of the site were retired. They can't be changed.";
-        return Err(Problem::conflict("decommissioned", detail));
-    };
-    let index = sensors.iter().position(|sensor| sensor.sensor_id == sensor_id);
-    let index = index.ok_or_else(|| not_found(sensor_id))?;
-    let before = &sensors[index];
-    let metadata = change.applied_to(before.metadata.clone(), now).map_err(Problem::invalid)?;
-    if metadata == before.metadata {
-        return Ok(Decision::Unchanged(before.clone()));
-    }
-    let sensor = Sensor { metadata, ..before.clone() };
-    let mut sensors = sensors.clone();
-    sensors[index] = sensor.clone();
-    let state = Sensors::Provisioned { sensors };
-    let row = SensorsRow { saga: row.saga, state, sequence: row.sequence + 1, at: now };
-    Ok(Decision::Change { row, sensor })
-}
-
 impl UpdateSensor {
     /// Changes the sensor and returns 200 with it. A patch that changes nothing writes nothing, so a repeated request has no
     /// second effect.
@@ -97,30 +60,16 @@ impl UpdateSensor {
         let sensor_id = sensor_id(request)?;
         let change = from_json(http::body(request, MAX_BODY_BYTES)?, &SensorChangeRule);
         let change = change.map_err(Problem::invalid)?;
-        let row = self.row(sensor_id).await.map_err(|error| Problem::from_fault(&error))?;
+        let row = self.row(sensor_id).await?;
         let row = row.filter(|row| row.saga.operator_id == caller.operator);
-        let mut row = row.ok_or_else(|| not_found(sensor_id))?;
-        let row_id = SensorsId::from_onboarding(row.saga.onboarding_id);
-        for _ in 0..MAX_ATTEMPTS {
-            let site_id = row.saga.site_id;
-            match decide(&row, sensor_id, &change, now)? {
-                Decision::Unchanged(sensor) => {
-                    return Response::new(200, &Reply { site_id, sensor });
-                }
-                Decision::Change { row: after, sensor } => {
-                    let commit = self.commit(caller, row.sequence, &after, &sensor, now).await;
-                    match commit.map_err(|error| Problem::from_fault(&error))? {
-                        Commit::Done => return Response::new(200, &Reply { site_id, sensor }),
-                        Commit::Refused(refused) => {
-                            let newer = refused.row(&SensorsRow::key(row_id));
-                            let newer = newer.map_err(|error| Problem::from_fault(&error))?;
-                            row = newer.ok_or_else(|| busy(row_id))?;
-                        }
-                    }
-                }
-            }
-        }
-        Err(busy(row_id))
+        let row = row.ok_or_else(|| not_found(sensor_id))?;
+        let SagaContext { site_id, onboarding_id, .. } = row.saga;
+        let row_id = SensorsId::from_onboarding(onboarding_id);
+        let decide = |row: &SensorsRow| self.decide(caller, row, sensor_id, &change, now);
+        let key = SensorsRow::key(row_id);
+        let sensor = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
+        let sensor = sensor.ok_or_else(|| Problem::from_fault(&DevicesError::Busy(row_id)))?;
+        Response::new(200, &Reply { site_id, sensor })
     }
 
     /// Reads the row of the sensors of the sensor's site.
@@ -132,15 +81,47 @@ impl UpdateSensor {
         self.devices.get(&SensorsRow::key(sensors_id)).await
     }
 
-    /// Commits the row, the event and the entry of the audit trail, if the row still has this sequence.
-    async fn commit(
+    /// Decides what the change does to the row. The result is the sensor after the change.
+    ///
+    /// Returns 409 for retired sensors, 404 if the site does not have the sensor, and 400 if the metadata would exceed a limit.
+    fn decide(
+        &self,
+        caller: &Caller,
+        row: &SensorsRow,
+        sensor_id: SensorId,
+        change: &SensorChange,
+        now: Timestamp,
+    ) -> Result<Decision<Sensor>, Problem> {
+        let Sensors::Provisioned { sensors } = &row.state else {
+            let detail = "The sensors of the site were retired. They can't be changed.";
+            return Err(Problem::conflict("decommissioned", detail));
+        };
+        let index = sensors.iter().position(|sensor| sensor.sensor_id == sensor_id);
+        let index = index.ok_or_else(|| not_found(sensor_id))?;
+        let before = &sensors[index];
+        let metadata = change.applied_to(before.metadata.clone(), now).map_err(Problem::invalid)?;
+        if metadata == before.metadata {
+            return Ok(Decision::Keep(before.clone()));
+        }
+        let sensor = Sensor { metadata, ..before.clone() };
+        let mut sensors = sensors.clone();
+        sensors[index] = sensor.clone();
+        let state = Sensors::Provisioned { sensors };
+        let after = SensorsRow { saga: row.saga, state, sequence: row.sequence + 1, at: now };
+        let transaction = self.transaction(caller, row.sequence, &after, &sensor, now);
+        Ok(Decision::Change(transaction, sensor))
+    }
+
+    /// Returns the transaction of the row, the event and the entry of the audit trail. Its condition is that the row still
+    /// has this sequence.
+    fn transaction(
         &self,
         caller: &Caller,
         sequence: u64,
         after: &SensorsRow,
         sensor: &Sensor,
         now: Timestamp,
-    ) -> Result<Commit, StoreError> {
+    ) -> Transaction {
         let SagaContext { operator_id, site_id, onboarding_id, .. } = after.saga;
         let sensors_id = SensorsId::from_onboarding(onboarding_id);
         // The cause of the event is a person, not the event that started the saga.
@@ -156,7 +137,7 @@ impl UpdateSensor {
         let transaction = Transaction::on(&self.devices)
             .put_if_sequence(&self.devices, &SensorsRow::key(sensors_id), after, sequence)
             .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, after.sequence, now, event));
-        self.trail.add(transaction, &entry, now).commit().await
+        self.trail.add(transaction, &entry, now)
     }
 }
 
@@ -172,8 +153,4 @@ fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
 fn not_found(sensor: SensorId) -> Problem {
     let detail = format!("There is no sensor {sensor}. GET /sites/{{siteId}} lists the sensors.");
     Problem::not_found(detail)
-}
-
-fn busy(sensors: SensorsId) -> Problem {
-    Problem::from_fault(&DevicesError::Busy(sensors))
 }

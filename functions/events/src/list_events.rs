@@ -20,7 +20,7 @@ const DAY: i64 = 24 * 60 * 60 * 1000;
 const MAX_DAYS: i64 = 31;
 /// How far another function's clock may be ahead, in milliseconds. Without `to`, events up to this time are listed.
 const MAX_SKEW: i64 = 60 * 1000;
-/// The maximum number of queries for a page of an entity. Each reads at most a page more than is shown.
+/// The maximum number of queries for a page of an entity. Each reads at most one row more than the page's limit.
 const MAX_QUERIES: usize = 5;
 /// The number of rows that one call reads, so that large events do not fill the memory.
 const ROWS_PER_READ: usize = 25;
@@ -183,7 +183,8 @@ impl ListEvents {
     async fn of_type(&self, kind: &str, reading: &Reading) -> Result<Page, StoreError> {
         let Some((first, last)) = reading.span() else { return Ok(Page::new(reading.limit)) };
         let (oldest_day, mut day) = (first.millis().div_euclid(DAY), last.millis().div_euclid(DAY));
-        // A shard has an eighth of the page on average, and one more shows that the newest of them is known.
+        // On average a shard has an eighth of the page. 1 is added to round up, and 1 because the newest entries of a shard
+        // are known only when an older one was read.
         let rows = reading.limit / usize::from(SHARDS) + 2;
         let mut entries = Vec::new();
         while day >= oldest_day && entries.len() <= reading.limit {

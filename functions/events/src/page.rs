@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use store::{EventRow, Item, Key, Query, StoreError, from_item};
 
-/// The size of the events of a page at which the page ends, in bytes. A response of Lambda has at most 6 MB, in which
-/// each quotation mark of the body takes two bytes, and one more event may have 256 KiB.
+/// A page with events of this size, in bytes, gets no further event. Its last event may add 256 KiB. A response of Lambda
+/// has at most 6 MB, and each quotation mark of the body takes two bytes in it.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// The number of bytes of the query's hash in a token.
 const HASH_BYTES: usize = 8;
@@ -74,7 +74,7 @@ pub(crate) struct Page {
     limit: usize,
     bytes: usize,
     pub(crate) events: Vec<String>,
-    /// The last event that was read, also if it is not in the page.
+    /// The event after which the next page begins. It may be one that is not shown.
     pub(crate) last: Option<Entry>,
     /// Whether there may be more events.
     pub(crate) more: bool,

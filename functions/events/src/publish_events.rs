@@ -1,4 +1,5 @@
-//! Publishes the stream of the events table to both outlets, the stream of all events and the bus.
+//! Publishes the new rows of the events table on both outlets: the stream of all events and the bus. The rows come from
+//! the table's stream.
 //!
 //! A record that can never be published is put into the quarantine queue, with its whole payload and the reason, and
 //! the shard continues. An event that one outlet has and the other one can't take now is left to sweep-events, and the

@@ -1,5 +1,6 @@
 //! Publishes events on two outlets: the Kinesis stream of all events, in order per entity, and the EventBridge bus, in
-//! no order. An event is marked when both have it.
+//! no order. An event is marked when both have it. On the bus, an event has one form for each version of its type that is
+//! published ([`published_forms`]). The bus has the event when it has all forms.
 //!
 //! - `request`: reads the requested events and their unsettled earlier events.
 //! - `outlet`, `stream`, `bus`: send to an outlet. The stream has a lane per entity. The bus has no order.
@@ -15,9 +16,10 @@
 //! The first occurrences on the stream are still in order, since each publisher puts an event only after it has put the
 //! predecessor itself or has read its mark.
 //!
-//! The outlets do not wait for each other. Both are called at the same time. If one has everything and no further event is
-//! settled on the other one, the run ends after `LAG_LIMIT`. The events that one outlet has are left to sweep-events, so that newer
-//! events reach the healthy outlet.
+//! The outlets do not wait for each other. Both are called at the same time. When each event
+//! has its result on one outlet and no further event is settled on the other one, the run ends after `LAG_LIMIT`, or after
+//! `LAG_LIMIT_OF_IDLE_OUTLET`. The events that only one outlet has are left to sweep-events, so that newer events reach the
+//! healthy outlet.
 
 pub(crate) mod bus;
 pub(crate) mod memory;
@@ -53,7 +55,7 @@ use self::{
 
 /// The error name in the quarantine for a row that is not an event.
 const INVALID_EVENT: &str = "InvalidInput";
-/// The time that an outlet gets to settle the next event after the other outlet has everything.
+/// The time that an outlet gets to settle the next event when each event has its result on the other outlet.
 const LAG_LIMIT: Duration = Duration::from_secs(2);
 /// The same for an outlet that settled nothing in the previous run.
 const LAG_LIMIT_OF_IDLE_OUTLET: Duration = Duration::from_millis(500);
@@ -75,7 +77,8 @@ pub struct Publisher {
     pub memory: Memory,
 }
 
-/// An event that could not be published in this run. It stays marked as unpublished.
+/// An event that could not be published in this run. It stays in the index `unpublished`, except a replayed event that was
+/// refused again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpublished {
     /// The key of the event.
@@ -341,7 +344,7 @@ impl Publisher {
     }
 }
 
-/// Returns the requested events that are not settled.
+/// Returns the requested events that are not marked, except those whose mark failed.
 fn unpublished(pending: &[PendingEvent<'_>], results: Vec<Results>) -> Vec<Unpublished> {
     let stream_works = pending
         .iter()

@@ -15,7 +15,7 @@ use store::{Item, Page, SHARDS, StoreError};
 
 use crate::publisher::{EventKey, PublishRequest, Publisher, Unpublished};
 
-/// The minimum age of an event for the sweep. Younger events may still be in the stream.
+/// The minimum age of an event for the sweep. publish-events may still get younger events from the table's stream.
 const MIN_AGE: Duration = Duration::from_mins(1);
 /// The number of events per page of an index shard.
 const PAGE_SIZE: i32 = 100;

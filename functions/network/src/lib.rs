@@ -11,8 +11,8 @@
 //!   and type. One query of a shard reads any number of days. Each type has a row of its own, because an operator may
 //!   invent any number of types with up to 128 characters: a row of all types could become larger than DynamoDB allows.
 //!
-//! The counts of an entity are always in the same shard, so that concurrent executions rarely write the same row. Their
-//! sum is never negative: each site is counted in exactly one status.
+//! The counts of an entity are always in the same shard, so that concurrent executions rarely write the same row. No
+//! count is ever negative: each site is counted in exactly one status, and its changes are always in the same row.
 
 pub mod get_summary;
 pub mod watch_network;

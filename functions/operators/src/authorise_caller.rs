@@ -123,7 +123,7 @@ struct Statement {
 /// The first administrator's secret.
 pub type BootstrapSecret = Secret<SharedSecret, &'static str>;
 
-/// Returns the first administrator's secret, which the credential `fsb_<secret>` proves.
+/// Returns the first administrator's secret, read from `source`. A caller sends it as the credential `fsb_<secret>`.
 #[must_use]
 pub fn bootstrap_secret(source: Source<SharedSecret>) -> BootstrapSecret {
     Secret::new(source, SECRET_MAX_AGE, |text| {
@@ -337,7 +337,8 @@ fn policy(effect: &'static str, stage: String) -> Policy {
     Policy { version: "2012-10-17", statement: [statement] }
 }
 
-/// Returns the text without other characters than printable ASCII, truncated.
+/// Returns the first [`MAX_SUBJECT`] characters of the text, with `?` for each one that is not visible ASCII. A space is
+/// not visible.
 fn printable(text: &str) -> String {
     let shown = |letter: char| if letter.is_ascii_graphic() { letter } else { '?' };
     text.chars().take(MAX_SUBJECT).map(shown).collect()

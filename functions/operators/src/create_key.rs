@@ -80,8 +80,8 @@ impl CreateKey {
     /// administrators. The first administrator's secret creates only keys for administrators, for at most 90 days.
     ///
     /// Returns 400 for an invalid request, and 403 for a key that the caller may not create. Returns 409 if the operator
-    /// is suspended, or if an earlier request with the same idempotency key created a key, because that key can't be
-    /// shown again.
+    /// is suspended, if the key to replace is revoked or has expired, or if an earlier request with the same idempotency
+    /// key created a key, because that key can't be shown again.
     pub async fn handle(
         &self,
         caller: &Caller,

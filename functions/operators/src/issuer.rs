@@ -32,7 +32,7 @@ const MIN_REFRESH: Duration = Duration::from_mins(1);
 /// The time after a failed read until the next one. It doubles with each failure, up to the maximum.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_mins(1);
-/// The limits of each call. The key set takes two.
+/// The limits of each call. Reading the key set takes two calls.
 const LIMITS: Limits = Limits { time: Duration::from_secs(3), body: 256 * 1024 };
 /// The accepted difference between the issuer's clock and ours, in seconds.
 const LEEWAY_SECONDS: u64 = 60;

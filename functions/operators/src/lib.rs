@@ -3,8 +3,8 @@
 //! An operator is an organisation that runs sites. This crate owns four tables.
 //!
 //! - The operators table has a row for each operator ([`OperatorRow`]). The default operator always exists and needs no
-//!   row. Its plan and its status are in no other row, so a change reaches all its keys at once. The authorizer caches
-//!   them.
+//!   row. The plan and the status of an operator are in no other row, so one write changes them for all its keys. A change
+//!   counts after two minutes at most, because the authorizer and API Gateway cache them.
 //! - The keys table has two rows for each API key. Their key attribute is `id`. The row with the hash of the API key
 //!   ([`KeyRow`]) is found by one read. The row `key#<key id>`
 //!   ([`KeyIdRow`]) finds that row by the key's id, which is public. Only the first row is in the index `byOperator`.
@@ -183,7 +183,8 @@ fn named_operator(text: &str) -> Result<OperatorId, String> {
     text.parse().map_err(|_| "is not the UUID of an operator".to_owned())
 }
 
-/// Returns whether a caller with the scope `by` may create, replace or revoke a key with the scope `of`.
+/// Returns whether the scope `by` includes keys with the scope `of`. The first administrator's secret may only create
+/// them; the functions that replace and revoke keys check that.
 fn may_manage(by: Scope, of: Scope) -> bool {
     match by {
         Scope::Admin => true,

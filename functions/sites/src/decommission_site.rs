@@ -6,7 +6,7 @@ use contracts::{OnboardingId, SagaContext, SiteId, Timestamp, saga::TeardownInpu
 use lambda::http::{self, Caller, Problem, Request, Response};
 use machines::StateMachine;
 use serde::Serialize;
-use store::{Commit, Table, Transaction};
+use store::{Decision, Table, Transaction};
 
 use crate::{
     MAX_ATTEMPTS, SiteRow, SitesError, Status,
@@ -110,31 +110,24 @@ impl DecommissionSite {
 
     /// Sets the status to DECOMMISSIONING if it is ACTIVE. If the site is changed at the same time, the row is read again,
     /// so that the change is kept.
-    async fn set_decommissioning(&self, site: SiteId, mut row: SiteRow) -> Result<(), SitesError> {
+    async fn set_decommissioning(&self, site: SiteId, row: SiteRow) -> Result<(), SitesError> {
         let key = SiteRow::key(site);
-        for _ in 0..MAX_ATTEMPTS {
+        let decide = |row: &SiteRow| -> Result<_, SitesError> {
             if row.status() != Status::Active {
                 tracing::info!(%site, "a teardown or another request has already changed the status");
-                return Ok(());
+                return Ok(Decision::Keep(()));
             }
             let decommissioning = row.clone().with_status(Status::Decommissioning);
-            let commit = Transaction::on(&self.sites)
-                .put_if_unchanged(
-                    &self.sites,
-                    &key,
-                    &decommissioning,
-                    Status::Active.name(),
-                    row.sequence,
-                )
-                .commit()
-                .await?;
-            match commit {
-                Commit::Done => return Ok(()),
-                Commit::Refused(refused) => {
-                    row = refused.row(&key)?.ok_or(SitesError::Busy(site))?;
-                }
-            }
-        }
-        Err(SitesError::Busy(site))
+            let transaction = Transaction::on(&self.sites).put_if_unchanged(
+                &self.sites,
+                &key,
+                &decommissioning,
+                Status::Active.name(),
+                row.sequence,
+            );
+            Ok(Decision::Change(transaction, ()))
+        };
+        let set = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
+        set.ok_or(SitesError::Busy(site))
     }
 }

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
     Contact, Location, Metric, OnboardingFailure, OnboardingId, OperatorId, Sensor, SensorId,
-    SiteId, Timestamp,
+    SiteId, Timestamp, UtcOffset,
     names::operator_status,
     saga::{ACTIVATE_SITE, STEPS},
     sensor::SensorMetadata,
@@ -37,6 +37,9 @@ pub(crate) struct Site {
     name: String,
     operator: String,
     location: Location,
+    /// The fixed UTC offset for times that are sent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utc_offset: Option<UtcOffset>,
     /// Only for callers that may change it, because it is personal data.
     #[serde(skip_serializing_if = "Option::is_none")]
     contact: Option<Contact>,
@@ -134,6 +137,7 @@ impl Site {
             add(&failure.step, StepStatus::Failed, at);
         }
         steps.sort_by_key(|step| STEPS.iter().position(|known| known.name == step.name));
+        let utc_offset = row.utc_offset();
         let sensors = row.sensors.into_iter();
         let sensors = sensors.map(|sensor| changed.remove(&sensor.sensor_id).unwrap_or(sensor));
         let sensors = sensors.map(|sensor| SiteSensor {
@@ -148,6 +152,7 @@ impl Site {
             name: row.name,
             operator: row.operator,
             location: row.location,
+            utc_offset,
             contact: row.contact.filter(|_| caller.scope.may_write()),
             status: row.owned.status,
             sensors: sensors.collect(),

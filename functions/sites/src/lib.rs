@@ -28,7 +28,7 @@ pub mod update_site;
 
 use contracts::{
     Contact, IdMismatch, Location, OnboardingFailure, OnboardingId, OperatorId, Plan, Sensor,
-    SensorId, SiteId, Timestamp,
+    SensorId, SiteId, Timestamp, UtcOffset,
     input::{FieldError, join_errors},
     names::operator_status,
 };
@@ -158,6 +158,12 @@ impl SiteRow {
     #[must_use]
     pub fn key(site: SiteId) -> Key {
         Key::pair(("siteId", site.to_string()), ("row", "SITE"))
+    }
+
+    /// Returns the fixed UTC offset that was declared for the site. Its sensors have it.
+    #[must_use]
+    pub fn utc_offset(&self) -> Option<UtcOffset> {
+        self.sensors.first().and_then(|sensor| sensor.utc_offset)
     }
 
     /// Returns the site's status.

@@ -1,7 +1,7 @@
 //! Registration of a site. `create-site` and `import-site` share it.
 
 use contracts::{
-    OnboardingId, OperatorId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SagaContext, Sensor, SensorId, SiteId, Timestamp, UtcOffset,
     events::SiteCreated,
     inbound::{SensorRequest, SiteRegistration},
 };
@@ -81,14 +81,16 @@ impl Registrar {
 
 fn row(saga: SagaContext, registration: &SiteRegistration, now: Timestamp) -> SiteRow {
     let SagaContext { onboarding_id, operator_id, .. } = saga;
+    let offset = registration.utc_offset;
     let sensors = registration.sensors.iter().enumerate();
+    let sensors = sensors.map(|(index, request)| sensor(onboarding_id, index, offset, request));
     SiteRow {
         owned: OwnedStatus { operator_id, status: Status::Onboarding },
         name: registration.name.trim().to_owned(),
         operator: registration.operator.trim().to_owned(),
         location: registration.location,
         contact: None,
-        sensors: sensors.map(|(index, request)| sensor(onboarding_id, index, request)).collect(),
+        sensors: sensors.collect(),
         plan: registration.plan,
         onboarding_id,
         request_hash: request_hash(registration),
@@ -100,13 +102,20 @@ fn row(saga: SagaContext, registration: &SiteRegistration, now: Timestamp) -> Si
     }
 }
 
-fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) -> Sensor {
+/// Returns the sensor of a request. It carries the site's offset to the services that get sensors, but no sites.
+fn sensor(
+    onboarding_id: OnboardingId,
+    index: usize,
+    utc_offset: Option<UtcOffset>,
+    request: &SensorRequest,
+) -> Sensor {
     Sensor {
         sensor_id: SensorId::from_onboarding(onboarding_id, index),
         metric: request.metric,
         unit: request.unit.clone(),
         min: request.min,
         max: request.max,
+        utc_offset,
         metadata: (&request.metadata).into(),
     }
 }
@@ -132,6 +141,7 @@ mod tests {
             name: "Alamosa".to_owned(),
             operator: "NOAA".to_owned(),
             location: Location { latitude: 37.7, longitude: -105.92, elevation_m: 2317.0 },
+            utc_offset: None,
             sensors: vec![SensorRequest {
                 metric: Metric::AirTemperature,
                 unit: "Cel".to_owned(),
@@ -149,6 +159,9 @@ mod tests {
         let mut other = valid_registration();
         assert_eq!(request_hash(&valid_registration()), request_hash(&other));
         other.sensors[0].max = Some(51.0);
+        assert_ne!(request_hash(&valid_registration()), request_hash(&other));
+        let offset = "-07:00".parse().ok();
+        let other = SiteRegistration { utc_offset: offset, ..valid_registration() };
         assert_ne!(request_hash(&valid_registration()), request_hash(&other));
     }
 }

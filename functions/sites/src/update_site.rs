@@ -3,7 +3,7 @@
 use audit::{Action, Entry, Trail};
 use contracts::{SagaContext, SiteId, Timestamp, events::SiteChanged, site_patch::SitePatch};
 use lambda::http::{self, Caller, Problem, Request, Response};
-use store::{Commit, NewEvent, Outbox, StoreError, Table, Transaction};
+use store::{Decision, NewEvent, Outbox, Table, Transaction};
 
 use crate::{
     MAX_ATTEMPTS, SiteRow, SitesError, Status,
@@ -93,39 +93,37 @@ impl UpdateSite {
         http::reject_query(request)?;
         let site = site_id(request)?;
         let patch: SitePatch = http::read(request, MAX_BODY_BYTES)?;
-        let stored = StoredSite::read(&self.sites, caller.operator, site).await;
-        let stored = stored.map_err(|error| Problem::from_fault(&error))?;
-        let mut stored = stored.ok_or_else(|| site_not_found(site))?;
-        for _ in 0..MAX_ATTEMPTS {
-            require_active(&stored.row)?;
-            let current = Response::new(200, &Site::new(site, stored.clone(), caller))?;
+        let stored = StoredSite::read(&self.sites, caller.operator, site).await?;
+        let stored = stored.ok_or_else(|| site_not_found(site))?;
+        let response = |row: &SiteRow| {
+            let stored = StoredSite { row: row.clone(), ..stored.clone() };
+            Response::new(200, &Site::new(site, stored, caller))
+        };
+        let decide = |row: &SiteRow| -> Result<_, Problem> {
+            require_active(row)?;
+            let current = response(row)?;
             http::require_match(request, &current)?;
-            let Some(update) = decide_update(&stored.row, &patch) else { return Ok(current) };
-            let commit = self.commit(caller, site, &stored.row, &update, now).await;
-            match commit.map_err(|error| Problem::from_fault(&error))? {
-                Commit::Done => {
-                    stored.row = update.row;
-                    return Response::new(200, &Site::new(site, stored, caller));
-                }
-                Commit::Refused(refused) => {
-                    let row = refused.row(&SiteRow::key(site));
-                    let row = row.map_err(|error| Problem::from_fault(&error))?;
-                    stored.row = row.ok_or_else(|| busy(site))?;
-                }
-            }
-        }
-        Err(busy(site))
+            let Some(update) = decide_update(row, &patch) else {
+                return Ok(Decision::Keep(current));
+            };
+            let transaction = self.transaction(caller, site, row, &update, now);
+            Ok(Decision::Change(transaction, response(&update.row)?))
+        };
+        let (key, row) = (SiteRow::key(site), stored.row.clone());
+        let response = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
+        response.ok_or_else(|| Problem::from_fault(&SitesError::Busy(site)))
     }
 
-    /// Commits the row, the event and the entry of the audit trail, if the row is still `before`.
-    async fn commit(
+    /// Returns the transaction of the row, the event and the entry of the audit trail. Its condition is that the row is still
+    /// `before`.
+    fn transaction(
         &self,
         caller: &Caller,
         site_id: SiteId,
         before: &SiteRow,
         SiteUpdate { row, changed }: &SiteUpdate,
         now: Timestamp,
-    ) -> Result<Commit, StoreError> {
+    ) -> Transaction {
         let saga = SagaContext::for_site(row.owned.operator_id, site_id, None);
         let event = SiteChanged {
             site_id,
@@ -149,10 +147,6 @@ impl UpdateSite {
                 before.sequence,
             )
             .event(&self.outbox, NewEvent::in_saga(saga, site_id, row.sequence, now, event));
-        self.trail.add(transaction, &entry, now).commit().await
+        self.trail.add(transaction, &entry, now)
     }
-}
-
-fn busy(site: SiteId) -> Problem {
-    Problem::from_fault(&SitesError::Busy(site))
 }

@@ -430,6 +430,43 @@ async fn a_site_shows_the_steps_of_its_onboarding_in_order() {
 }
 
 #[tokio::test]
+async fn a_site_may_declare_a_utc_offset_and_its_sensors_carry_it() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let with_offset = |offset: Value| {
+        let mut registration = registration();
+        registration["utcOffset"] = offset;
+        registration.to_string()
+    };
+    let shown = async |key: &str, offset: Value| {
+        let request = post(Some(key), &with_offset(offset));
+        let response = api_response(step.handle(&default_caller(), &request, noon(0)).await);
+        assert_eq!(response["statusCode"], 202, "{response}");
+        let events = dynamo.events(saga_for_key(key).site_id).await;
+        let created: Value = serde_json::from_str(&events[0].detail).expect("JSON");
+        let sensors = created["data"]["sensors"].as_array().expect("sensors").iter();
+        let carried: Vec<_> = sensors.map(|sensor| sensor["utcOffset"].clone()).collect();
+        assert_eq!(carried.len(), 2);
+        let site = get(&dynamo, key).await["body"].take();
+        assert!(carried.iter().all(|offset| *offset == site["utcOffset"]), "{carried:?} {site}");
+        site["utcOffset"].clone()
+    };
+    assert_eq!(shown("key-1", json!("-07:00")).await, "-07:00");
+    assert_eq!(shown("key-2", json!("+00:00")).await, "Z");
+    assert_eq!(shown("key-3", Value::Null).await, Value::Null);
+
+    // The offset is a part of the request.
+    let other = post(Some("key-1"), &with_offset(json!("-06:00")));
+    let response = api_response(step.handle(&default_caller(), &other, noon(5)).await);
+    assert_eq!(response["statusCode"], 409, "{response}");
+    for wrong in [json!("America/Denver"), json!("-7"), json!("+14:01"), json!(-7)] {
+        let request = post(Some("key-4"), &with_offset(wrong));
+        let response = api_response(step.handle(&default_caller(), &request, noon(0)).await);
+        assert_eq!(error_fields(&response), ["utcOffset"], "{response}");
+    }
+}
+
+#[tokio::test]
 async fn a_rejected_site_shows_its_failure() {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;

@@ -254,6 +254,7 @@ async fn an_invalid_patch_is_refused_with_instructions_and_without_quoting_the_c
         "contact": { "name": "Jane\u{202e} Roe", "email": "jane.roe", "phone": "Jane", "fax": 1 },
         "location": { "latitude": 91, "longitude": null },
         "status": "ACTIVE",
+        "utcOffset": "-07:00",
     });
     let large = format!("{}{}", json!({ "name": "A" }), " ".repeat(8 * 1024));
     for (name, body) in [

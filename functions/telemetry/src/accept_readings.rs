@@ -1,8 +1,8 @@
 //! `POST /readings`: takes one bundle or a list of bundles and puts the valid ones on the readings stream.
 //!
-//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 means that everything
-//! is on the stream that the response does not name as refused. After any other response the client may send the whole
-//! request again: a bundle is stored at most once.
+//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 names each bundle that
+//! is on the stream, at least in part, and at most 100 of the problems. After any other response the client may send the
+//! whole request again: a bundle is stored at most once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,7 +14,7 @@ use aws_sdk_kinesis::{
 use contracts::{
     OperatorId, Scope, Timestamp,
     input::Reason,
-    readings::{Bundle, BundleId, GoodSeries, Origin, TimeLimits},
+    readings::{Bundle, BundleId, GoodSeries, Origin, Series, TimeLimits},
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
@@ -55,7 +55,7 @@ pub struct AcceptReadings {
     pub client: Client,
     /// The name of the readings stream.
     pub stream_name: String,
-    /// The register of sensors, for the retired ones.
+    /// The register of sensors, for the retired ones and the UTC offsets of sites.
     pub register: Register,
     /// The maximum age of a live sample, in days.
     pub max_age_days: u32,
@@ -185,10 +185,11 @@ impl AcceptReadings {
         let body = body(request)?;
         let (texts, is_list) = texts(body)?;
         check_count(texts.len())?;
-        let (mut sent, mut errors) =
-            bundles(&texts, is_list, TimeLimits::new(now, now, self.max_age_days));
+        let limits = TimeLimits::new(now, now, self.max_age_days);
+        let (mut sent, mut errors) = bundles(&texts, is_list, limits);
         check_scope(caller, &sent, is_list)?;
-        self.remove_retired(caller.operator, &mut sent, &mut errors, is_list, deadline).await;
+        self.remove_refused(caller.operator, &mut sent, &mut errors, is_list, limits, deadline)
+            .await;
         let records = records(caller.operator, &sent, &mut errors, is_list)?;
         if records.is_empty() {
             return Err(Refusal { problem: nothing_good(&errors), errors });
@@ -212,15 +213,19 @@ impl AcceptReadings {
         Err(Refusal { problem: with_refused(problem, &refused), errors })
     }
 
-    /// Removes the series whose samples are all later than the retirement of their sensor.
+    /// Removes the series that store-readings would refuse because of what the register says about their sensor: those
+    /// without a UTC offset whose site declares none, or whose times are not valid with it, and those whose samples are
+    /// all later than the retirement of their sensor.
     ///
-    /// A series with earlier samples stays: store-readings stores those and refuses the others.
-    async fn remove_retired(
+    /// A series with earlier samples stays: store-readings stores those and refuses the others. A series also stays if
+    /// nothing is known about its sensor.
+    async fn remove_refused(
         &self,
         sender: OperatorId,
         sent: &mut Vec<Sent<'_>>,
         errors: &mut Vec<FieldError>,
         is_list: bool,
+        limits: TimeLimits,
         deadline: Deadline,
     ) {
         let sensors = |sent: &Sent<'_>| {
@@ -232,28 +237,26 @@ impl AcceptReadings {
         let standings = self.register.known_standings(sender, &sensors, deadline).await;
         let mut standings = standings.into_iter();
         for Sent { index, text, bundle, is_reduced } in sent.iter_mut() {
-            let mut retired = Vec::new();
-            bundle.series.retain(|series| {
-                let Some(Standing::RetiredAt(at)) = standings.next().flatten() else { return true };
-                let is_later = series.samples.first().is_some_and(|first| first.at >= at);
-                if is_later {
-                    retired.push((series.sensor_id, at));
-                }
-                !is_later
+            let limits = limits.of(bundle.origin);
+            let mut refused = Vec::new();
+            bundle.series.retain_mut(|series| {
+                let standing = standings.next().flatten();
+                let problems = standing.map_or_else(Vec::new, |it| problems(series, it, limits));
+                let is_good = problems.is_empty();
+                refused.extend(problems.into_iter().map(|problem| (series.sensor_id, problem)));
+                is_good
             });
-            if retired.is_empty() {
+            if refused.is_empty() {
                 continue;
             }
             *is_reduced = true;
             let sensors = find_sensors(text);
-            errors.extend(retired.into_iter().map(|(sensor, at)| {
-                let message = format!(
-                    "sensor {sensor} was retired at {at}; only its earlier readings are stored"
-                );
+            errors.extend(refused.into_iter().map(|(sensor, problem)| {
                 let position =
                     sensors.iter().position(|it| *it == Some(sensor)).unwrap_or_default();
-                let at = field(is_list, *index, &format!("series[{position}].samples"));
-                FieldError::new(at, message).with_reason(Reason::RetiredSensor)
+                let FieldError { field: path, .. } =
+                    problem.clone().within(&format!("series[{position}]"));
+                FieldError { field: field(is_list, *index, &path), ..problem }
             }));
         }
         sent.retain(|sent| !sent.bundle.series.is_empty());
@@ -328,6 +331,27 @@ impl AcceptReadings {
             }
         }
     }
+}
+
+/// Returns why store-readings would refuse the whole series, with paths in the series. Times without an offset become
+/// UTC.
+fn problems(series: &mut Series, standing: Standing, limits: TimeLimits) -> Vec<FieldError> {
+    let Standing::Registered { retired_at, sensor } = standing else { return Vec::new() };
+    if sensor.is_none() && series.is_local {
+        return Vec::new();
+    }
+    let offset = sensor.and_then(|sensor| sensor.utc_offset);
+    if let Err(problems) = series.resolve(offset, limits) {
+        return problems;
+    }
+    let is_later = |at: &Timestamp| series.samples.first().is_some_and(|first| first.at >= *at);
+    let retired = retired_at.filter(is_later).map(|at| {
+        let sensor = series.sensor_id;
+        let message =
+            format!("sensor {sensor} was retired at {at}; only its earlier readings are stored");
+        FieldError::new("samples", message).with_reason(Reason::RetiredSensor)
+    });
+    retired.into_iter().collect()
 }
 
 /// Returns the upper bound of the pause after the given number of attempts, 1 or more.
@@ -508,7 +532,7 @@ fn nothing_good(errors: &[FieldError]) -> Problem {
             410,
             "sensors-retired",
             "The sensors are retired",
-            "The sensors were retired, for example because their site was decommissioned. Stop sending              readings of them. Readings from before the retirement are still accepted.",
+            "The sensors were retired, for example because their site was decommissioned. Stop sending readings of them. Readings from before the retirement are still accepted.",
         );
         Problem { errors: listed(errors), ..problem }
     } else if all(Reason::TooLarge) {

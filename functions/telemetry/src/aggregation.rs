@@ -116,7 +116,7 @@ pub(crate) enum Output {
 pub(crate) struct BucketRule {
     span: Span,
     quality: Quality,
-    /// How many milliseconds the time of a sample is after the moment that decides its bucket.
+    /// The milliseconds to subtract from the time of a sample to get the moment that decides its bucket; see [`offset`].
     offset: i64,
 }
 

@@ -1,7 +1,8 @@
 //! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
-//! Rows overlap, because bundles arrive late, repeatedly and corrected. The rows are read in the requested order
-//! and merged (`range_merge`) until the page is full. What revisions replace is read first, if the sensor has any.
+//! Rows overlap, because bundles may overlap in time, and corrections are stored beside the originals. The rows are read
+//! in the requested order and merged (`range_merge`) until the page is full. What revisions replace is read first, if the
+//! sensor has any changes.
 
 use std::collections::BTreeMap;
 
@@ -150,7 +151,7 @@ impl Query {
             operator => format!("readings/2 {operator}"),
         };
         let scope = format!("{caller} {sensor} {from} {to} {} {aggregate}", self.order.name());
-        // So do the tokens of queries without the parameters of the view.
+        // The tokens of queries without the parameters of the view stay valid, too.
         if self.view == View::default() {
             return scope;
         }

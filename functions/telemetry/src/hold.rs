@@ -2,14 +2,12 @@
 //!
 //! A site may send as soon as its sensors are provisioned. The register gets them some time later, by an event. A record
 //! that names such a sensor waits in the hold queue, so that it does not stop the records behind it in its shard.
-//! store-held-readings stores it, or holds it again. [`MAX_HOLD_MILLIS`] after its arrival it is quarantined.
+//! store-held-readings stores it, or holds it again. [`Hold::max_seconds`] after its arrival it is quarantined.
 
 use aws_sdk_sqs::Client;
 use contracts::{Timestamp, stream::Record};
 use lambda::{Aws, ConfigError};
 
-/// The maximum time between a record's arrival and its last attempt, in milliseconds.
-const MAX_HOLD_MILLIS: f64 = 120_000.0;
 /// The shortest time in the hold queue, in milliseconds.
 const MIN_DELAY_MILLIS: f64 = 5_000.0;
 
@@ -23,12 +21,26 @@ pub struct Hold {
     pub queues: Client,
     /// The queue's URL.
     pub url: String,
+    /// The maximum time between a record's arrival and its last attempt, in seconds: at most 900, the maximum delay of SQS.
+    pub max_seconds: u32,
 }
 
 impl Hold {
-    /// Creates the hold queue with the URL in `HOLD_QUEUE_URL`.
+    /// Creates the hold queue with the URL in `HOLD_QUEUE_URL` and the time in `READINGS_HOLD_SECONDS`.
     pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
-        Ok(Self { queues: Client::new(aws.config()), url: lambda::env("HOLD_QUEUE_URL")? })
+        Ok(Self {
+            queues: Client::new(aws.config()),
+            url: lambda::env("HOLD_QUEUE_URL")?,
+            max_seconds: lambda::env_number("READINGS_HOLD_SECONDS")?,
+        })
+    }
+
+    /// Returns how long to hold a record, in seconds. Returns `None` if it was on hold for the maximum time.
+    ///
+    /// The delay doubles the record's age. So a record is held at most ten times, and a sensor that is registered within
+    /// seconds, as usual, costs its record only a few seconds.
+    pub(crate) fn delay_seconds(&self, record: &Record<'_>, now: Timestamp) -> Option<i32> {
+        delay_seconds(f64::from(self.max_seconds) * 1000.0, record.age_millis(now))
     }
 
     /// Sends a message about a record. If that fails, the caller must report the record as failed, not as done.
@@ -50,15 +62,14 @@ impl Hold {
     }
 }
 
-/// Returns how long to hold a record, in seconds. Returns `None` if it was on hold for the maximum time.
-///
-/// The delay doubles the record's age. So a record is held at most seven times, and a sensor that is registered within
-/// seconds, as usual, costs its record only a few seconds.
-pub(crate) fn delay_seconds(record: &Record<'_>, now: Timestamp) -> Option<i32> {
-    let age = record.age_millis(now);
-    let remaining = MAX_HOLD_MILLIS - age;
-    let delay = age.max(MIN_DELAY_MILLIS).min(remaining);
-    #[expect(clippy::cast_possible_truncation, reason = "at most 120")]
+/// Returns the delay of a record of this age in seconds, if its last attempt is due at the maximum age.
+fn delay_seconds(max_age_millis: f64, age_millis: f64) -> Option<i32> {
+    let remaining = max_age_millis - age_millis;
+    let delay = age_millis.max(MIN_DELAY_MILLIS).min(remaining);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most 900, the maximum of the parameter"
+    )]
     (remaining > 0.0).then(|| (delay / 1000.0).ceil() as i32)
 }
 
@@ -66,19 +77,10 @@ pub(crate) fn delay_seconds(record: &Record<'_>, now: Timestamp) -> Option<i32> 
 mod tests {
     use super::*;
 
-    /// Returns a record that arrived this time before `now`.
-    fn arrived(now: Timestamp, age_millis: i64) -> Record<'static> {
-        let text = r#"{"kinesis": {"partitionKey": "", "sequenceNumber": "", "data": ""}}"#;
-        let mut record: Record<'static> = serde_json::from_str(text).expect("a record");
-        #[expect(clippy::cast_precision_loss, reason = "exact")]
-        let arrival = (now.millis() - age_millis) as f64 / 1000.0;
-        record.kinesis.approximate_arrival_timestamp = arrival;
-        record
-    }
+    const TWO_MINUTES: f64 = 120_000.0;
 
     #[test]
-    fn a_record_is_held_until_two_minutes_after_its_arrival() {
-        let now: Timestamp = "2026-01-01T12:00:00Z".parse().expect("a time");
+    fn a_record_is_held_until_its_maximum_age() {
         for (age, delay) in [
             (-1_000, Some(5)),
             (0, Some(5)),
@@ -90,18 +92,19 @@ mod tests {
             (120_000, None),
             (3_600_000, None),
         ] {
-            assert_eq!(delay_seconds(&arrived(now, age), now), delay, "{age}");
+            assert_eq!(delay_seconds(TWO_MINUTES, f64::from(age)), delay, "{age}");
         }
     }
 
     #[test]
-    fn a_record_is_held_at_most_seven_times() {
-        let now: Timestamp = "2026-01-01T12:00:00Z".parse().expect("a time");
-        let (mut age, mut times) = (0, 0);
-        while let Some(delay) = delay_seconds(&arrived(now, age), now) {
-            times += 1;
-            age += i64::from(delay) * 1000;
+    fn a_record_is_held_at_most_ten_times() {
+        for (max_age, most) in [(10_000, 2), (120_000, 6), (900_000, 9)] {
+            let (mut age, mut times) = (0, 0);
+            while let Some(delay) = delay_seconds(f64::from(max_age), f64::from(age)) {
+                times += 1;
+                age += delay * 1000;
+            }
+            assert_eq!((age, times), (max_age, most));
         }
-        assert_eq!((age, times), (120_000, 6));
     }
 }

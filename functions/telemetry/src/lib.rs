@@ -1,14 +1,18 @@
 //! Ingestion, storage and queries of readings.
 //!
-//! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has a
-//! row `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), with `/<revision>` at the
-//! end for a revision above the first one, a row `REVISION/<bundleId>/<revision>` for each such series
-//! ([`series::RevisionRow`]), and a row `SENSOR` for each sensor ([`SensorRow`]).
+//! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has three kinds
+//! of rows:
+//!
+//! - `<first sample's time>/<bundleId>`: a part of a series ([`series::SeriesRow`]). A long series, and one that grew, has
+//!   several rows. In a revision above the first one, `/<revision>` is at the end.
+//! - `REVISION/<bundleId>/<revision>`: a series of a revision above the first one ([`series::RevisionRow`]).
+//! - `SENSOR`: a sensor in the register ([`SensorRow`]).
 //!
 //! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
 //! `POST /readings` refused ([`refusals`]).
 //!
-//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]).
+//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]), and
+//! when a changed sensor makes stored readings be read differently ([`project_sensors`]).
 
 pub mod accept_readings;
 mod aggregation;
@@ -21,10 +25,12 @@ mod query;
 mod range_merge;
 pub mod refusals;
 pub mod register;
+mod rereading;
 pub mod series_store;
 mod set_aside;
 pub mod store_readings;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{IdMismatch, OperatorId, Sensor, SensorId, SiteId, Timestamp};
 use fault::{ErrorKind, Fault, InvalidInput};
 use serde::{Deserialize, Serialize};
@@ -32,7 +38,8 @@ use store::{Key, StoreError};
 
 /// The row `SENSOR` of the sensor register.
 ///
-/// Events may arrive in any order: each kind of event sets its own attributes.
+/// Events may arrive in any order. `retiredAt` is an attribute of its own, and `sensorSequence` keeps an older definition
+/// from replacing a newer one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorRow {
@@ -41,16 +48,18 @@ pub struct SensorRow {
     /// The operator that owns the sensor. Rows of releases before there were operators have none.
     #[serde(default)]
     pub operator_id: OperatorId,
-    /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
+    /// Metric, unit, limits and metadata. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
     /// The sequence of the `SensorChanged` that `sensor` is from. Absent if it is from `SensorsProvisioned`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_sequence: Option<u64>,
-    /// When the sensor was deprovisioned. Its readings are refused since then.
+    /// When the sensor was deprovisioned. Samples from this time on are refused, as soon as the caches of the register are
+    /// old enough. Earlier samples are still stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
-    /// The number of changes of stored readings: the sequence of the last `ReadingsRevised`. Absent if there was none.
+    /// The number of changes of stored readings, or of how they are read: the sequence of the last `ReadingsRevised`. Absent
+    /// if there was none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changes: u64,
 }
@@ -66,6 +75,23 @@ impl SensorRow {
     pub fn key(sensor: SensorId) -> Key {
         series::register::key(sensor)
     }
+
+    /// Returns what counts `further` changes in an update of the row: its assignment, its condition and its values. It
+    /// commits with the changes' events. The condition does not hold if another change was counted since the row was read.
+    pub(crate) fn count(
+        &self,
+        further: u64,
+    ) -> (&'static str, &'static str, Vec<(&'static str, AttributeValue)>) {
+        let number = |value: u64| AttributeValue::N(value.to_string());
+        let mut values = vec![("changes", number(self.changes + further))];
+        let condition = if self.changes == 0 {
+            "attribute_not_exists(#changes)"
+        } else {
+            values.push(("changesBefore", number(self.changes)));
+            "#changes = :changesBefore"
+        };
+        ("#changes = :changes", condition, values)
+    }
 }
 
 /// An error of this crate.
@@ -74,6 +100,17 @@ pub enum TelemetryError {
     /// Some series of the bundle are not valid.
     #[error(transparent)]
     InvalidSeries(InvalidInput),
+    /// The times of a series were sent without a UTC offset, and its site declares none or one with which they are not
+    /// valid.
+    #[error("sensor {sensor}: {problem}")]
+    InvalidTimes {
+        /// The sensor.
+        sensor: SensorId,
+        /// The site of the sensor.
+        site: SiteId,
+        /// What is wrong, with the path in the series.
+        problem: String,
+    },
     /// The sensor was never provisioned, or it belongs to another operator than the sender.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
@@ -123,6 +160,7 @@ impl TelemetryError {
             Self::UnknownSensor(sensor) => Some((*sensor, None)),
             Self::RetiredSensor { sensor, site, .. }
             | Self::SensorOfAnotherSite { sensor, site }
+            | Self::InvalidTimes { sensor, site, .. }
             | Self::BundleConflict { sensor, site, .. } => Some((*sensor, Some(*site))),
             Self::InvalidSeries(_) | Self::WrongSite(_) | Self::Store(_) => None,
         }
@@ -136,7 +174,9 @@ impl TelemetryError {
             Self::RetiredSensor { .. } => Some("RetiredSensor"),
             Self::SensorOfAnotherSite { .. } => Some("SensorOfAnotherSite"),
             Self::BundleConflict { .. } => Some("BundleConflict"),
-            Self::InvalidSeries(_) | Self::WrongSite(_) => Some("InvalidInput"),
+            Self::InvalidSeries(_) | Self::InvalidTimes { .. } | Self::WrongSite(_) => {
+                Some("InvalidInput")
+            }
             Self::Store(StoreError::Corrupt { .. }) => Some("CorruptRow"),
             Self::Store(_) => None,
         }

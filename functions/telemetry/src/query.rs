@@ -106,9 +106,10 @@ impl Query {
     }
 }
 
-/// Returns how many milliseconds the time of a sample is after the moment to which an aggregate attributes it.
+/// Returns the offset of aggregates in milliseconds: 1 if the stamps of the sensor are at the end of the interval, otherwise 0.
 ///
-/// A time at the end of an interval belongs to the bucket with the moment just before it.
+/// The time of a sample minus this offset decides its bucket. So a sample at 11:00 that covers the hour before is in the
+/// bucket that begins at 10:00.
 pub(crate) fn offset(sensor: &Sensor) -> i64 {
     i64::from(sensor.metadata.description.stamp == Some(Stamp::End))
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use contracts::{Sensor, Timestamp, stream::Arrival};
-use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack_qualified};
+use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack_qualified, replaced};
 
 use crate::{
     aggregation::{Content, Output, ShownSample},
@@ -83,8 +83,8 @@ pub(crate) struct RangeMerge {
     output: Output,
     /// The ranges that revisions replace.
     markers: Vec<Marker>,
-    /// The candidates by ordinal. Of those that are shown at most as many as fit into the page, plus one that shows that
-    /// there are more.
+    /// The candidates by ordinal. At most as many shown candidates are kept as fit into the page, plus one. That one shows
+    /// that there are more.
     pending: BTreeMap<i64, Candidate>,
     /// The number of candidates that are shown.
     shown: usize,
@@ -204,8 +204,7 @@ impl RangeMerge {
         let (samples, qualifiers) =
             unpack_qualified(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
-        let markers = self.markers.iter().filter(|marker| marker.revision > revision);
-        let replaced: Vec<_> = markers.map(|marker| marker.replaces).collect();
+        let replaced = replaced(&self.markers, revision);
         let precedence = |arrival| {
             let (bundle, row) = (bundle.into(), Arc::clone(&key));
             Arc::new(Precedence { revision, arrival, bundle, row })
@@ -339,6 +338,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min: None,
             max: None,
+            utc_offset: None,
             metadata,
         }
     }

@@ -234,7 +234,7 @@ fn counters(
 ) -> Vec<(Counter, Count)> {
     let (texts, is_list) = split_bundles(body);
     let by_bundle = by_bundle(errors, texts.len(), is_list);
-    // The scope of a credential is not a property of a field.
+    // For another status, such as the 403 of a scope, the reason is that of the response: the field errors have none.
     let whole = problem.filter(|problem| ![400, 410, 413].contains(&problem.status));
     let reason_of =
         |error: &FieldError| whole.map_or_else(|| error.reason.name().to_owned(), Problem::reason);

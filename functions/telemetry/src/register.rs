@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use contracts::{OperatorId, SensorId, SiteId, Timestamp};
+use contracts::{OperatorId, SensorId, SiteId, Timestamp, UtcOffset};
 use lambda::{Aws, ConfigError, Deadline};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use store::{StoreError, Table};
 use stream::may_send;
 use tokio::time::Instant;
@@ -37,14 +37,26 @@ pub struct Register {
 /// What the register says about a sensor for a site and a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The sensor may send.
-    Active,
-    /// The sensor was retired at this time. Only its earlier samples are accepted.
-    RetiredAt(Timestamp),
+    /// The sensor is one of the site.
+    Registered {
+        /// When the sensor was retired, if it was. Only its earlier samples are accepted.
+        retired_at: Option<Timestamp>,
+        /// How it was registered. `None` if only its retirement is known so far.
+        sensor: Option<RegisteredSensor>,
+    },
     /// The sensor was not provisioned yet, or it belongs to another operator than the sender.
     Unknown,
     /// The sensor belongs to this other site.
     OfSite(SiteId),
+}
+
+/// The properties of a registered sensor that are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegisteredSensor {
+    /// The fixed UTC offset of its site, if the site declares one.
+    #[serde(default)]
+    pub utc_offset: Option<UtcOffset>,
 }
 
 /// The attributes of a [`SensorRow`] that are checked.
@@ -55,7 +67,7 @@ struct RegisterRow {
     site_id: SiteId,
     #[serde(default)]
     operator_id: OperatorId,
-    sensor: Option<IgnoredAny>,
+    sensor: Option<RegisteredSensor>,
     retired_at: Option<Timestamp>,
 }
 
@@ -64,6 +76,7 @@ struct RegisterRow {
 struct Registered {
     site: SiteId,
     operator: OperatorId,
+    sensor: Option<RegisteredSensor>,
     retired_at: Option<Timestamp>,
     read_at: Instant,
 }
@@ -76,7 +89,7 @@ impl Registered {
         } else if self.site != site {
             Standing::OfSite(self.site)
         } else {
-            self.retired_at.map_or(Standing::Active, Standing::RetiredAt)
+            Standing::Registered { retired_at: self.retired_at, sensor: self.sensor }
         }
     }
 }
@@ -118,8 +131,9 @@ impl Register {
 
     /// Returns the standing of each of a sender's sensors at its site, where it is known.
     ///
-    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. Any other sensor, and each one if the
-    /// call fails, is `None`. This is for an early answer to the sender; store-readings decides.
+    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. The result is `None` for a sensor that is
+    /// neither cached nor read: the others, all of them if the call fails, and those that are not in the register. This is
+    /// for an early answer to the sender; store-readings decides.
     pub async fn known_standings(
         &self,
         sender: OperatorId,
@@ -172,8 +186,10 @@ impl Register {
             };
             let row: RegisterRow = serde_dynamo::from_item(item.clone()).map_err(corrupt)?;
             if row.sensor.is_some() || row.retired_at.is_some() {
-                let RegisterRow { site_id: site, operator_id: operator, retired_at, .. } = row;
-                read.insert(row.sensor_id, Registered { site, operator, retired_at, read_at });
+                let RegisterRow { sensor_id, site_id: site, operator_id: operator, .. } = row;
+                let RegisterRow { sensor, retired_at, .. } = row;
+                let registered = Registered { site, operator, sensor, retired_at, read_at };
+                read.insert(sensor_id, registered);
             }
         }
         let mut cache = self.cache();

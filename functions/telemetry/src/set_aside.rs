@@ -14,10 +14,7 @@ use flate2::{Compression, read::GzEncoder};
 use quarantine::{Quarantine, Reason};
 use stream::GZIP;
 
-use crate::{
-    TelemetryError,
-    hold::{Hold, delay_seconds},
-};
+use crate::{TelemetryError, hold::Hold};
 
 /// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
 /// the JSON around the data.
@@ -29,7 +26,8 @@ pub(crate) enum RecordError {
     /// The record does not contain a valid bundle.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
-    /// Some series of a bundle of this site can never be stored. The others are stored.
+    /// Some series of a bundle of this site were not stored. They can never be stored, or their sensors are not registered
+    /// yet. The others are stored.
     #[error("{}", joined(.1))]
     Refused(SiteId, Vec<TelemetryError>),
     /// The record, or a part of it, was not processed.
@@ -100,7 +98,7 @@ pub(crate) async fn set_aside(
     } else {
         compressed(record).map_err(|error| format!("{message}; and {error}"))?
     };
-    let delay = delay_seconds(record, Timestamp::now());
+    let delay = hold.delay_seconds(record, Timestamp::now());
     let delay = delay.filter(|_| error.may_be_registered_soon() && data.len() <= MAX_MESSAGE_BYTES);
     for part in record.split(&data, MAX_MESSAGE_BYTES) {
         match delay {

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use aws_lambda_events::event::{sqs::SqsMessage, streams::KinesisEventResponse};
 use contracts::{
     SiteId, Timestamp,
+    input::join_errors,
     quarantine::Quarantined,
     readings::{Series, TimeLimits},
     stream::{Arrival, Record},
@@ -117,7 +118,7 @@ impl StoreReadings {
         let limits = TimeLimits::new(now, arrived_at, self.max_age_days);
         let mut sent = stream::bundle(record, limits)?;
         let invalid = std::mem::take(&mut sent.refused);
-        let mut refused = self.remove_refused(&mut sent).await?;
+        let mut refused = self.remove_refused(&mut sent, limits).await?;
         if !invalid.is_empty() {
             refused.insert(0, TelemetryError::InvalidSeries(invalid.into()));
         }
@@ -134,17 +135,21 @@ impl StoreReadings {
     }
 
     /// Removes the series and samples that the register does not allow. Returns the reasons.
+    ///
+    /// The times of the other series are in UTC afterwards.
     async fn remove_refused(
         &self,
         sent: &mut SentBundle,
+        limits: TimeLimits,
     ) -> Result<Vec<TelemetryError>, TelemetryError> {
         let SentBundle { bundle, sender, .. } = sent;
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
         let standings = self.register.standings(bundle.site_id, *sender, sensors).await?;
+        let limits = limits.of(bundle.origin);
         let (mut standings, mut refused) = (standings.into_iter(), Vec::new());
         bundle.series.retain_mut(|series| {
             let standing = standings.next().unwrap_or(Standing::Unknown);
-            let error = remove_samples(series, bundle.site_id, standing);
+            let error = remove_samples(series, bundle.site_id, standing, limits);
             let keep = error.is_none() || !series.samples.is_empty();
             refused.extend(error);
             keep
@@ -154,16 +159,34 @@ impl StoreReadings {
 }
 
 /// Removes the samples of a series that its sensor may not send for this site. Returns the reason if there are any.
-fn remove_samples(series: &mut Series, site: SiteId, standing: Standing) -> Option<TelemetryError> {
+fn remove_samples(
+    series: &mut Series,
+    site: SiteId,
+    standing: Standing,
+    limits: TimeLimits,
+) -> Option<TelemetryError> {
     let sensor = series.sensor_id;
     let (allowed, error) = match standing {
-        Standing::Active => return None,
-        Standing::RetiredAt(at) => {
-            let allowed = series.samples.partition_point(|sample| sample.at < at);
-            if allowed == series.samples.len() {
-                return None;
+        // Nothing is known about the site's offset yet, so the record waits like that of an unknown sensor.
+        Standing::Registered { sensor: None, .. } if series.is_local => {
+            (0, TelemetryError::UnknownSensor(sensor))
+        }
+        Standing::Registered { retired_at, sensor: registered } => {
+            let offset = registered.and_then(|registered| registered.utc_offset);
+            match (series.resolve(offset, limits), retired_at) {
+                (Err(errors), _) => {
+                    let problem = join_errors(&errors);
+                    (0, TelemetryError::InvalidTimes { sensor, site, problem })
+                }
+                (Ok(()), None) => return None,
+                (Ok(()), Some(at)) => {
+                    let allowed = series.samples.partition_point(|sample| sample.at < at);
+                    if allowed == series.samples.len() {
+                        return None;
+                    }
+                    (allowed, TelemetryError::RetiredSensor { sensor, site, at })
+                }
             }
-            (allowed, TelemetryError::RetiredSensor { sensor, site, at })
         }
         // A series without samples is refused, too: it may withdraw those of other bundles.
         Standing::Unknown => (0, TelemetryError::UnknownSensor(sensor)),

@@ -456,8 +456,9 @@ async fn posting_readings_with_a_query_parameter_is_refused() {
     assert!(stream.take_calls().is_empty());
 }
 
-/// Enforces the rules that the schema can't express: the times of a series ascend, only a revision has a reason and
-/// replaces ranges, only a series that replaces a range may be empty, and only an import may be old.
+/// Enforces the rules that the schema can't express: the times of a series ascend, and all or none have an offset, only a
+/// revision has a reason and replaces ranges, only a series that replaces a range may be empty, and only an import may be
+/// old.
 fn in_order(mut bundle: Value) -> Value {
     let is_revision = bundle["revision"].as_u64().is_some_and(|revision| revision > 1);
     let members = bundle.as_object_mut().expect("an object");
@@ -467,8 +468,9 @@ fn in_order(mut bundle: Value) -> Value {
         members.insert("reason".to_owned(), json!("the clock was fast"));
     }
     for series in bundle["series"].as_array_mut().expect("series") {
+        equalize_offsets(series);
         let range = series["replaces"].clone();
-        let time = |name: &str| range[name].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+        let time = |name: &str| range[name].as_str().map(in_utc);
         if !is_revision || time("from") >= time("to") {
             series.as_object_mut().expect("an object").remove("replaces");
         }
@@ -477,14 +479,74 @@ fn in_order(mut bundle: Value) -> Value {
             series["samples"] = json!([[noon(0), 1]]);
         }
         let samples = series["samples"].as_array_mut().expect("samples");
-        let at = |sample: &Value| -> Timestamp {
-            sample[0].as_str().expect("a time").parse().expect("a time")
-        };
+        let at = |sample: &Value| in_utc(sample[0].as_str().expect("a time"));
         samples.sort_by_key(at);
         samples.dedup_by_key(|sample| at(sample).millis());
     }
     bundle["origin"] = json!("import");
     bundle
+}
+
+/// Returns a time; one without an offset as if it were UTC.
+fn in_utc(text: &str) -> Timestamp {
+    text.parse().or_else(|_| format!("{text}Z").parse()).expect("a time")
+}
+
+/// Removes the offsets of a series if its first time has none. Otherwise adds one where it is missing.
+fn equalize_offsets(series: &mut Value) {
+    let mut times: Vec<&mut Value> = Vec::new();
+    let Some(members) = series.as_object_mut() else { return };
+    for (name, member) in members {
+        match (name.as_str(), member) {
+            ("replaces", Value::Object(range)) => times.extend(range.values_mut()),
+            ("samples", Value::Array(samples)) => {
+                times.extend(samples.iter_mut().map(|sample| &mut sample[0]));
+            }
+            _ => {}
+        }
+    }
+    let is_local = |time: &Value| {
+        let text = time.as_str().expect("a time");
+        text.parse::<Timestamp>().is_err()
+    };
+    let first_is_local = times.first().is_some_and(|first| is_local(first));
+    for time in times {
+        let text = time.as_str().expect("a time");
+        *time = match (first_is_local, is_local(time)) {
+            (true, false) => text[..19].into(),
+            (false, true) => format!("{text}Z").into(),
+            _ => continue,
+        };
+    }
+}
+
+#[tokio::test]
+async fn times_without_an_offset_are_left_to_store_readings_if_the_register_is_unavailable() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    let put = || {
+        let data = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
+        let data = STANDARD.decode(data.as_str().expect("text")).expect("base64");
+        String::from_utf8(data).expect("text")
+    };
+    let mut body =
+        bundle("b-1", site("a"), &json!([["2026-01-01T10:00:00", 1.5], ["2026-01-01T24:00", 2]]));
+    let response = api_response(accept(&stream, &body.to_string()).await);
+    assert_eq!((&response["statusCode"], &response["body"]["errors"]), (&json!(202), &Value::Null));
+    assert_eq!(put(), body.to_string());
+
+    // A bundle of which a series is refused is written again. The other times are still without an offset.
+    let mut bad = body["series"][0].clone();
+    bad["sensorId"] = json!(SensorId::from_onboarding(saga("a").onboarding_id, 1));
+    bad["samples"][1] = json!(["2026-01-01T11:00:00Z", 2]);
+    body["series"].as_array_mut().expect("series").push(bad);
+    let response = api_response(accept(&stream, &body.to_string()).await);
+    assert_eq!(response["statusCode"], 202, "{response}");
+    assert_eq!(error_fields(&response), ["series[1].samples[1][0]"]);
+    let message = response["body"]["errors"][0]["message"].as_str().expect("a message");
+    assert!(message.starts_with("has a UTC offset, but samples[0][0] has none"), "{message}");
+    let samples = r#""samples":[["2026-01-01T10:00:00",1.5],["2026-01-02T00:00:00",2.0]]"#;
+    let written = put();
+    assert!(written.contains(samples) && !written.contains('Z'), "{written}");
 }
 
 #[tokio::test]

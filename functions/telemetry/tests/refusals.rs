@@ -162,6 +162,106 @@ async fn only_the_bad_bundles_of_a_partly_accepted_list_are_counted() {
     }
 }
 
+/// Adds the sensor of site `a` with this index to the register.
+async fn register(world: &World, index: usize, offset: Option<&str>, retired_at: Option<&str>) {
+    let mut row = json!({
+        "siteId": site("a"), "operatorId": OperatorId::DEFAULT,
+        "sensor": { "sensorId": sensor("a", index), "metric": "air_temperature", "unit": "Cel" },
+    });
+    if let Some(offset) = offset {
+        row["sensor"]["utcOffset"] = json!(offset);
+    }
+    if let Some(at) = retired_at {
+        row["retiredAt"] = json!(at);
+    }
+    let table = world.dynamo.table(READINGS);
+    let create = Transaction::on(&table).create(&table, &SensorRow::key(sensor("a", index)), &row);
+    assert!(matches!(create.commit().await, Ok(Commit::Done)));
+}
+
+/// Returns a bundle of site `a` with a series for each sensor and its times.
+fn series_of(series: &[(usize, &[&str])]) -> Value {
+    let series = series.iter().map(|(index, times)| {
+        let samples: Vec<_> = times.iter().map(|time| json!([time, 1.5])).collect();
+        json!({ "sensorId": sensor("a", *index), "samples": samples })
+    });
+    json!({ "bundleId": "b-1", "siteId": site("a"), "series": series.collect::<Value>() })
+}
+
+#[tokio::test]
+async fn a_series_without_offsets_is_accepted_only_if_its_site_declares_one() {
+    let world = World::start().await;
+    register(&world, 0, None, None).await;
+    register(&world, 1, Some("-07:00"), None).await;
+    drop(world.dynamo.take_usage());
+    let local: &[&str] = &["2026-01-01T04:00:00", "2026-01-01T05:14:00"];
+    let send = async |series: &[(usize, &[&str])]| {
+        world.respond(&default_caller(), &series_of(series).to_string()).await
+    };
+    let refused = send(&[(0, local)]).await;
+    assert_eq!(refused["statusCode"], 400, "{refused}");
+    let expected = json!([{
+        "field": "series[0].samples[0][0]",
+        "message": "is \"2026-01-01T04:00:00\", which has no UTC offset; add Z for UTC, or an offset such as +01:00, or declare utcOffset when you register the site",
+    }]);
+    assert_eq!(refused["body"]["errors"], expected);
+    assert_eq!(world.stream.take_calls().len(), 0);
+
+    // The other series are accepted: one with the site's offset, one with its own, and one of an unknown sensor.
+    let body = [(1, local), (0, local), (2, local), (3, &["2026-01-01T11:00:00Z"])];
+    let partly = send(&body).await;
+    assert_eq!(partly["statusCode"], 202, "{partly}");
+    let errors = partly["body"]["errors"].as_array().expect("errors");
+    assert_eq!((errors.len(), &errors[0]["field"]), (1, &json!("series[1].samples[0][0]")));
+    let data = world.stream.take_calls()[0].json()["Records"][0]["Data"].take();
+    let data = STANDARD.decode(data.as_str().expect("text")).expect("base64");
+    let put: Bundle = serde_json::from_slice(&data).expect("a bundle");
+    let put: Vec<_> = put
+        .series
+        .iter()
+        .map(|it| (it.sensor_id, it.is_local, it.samples[0].at.to_string()))
+        .collect();
+    let time = |hour: &str| format!("2026-01-01T{hour}:00:00.000Z");
+    assert_eq!(
+        put,
+        [
+            (sensor("a", 1), false, time("11")),
+            (sensor("a", 2), true, time("04")),
+            (sensor("a", 3), false, time("11")),
+        ]
+    );
+
+    // It is now 12:00 in UTC, and 05:00 at the site.
+    let ahead = send(&[(1, &["2026-01-01T05:16:00"])]).await;
+    assert_eq!(ahead["statusCode"], 400, "{ahead}");
+    let error = &ahead["body"]["errors"][0];
+    assert_eq!(error["field"], "series[0].samples[0]");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.starts_with("2026-01-01T12:16:00.000Z is more than 15 minutes"), "{message}");
+    // The sensors 0 and 1 are read once, the unknown ones once.
+    assert_eq!(world.dynamo.take_usage().calls["BatchGetItem"], 2);
+    let counts = world.counts(Some(site("a"))).await;
+    let field = "series[].samples[][]".to_owned();
+    assert_eq!(counts, [("InvalidValue".to_owned(), field, Some(sensor("a", 0)), 1)]);
+}
+
+#[tokio::test]
+async fn the_retirement_of_a_sensor_is_compared_with_times_in_utc() {
+    let world = World::start().await;
+    register(&world, 0, Some("-07:00"), Some("2026-01-01T11:30:00.000Z")).await;
+    // Only the retirement of these sensors is known, and not the site's offset.
+    retire(&world, 1..2).await;
+    let send = async |index, time: &str| {
+        let response =
+            world.respond(&default_caller(), &series_of(&[(index, &[time])]).to_string()).await;
+        response["statusCode"].as_u64()
+    };
+    assert_eq!(send(0, "2026-01-01T04:29:59").await, Some(202));
+    assert_eq!(send(0, "2026-01-01T04:30:00").await, Some(410));
+    assert_eq!(send(1, "2026-01-01T11:45:00").await, Some(202), "store-readings decides");
+    assert_eq!(send(1, "2026-01-01T11:45:00Z").await, Some(410));
+}
+
 /// Adds sensors of site `a` to the register. They were retired at 11:30.
 async fn retire(world: &World, sensors: std::ops::Range<usize>) {
     for index in sensors {

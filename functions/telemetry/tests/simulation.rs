@@ -854,7 +854,7 @@ impl Function for Consumer {
         StoreReadings {
             register: Register::new(readings.clone(), self.register_age),
             series: SeriesStore { readings, outbox: cloud.outbox() },
-            hold: Hold { queues: cloud.queues(), url: HOLD_QUEUE.to_owned() },
+            hold: Hold { queues: cloud.queues(), url: HOLD_QUEUE.to_owned(), max_seconds: 120 },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: QUARANTINE.to_owned(),

@@ -15,14 +15,14 @@ use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
-use store::Table;
+use store::{Outbox, Table};
 use telemetry::{
     SensorRow, hold::Hold, project_sensors::ProjectSensors, register::Register,
     series_store::SeriesStore, store_readings::StoreReadings,
 };
 use testkit::{
     cloud::{self, CallFault, Cloud},
-    dynamo::READINGS,
+    dynamo::{EVENTS, READINGS},
     http::Stub,
     mapping::{Record, Stream, event},
     measured::measured,
@@ -62,7 +62,7 @@ impl World {
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
             series: SeriesStore { readings, outbox: cloud.outbox() },
-            hold: Hold { queues: cloud.queues(), url: HOLD.to_owned() },
+            hold: Hold { queues: cloud.queues(), url: HOLD.to_owned(), max_seconds: 120 },
             quarantine: Quarantine {
                 queues: cloud.queues(),
                 url: QUARANTINE.to_owned(),
@@ -78,7 +78,8 @@ impl World {
 
     /// Delivers an event to project-sensors.
     async fn project(&self, event: &Value) {
-        let step = ProjectSensors { readings: self.cloud.table(READINGS) };
+        let step =
+            ProjectSensors { readings: self.cloud.table(READINGS), outbox: self.cloud.outbox() };
         run(&step, event).await.expect("a projection");
     }
 
@@ -162,6 +163,15 @@ fn provisioned_for(saga: SagaContext) -> Value {
     let sensors = sensors(saga, &METRICS);
     let data = json!({ "siteId": saga.site_id, "sensors": sensors });
     sensor_event(saga, "SensorsProvisioned", noon(0), data)
+}
+
+/// Returns the event of sensors whose site declares this offset.
+fn provisioned_with_offset(name: &str, offset: &str) -> Value {
+    let mut event = provisioned(name);
+    for sensor in event["detail"]["data"]["sensors"].as_array_mut().expect("sensors") {
+        sensor["utcOffset"] = offset.into();
+    }
+    event
 }
 
 fn deprovisioned(name: &str) -> Value {
@@ -928,7 +938,7 @@ fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
     for order in orders {
         cloud::run(async {
             let cloud = Cloud::new(Rng::from_seed(1));
-            let step = ProjectSensors { readings: cloud.table(READINGS) };
+            let step = ProjectSensors { readings: cloud.table(READINGS), outbox: cloud.outbox() };
             for event in order {
                 let reply = run(&step, event).await;
                 assert_eq!(reply, Ok(json!({ "sensors": 8 })));
@@ -990,7 +1000,10 @@ fn readings_are_counted_once_and_repeated_readings_separately() {
 async fn an_unreachable_register_is_a_transient_error() {
     let table = Stub::start(|_| (500, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&table.config());
-    let step = ProjectSensors { readings: Table::new(client, READINGS) };
+    let step = ProjectSensors {
+        readings: Table::new(client.clone(), READINGS),
+        outbox: Outbox::new(Table::new(client, EVENTS)),
+    };
     assert_eq!(run(&step, &provisioned("a")).await, Err(ErrorKind::Transient));
 }
 
@@ -1006,11 +1019,174 @@ fn a_retirement_without_a_provisioning_refuses_the_sensor() {
     });
 }
 
+/// Returns the bundle without the offsets of its times, as JSON. The times are those of a clock with this offset in hours.
+fn local(bundle: &Bundle, hours: i64) -> Vec<u8> {
+    let mut bundle = bundle.clone();
+    for series in &mut bundle.series {
+        series.is_local = true;
+        for sample in &mut series.samples {
+            sample.at = sample.at.plus_millis(hours * 3_600_000);
+        }
+        if let Some(range) = &mut series.replaces {
+            range.from = range.from.plus_millis(hours * 3_600_000);
+            range.to = range.to.plus_millis(hours * 3_600_000);
+        }
+    }
+    let json = plain(&bundle);
+    assert!(!json.windows(2).any(|pair| pair == b"Z\""));
+    json
+}
+
+#[test]
+fn times_without_an_offset_are_stored_in_utc_and_compared_in_utc() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.project(&provisioned_with_offset("b", "-07:00")).await;
+        let of_b = |id: &str, count| Bundle {
+            site_id: site("b"),
+            ..bundle(id, vec![(sensor("b", 0), samples(count, 60))])
+        };
+        let sent = of_b("b-1", 3);
+        let record = world.put(site("b"), local(&sent, -7));
+        let before = world.counted();
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
+        assert_eq!(world.cost(&before), (calls([("BatchGetItem", 1), ("PutItem", 1)]), 1.0));
+        let stored = |world: &World| {
+            let rows = world.rows();
+            let rows = rows.iter().map(|(_, row)| (row.row.clone(), unpack(&row.samples)));
+            rows.collect::<Vec<_>>()
+        };
+        let row = "2026-01-01T12:00:00.000Z/b-1".to_owned();
+        assert_eq!(stored(&world), [(row, Ok(samples(3, 60)))]);
+
+        // The same instants are a repeat, whatever their offset; a replay is one, too.
+        world.deliver_bundle(&sent).await;
+        let payload = to_raw_value(&record.event()).expect("JSON");
+        assert_eq!(world.step.replay(&payload).await, ReplayResponse::Done);
+        assert_eq!(stored(&world).len(), 1);
+        // A bundle grows, with and without offsets.
+        let grown = world.put(site("b"), local(&of_b("b-1", 4), -7));
+        assert_eq!(world.deliver(&[grown]).await, None);
+        world.deliver_bundle(&of_b("b-1", 5)).await;
+        let all: Vec<_> =
+            stored(&world).into_iter().flat_map(|(_, row)| row.expect("samples")).collect();
+        assert_eq!(all, samples(5, 60));
+
+        // A revision replaces a range that is given in the site's time, too.
+        let mut revision = of_b("b-1", 1);
+        (revision.revision, revision.reason) = (2, Some("the clock was fast".to_owned()));
+        let range = contracts::readings::TimeRange { from: noon(0), to: noon(90) };
+        revision.series[0].replaces = Some(range);
+        let revised = world.put(site("b"), local(&revision, -7));
+        assert_eq!(world.deliver(&[revised]).await, None);
+        world.deliver_bundle(&revision).await;
+        assert_eq!(world.cloud.messages(), [Value::Null; 0]);
+        let rows = world.cloud.rows(READINGS);
+        let rows = rows.iter().map(|row| row["row"]["S"].as_str().unwrap_or_default());
+        assert_eq!(
+            rows.filter(|row| row.ends_with("/b-1/2")).count(),
+            2,
+            "the samples and the range"
+        );
+    });
+}
+
+#[test]
+fn a_series_without_offsets_is_quarantined_if_its_site_declares_none_and_the_others_are_stored() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let mut both =
+            bundle("b-1", vec![(sensor("a", 0), samples(2, 60)), (sensor("a", 1), samples(2, 60))]);
+        both.series[0].is_local = true;
+        let record = world.put_bundle(&both);
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
+        assert_eq!(world.rows().len(), 1);
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
+        let reason = format!(
+            "sensor {}: samples[0][0]: is \"2026-01-01T12:00:00\", which has no UTC offset; add Z for UTC, or an offset such \
+             as +01:00, or declare utcOffset when you register the site",
+            sensor("a", 0)
+        );
+        assert_eq!(
+            (&message["error"], &message["reason"]),
+            (&json!("InvalidInput"), &json!(reason))
+        );
+        assert_eq!(
+            (&message["sensorId"], &message["sensorSiteId"]),
+            (&json!(sensor("a", 0)), &json!(site("a")))
+        );
+        let payload = to_raw_value(&record.event()).expect("JSON");
+        let outcome = world.step.replay(&payload).await;
+        assert!(matches!(outcome, ReplayResponse::Failed { error, .. } if error == "InvalidInput"));
+        assert_eq!(world.rows().len(), 1);
+    });
+}
+
+#[test]
+fn times_without_an_offset_are_too_old_ahead_or_late_by_their_instants_in_utc() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        world.step.max_age_days = 400;
+        world.project(&provisioned_with_offset("b", "+14:00")).await;
+        let of_b = |at: Timestamp| Bundle {
+            site_id: site("b"),
+            ..bundle("b-1", vec![(sensor("b", 0), vec![Sample::new(at, 1.5)])])
+        };
+        // The record arrives at noon. In the site's time, the sample is less than 400 days old.
+        let old = noon(-86_400 * 400 - 3_600);
+        let record = world.put(site("b"), local(&of_b(old), 14));
+        assert_eq!(world.deliver(&[record]).await, None);
+        let ahead = Timestamp::now().plus_millis(20 * 60_000);
+        let record = world.put(site("b"), local(&of_b(ahead), 14));
+        assert_eq!(world.deliver(&[record]).await, None);
+        let reasons: Vec<_> =
+            world.cloud.messages().iter().map(|it| it["reason"].to_string()).collect();
+        assert!(reasons[0].contains(&format!("{old} is more than 400 days ago")), "{reasons:?}");
+        assert!(reasons[1].contains(&format!("{ahead} is more than 15 minutes")), "{reasons:?}");
+        assert_eq!(world.rows(), []);
+
+        // The sensors of the site are retired at noon and one minute in UTC.
+        world.project(&deprovisioned("b")).await;
+        sleep(REGISTER_AGE).await;
+        let straddling =
+            Bundle { series: vec![Series::new(sensor("b", 0), samples(3, 30))], ..of_b(noon(0)) };
+        let record = world.put(site("b"), local(&straddling, 14));
+        assert_eq!(world.deliver(&[record]).await, None);
+        let rows = world.rows();
+        let rows: Vec<_> = rows.iter().map(|(_, row)| unpack(&row.samples)).collect();
+        assert_eq!(rows, [Ok(samples(2, 30))]);
+        assert_eq!(world.cloud.messages()[2]["error"], "RetiredSensor");
+    });
+}
+
+#[test]
+fn times_without_an_offset_wait_until_the_offset_of_the_site_is_known() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        // The events come in the wrong order, so that only the retirement is known.
+        world.project(&deprovisioned("b")).await;
+        let earlier =
+            Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), samples(2, 30))]) };
+        let record = world.put(site("b"), local(&earlier, -7));
+        deliver_events(&world, &[arrived(&record, Duration::from_secs(1))]).await;
+        let [held] = &world.cloud.messages_of(HOLD)[..] else { panic!("one message") };
+        assert_eq!(world.rows(), []);
+
+        world.project(&provisioned_with_offset("b", "-07:00")).await;
+        sleep(REGISTER_AGE).await;
+        assert_eq!(deliver_held(&world, held).await, Ok(()));
+        let rows = world.rows();
+        let rows: Vec<_> = rows.iter().map(|(_, row)| unpack(&row.samples)).collect();
+        assert_eq!(rows, [Ok(samples(2, 30))]);
+        assert_eq!(world.cloud.messages_of(QUARANTINE), [Value::Null; 0]);
+    });
+}
+
 #[test]
 fn an_event_with_ids_of_another_site_changes_no_sensor() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
-        let step = ProjectSensors { readings: cloud.table(READINGS) };
+        let step = ProjectSensors { readings: cloud.table(READINGS), outbox: cloud.outbox() };
         let other = saga("b");
         for event in [provisioned("a"), deprovisioned("a")] {
             for (path, id) in [

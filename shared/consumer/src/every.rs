@@ -82,7 +82,8 @@ pub struct Run {
     pub events: Vec<OpenEnvelope>,
     /// The state of the entity before the first event; see [`Effect::state`].
     pub state: Option<String>,
-    /// Whether the events are read for a rebuild. Effects that others can see, such as notifications, must be omitted.
+    /// Whether the events are applied to a generation that is being built, from the log or live. Effects that others can
+    /// see, such as notifications, must be omitted.
     pub replay: bool,
     /// The size of the events as JSON.
     bytes: usize,
@@ -321,7 +322,8 @@ impl<E: Effect> Work<'_, E> {
 
     /// Adds the events that follow the cursor in the log to a run that is empty. Returns `None` at the end of the log.
     ///
-    /// `has_later` says that a later event exists, so that the end of the log is an error. So is a later event in the log.
+    /// `has_later` says that a later event exists. Then it is an error if the log ends at the cursor. It is always an error
+    /// if the log has later events, but not the next one.
     async fn read_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
         let log_key = run.log_key.clone();
         let cursor = self.cursor(&log_key).sequence;

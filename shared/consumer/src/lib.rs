@@ -1,7 +1,7 @@
 //! Consumers of Fieldstation's events. [`contracts::consumers::EVENT_CONSUMERS`] lists them.
 //!
 //! - [`latest`]: a projection of the newest event of an entity. The sequence is kept in the projected row, older events
-//!   are skipped, and no gap is read. It may read from the event bus.
+//!   are skipped, and missing events are not read. It may read from the event bus.
 //! - [`every`]: each event takes effect exactly once, in the order of its entity. A consumer in this mode reads the stream
 //!   of all events, unfiltered. [`rebuild`] rebuilds its rows from the log.
 //!

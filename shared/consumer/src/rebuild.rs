@@ -8,9 +8,10 @@
 //! Those events were in the log before that execution read the state, so `apply`, which comes after `begin`, reads them
 //! from there. An event that is appended later is delivered to an execution that knows the new generation.
 //!
-//! An event that can't be applied to the generation that is being built does not fail a live batch: it would stop the
-//! counts that readers see. It is logged and counted, and its entity is recorded in the state row. `finish` refuses the
-//! generation while an entity is recorded. `apply` forgets its entities, reads their events again from the log, and records
+//! An event that can never be applied to the generation that is being built does not fail a live batch: a failed batch would
+//! stop the counts that readers see. (A transient error does fail the batch, and the batch is delivered again.) The event is
+//! logged and counted, and its entity is recorded in the state row. `finish` refuses the generation while an entity is
+//! recorded. `apply` forgets its entities, reads their events again from the log, and records
 //! and names those that still fail. The rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
@@ -42,7 +43,7 @@ const MAX_PAGES: u32 = 10;
 const MAX_UNAPPLIED: usize = 100;
 /// Recorded instead of the entities if they are more than [`MAX_UNAPPLIED`]. No entity's key in the log is equal to it.
 const OTHERS: &str = "*";
-/// No page is started with less time than this.
+/// After the first page of a call, no page is started with less time than this.
 const PAGE_TIME: Duration = Duration::from_secs(2);
 
 /// A consumer whose rows belong to generations. Its table has the partition key `id` and the sort key `row`.

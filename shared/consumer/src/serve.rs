@@ -40,14 +40,16 @@ struct Batch<'a> {
     records: Vec<Record<'a>>,
 }
 
-/// What an operator sends.
+/// What fieldctl sends.
 #[derive(Debug)]
 enum Call<'a> {
+    /// One failed record, to be processed again.
     Replay(&'a RawValue),
+    /// A step of a rebuild.
     Rebuild(Rebuild),
 }
 
-/// A response to Lambda, or to an operator.
+/// A response to Lambda, or to fieldctl.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Response {
@@ -56,7 +58,7 @@ enum Response {
     Rebuild(serde_json::Value),
 }
 
-/// Returns what an operator sends, or `None` for a batch.
+/// Returns what fieldctl sends, or `None` for a batch.
 fn call(payload: &RawValue) -> Result<Option<Call<'_>>, InvocationError> {
     if !payload.get().starts_with(START) {
         return Ok(None);

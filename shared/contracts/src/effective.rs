@@ -27,8 +27,8 @@ impl Values {
 }
 
 impl Sensor {
-    /// Returns the sample with the sensor's metadata of its time: a value that means "no data" becomes missing, and any
-    /// other value is calibrated if calibrated values are used. The flag stays.
+    /// Returns the effective sample, by the sensor's metadata that are valid at the time of the sample. A value that means
+    /// "no data" becomes a missing value. Any other value is calibrated if calibrated values are used, and keeps its flag.
     #[must_use]
     pub fn effective(&self, sample: Sample, values: Values) -> Sample {
         let Sample { at, value: Some(value), flag } = sample else { return sample };

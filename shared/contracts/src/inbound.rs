@@ -10,15 +10,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    Location, Metric, PaymentMethodId, Plan,
+    Location, Metric, PaymentMethodId, Plan, UtcOffset,
     events::Kits,
     input::{
-        FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Problems, Purpose,
-        Reason, Text, quoted,
+        FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Parsed, Problems,
+        Purpose, Reason, Text, quoted,
     },
     number,
     sensor::RegisteredMetadata,
-    site, text,
+    site, text, utc_offset,
 };
 
 /// `detail-type` of [`KitsDelivered`].
@@ -81,6 +81,11 @@ pub struct SiteRegistration {
     pub operator: String,
     /// The location of the site.
     pub location: Location,
+    /// The fixed UTC offset of the site's clock, if its loggers send times without an offset: `Z`, or -12:00 to +14:00. It
+    /// can't be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "utc_offset::schema")]
+    pub utc_offset: Option<UtcOffset>,
     /// The sensors of the site: 1 to 100.
     #[schemars(length(min = 1, max = MAX_SENSORS))]
     pub sensors: Vec<SensorRequest>,
@@ -128,6 +133,8 @@ const METRIC: OneOf<Metric> = OneOf { all: Metric::ALL, name: Metric::name };
 const PLAN: OneOf<Plan> = OneOf { all: Plan::ALL, name: Plan::name };
 const NAME: Text = Text { purpose: Purpose::Name, max: MAX_NAME };
 const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
+const UTC_OFFSET: Parsed<UtcOffset> =
+    Parsed::new("Z, or an offset from -12:00 to +14:00 such as +01:00");
 
 impl Input for KitsDelivered {
     const FIELDS: &'static [&'static str] = &["deliveryId", "kits"];
@@ -172,7 +179,7 @@ impl Input for SiteRegistrationRequested {
 
 impl Input for SiteRegistration {
     const FIELDS: &'static [&'static str] =
-        &["name", "operator", "location", "sensors", "plan", "paymentMethod"];
+        &["name", "operator", "location", "utcOffset", "sensors", "plan", "paymentMethod"];
 
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let sensors = List {
@@ -183,6 +190,7 @@ impl Input for SiteRegistration {
         let name = fields.required("name", &NAME, problems);
         let operator = fields.required("operator", &NAME, problems);
         let location = fields.required("location", &Object::default(), problems);
+        let utc_offset = fields.optional("utcOffset", &UTC_OFFSET, problems);
         let sensors = fields.required("sensors", &sensors, problems);
         let plan = fields.required("plan", &PLAN, problems);
         let payment_method = fields.required("paymentMethod", &PaymentMethod, problems);
@@ -190,6 +198,7 @@ impl Input for SiteRegistration {
             name: name?,
             operator: operator?,
             location: location?,
+            utc_offset,
             sensors: sensors?.into_iter().collect::<Option<_>>()?,
             plan: plan?,
             payment_method: payment_method?,

@@ -418,6 +418,8 @@ impl<T: Clone> Change<T> {
 pub trait Input: Sized {
     /// The names of the fields.
     const FIELDS: &'static [&'static str];
+    /// The names of other fields that a sender may expect, each with the reason why it is refused.
+    const FIXED: &'static [(&'static str, &'static str)] = &[];
 
     /// Reads the fields.
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self>;
@@ -441,7 +443,7 @@ impl<T: Input> FieldRule for Object<T> {
     }
 
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<T> {
-        T::read(&Fields::parse(tree, at, T::FIELDS, problems)?, problems)
+        T::read(&Fields::parse_with_fixed(tree, at, T::FIELDS, T::FIXED, problems)?, problems)
     }
 }
 
@@ -465,6 +467,17 @@ impl<'a> Fields<'a> {
         known: &[&str],
         problems: &mut Problems,
     ) -> Option<Self> {
+        Self::parse_with_fixed(tree, at, known, &[], problems)
+    }
+
+    /// Does the same as [`Fields::parse`]. The problem of a field in `fixed` has the reason from there.
+    fn parse_with_fixed(
+        tree: &'a JsonValue,
+        at: &'a str,
+        known: &[&str],
+        fixed: &[(&str, &str)],
+        problems: &mut Problems,
+    ) -> Option<Self> {
         let JsonValue::Object(members) = tree else {
             problems.add(at, tree.is_not(&object_of(known)));
             return None;
@@ -472,7 +485,9 @@ impl<'a> Fields<'a> {
         let fields = Self { at, members };
         for (index, (name, _)) in members.iter().enumerate() {
             let at = || fields.path(&quoted_name(name));
-            if !known.contains(&name.as_str()) {
+            if let Some((_, reason)) = fixed.iter().find(|(fixed, _)| fixed == name) {
+                problems.add(at(), *reason);
+            } else if !known.contains(&name.as_str()) {
                 let message = format!("is not known; the fields are {}", known.join(", "));
                 problems.add_as(Reason::UnknownField, at(), message);
             } else if members[..index].iter().any(|(before, _)| before == name) {

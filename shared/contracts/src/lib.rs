@@ -33,6 +33,7 @@ mod source;
 pub mod stream;
 pub mod text;
 mod time;
+mod utc_offset;
 
 pub use access::Scope;
 pub use entity::*;
@@ -44,3 +45,4 @@ pub use saga::{ContextWithSensors, IdMismatch, SagaContext};
 pub use site::{Contact, Location, OnboardingFailure, PaymentMethodId, Plan, Sensor};
 pub use source::SourceOperators;
 pub use time::Timestamp;
+pub use utc_offset::UtcOffset;

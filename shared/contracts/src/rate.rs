@@ -18,10 +18,28 @@ impl RateLimit {
     /// send about as much as before there were limits.
     const DEFAULT_OPERATOR: Self = Self::new(500, 1_000);
 
+    /// The limit of the calls that start sagas, of all operators together. It protects Step Functions and the payment
+    /// provider: 10 onboardings per second are what the quotas allow for a long time (`docs/cost.md`).
+    ///
+    /// No operator may use more than half of it, neither of its tokens per second nor of its bucket.
+    pub const ALL_SAGAS: Self = Self::new(10, 400);
+
+    /// The limit of the calls that start sagas, of each operator.
+    const SAGAS: Self = Self::new(2, 20);
+
+    /// The limit of the calls that start sagas, of the default operator.
+    const DEFAULT_OPERATOR_SAGAS: Self = Self::new(5, 200);
+
     /// Returns the limit of all requests of an operator together.
     #[must_use]
     pub fn of_operator(operator: OperatorId, plan: Plan) -> Self {
         if operator == OperatorId::DEFAULT { Self::DEFAULT_OPERATOR } else { plan.rate_limit() }
+    }
+
+    /// Returns the limit of an operator's calls that start sagas.
+    #[must_use]
+    pub fn sagas_of_operator(operator: OperatorId) -> Self {
+        if operator == OperatorId::DEFAULT { Self::DEFAULT_OPERATOR_SAGAS } else { Self::SAGAS }
     }
 
     const fn new(per_second: u32, burst: u32) -> Self {
@@ -83,6 +101,16 @@ mod tests {
             assert!(limit.per_second() >= 10 * plan.rate_limit().per_second(), "{plan:?}");
             let other = OperatorId::registered("other");
             assert_eq!(RateLimit::of_operator(other, *plan), plan.rate_limit());
+        }
+    }
+
+    #[test]
+    fn no_operator_can_start_more_than_half_of_all_sagas() {
+        let all = RateLimit::ALL_SAGAS;
+        for operator in [OperatorId::DEFAULT, OperatorId::registered("other")] {
+            let limit = RateLimit::sagas_of_operator(operator);
+            assert!(2 * limit.per_second() <= all.per_second(), "{operator}");
+            assert!(2 * limit.burst() <= all.burst(), "{operator}");
         }
     }
 

@@ -5,19 +5,23 @@
 use std::{collections::HashSet, fmt, str::FromStr};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor, ser::SerializeStruct};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+    ser::SerializeStruct,
+};
 
 use crate::{
-    SensorId, SiteId, Timestamp,
+    SensorId, SiteId, Timestamp, UtcOffset,
     input::{
         self, FieldError, FieldRule, Fields, JsonValue, List, OneOf, Parsed, Problems, Purpose,
         Reason, Text, WholeNumber,
     },
     sample::{
         self, Flag, MAX_QUALIFIERS, MAX_SERIES_QUALIFIERS, NO_VALUE_TEXTS, QualifiedSample,
-        Qualifier, Qualifiers, Sample, SampleList,
+        Qualifier, Qualifiers, Sample, SampleList, SentSample, SentSamples,
     },
-    sample_time::{self, InvalidTime},
+    sample_time::{self, InvalidTime, MIXED, SentTime},
     text,
 };
 
@@ -32,6 +36,8 @@ pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. The
 /// minimum also excludes years before 0: their texts do not sort in the order of time.
 const MIN_SAMPLE_MILLIS: i64 = 0;
+/// The regular expression of a time without a UTC offset, in the schema of a bundle.
+pub const LOCAL_TIME_PATTERN: &str = sample_time::LOCAL_PATTERN;
 /// The revision of a bundle that does not say one.
 pub const FIRST_REVISION: u32 = 1;
 /// The maximum revision.
@@ -156,7 +162,7 @@ impl Origin {
 pub struct Bundle {
     /// The data logger's id of the bundle, unique at its site. With the revision, it is the idempotency key.
     pub bundle_id: BundleId,
-    /// The id of the site. It is also the partition key of the record in the stream.
+    /// The id of the site. The partition key of the record in the stream is or begins with it.
     pub site_id: SiteId,
     /// The revision. Samples of a greater revision take precedence over those of a smaller one, whatever their bundle.
     #[serde(default = "first_revision", skip_serializing_if = "is_first_revision")]
@@ -186,15 +192,19 @@ pub struct Series {
     #[schemars(with = "TimeRange")]
     pub replaces: Option<TimeRange>,
     /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
-    /// range.
+    /// range. All times have a UTC offset, or none has; then the site must declare one.
     #[schemars(length(min = 0, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
     /// The qualifiers of the samples. In JSON they are a part of each sample.
     #[schemars(skip)]
     pub qualifiers: Qualifiers,
+    /// Whether the times were sent without a UTC offset. Until [`Series::resolve`], they are then the times of the site's
+    /// clock, read as if they were UTC. In JSON they have no offset.
+    #[schemars(skip)]
+    pub is_local: bool,
 }
 
-/// A range of time.
+/// A range of time. In a series it has a UTC offset if and only if the samples have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TimeRange {
@@ -235,14 +245,15 @@ fn reason_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 impl Serialize for Series {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { sensor_id, replaces, samples, qualifiers } = self;
+        let Self { sensor_id, replaces, samples, qualifiers, is_local } = self;
+        let is_local = *is_local;
         let members = if replaces.is_some() { 3 } else { 2 };
         let mut series = serializer.serialize_struct("Series", members)?;
         series.serialize_field("sensorId", sensor_id)?;
         if let Some(replaces) = replaces {
-            series.serialize_field("replaces", replaces)?;
+            series.serialize_field("replaces", &SentRange::new(*replaces, is_local))?;
         }
-        series.serialize_field("samples", &SampleList(samples, qualifiers))?;
+        series.serialize_field("samples", &SampleList { samples, qualifiers, is_local })?;
         series.end()
     }
 }
@@ -280,14 +291,39 @@ impl<'de> Deserialize<'de> for Series {
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         struct Members {
             sensor_id: SensorId,
-            replaces: Option<TimeRange>,
-            #[serde(deserialize_with = "sample::deserialize_list")]
-            samples: (Vec<Sample>, Qualifiers),
+            replaces: Option<SentRange>,
+            samples: SentSamples,
         }
 
-        let Members { sensor_id, replaces, samples: (samples, qualifiers) } =
+        let Members { sensor_id, replaces, samples } =
             Members::deserialize(ObjectOnly(deserializer))?;
-        Ok(Self { sensor_id, replaces, samples, qualifiers })
+        let SentSamples { samples, qualifiers, is_local } = samples;
+        let bounds = replaces.iter().flat_map(|SentRange { from, to }| [from, to]);
+        let mut clocks = is_local.into_iter().chain(bounds.map(|time| time.is_local));
+        let is_local = clocks.next().unwrap_or_default();
+        if clocks.any(|other| other != is_local) {
+            return Err(de::Error::custom(MIXED));
+        }
+        let replaces = replaces.map(SentRange::range);
+        Ok(Self { sensor_id, replaces, samples, qualifiers, is_local })
+    }
+}
+
+/// A range of time as it is sent.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SentRange {
+    from: SentTime,
+    to: SentTime,
+}
+
+impl SentRange {
+    fn new(TimeRange { from, to }: TimeRange, is_local: bool) -> Self {
+        Self { from: SentTime { at: from, is_local }, to: SentTime { at: to, is_local } }
+    }
+
+    fn range(self) -> TimeRange {
+        TimeRange { from: self.from.at, to: self.to.at }
     }
 }
 
@@ -295,7 +331,49 @@ impl Series {
     /// Creates a series without qualifiers that replaces nothing.
     #[must_use]
     pub fn new(sensor_id: SensorId, samples: Vec<Sample>) -> Self {
-        Self { sensor_id, replaces: None, samples, qualifiers: Qualifiers::default() }
+        let (replaces, qualifiers) = (None, Qualifiers::default());
+        Self { sensor_id, replaces, samples, qualifiers, is_local: false }
+    }
+
+    /// Turns times that were sent without a UTC offset into UTC, by the offset of the sensor's site, and checks them. Times
+    /// with an offset are unchanged.
+    ///
+    /// The limits are those of the bundle's origin ([`TimeLimits::of`]). The paths of errors are relative to the series.
+    ///
+    /// # Errors
+    /// Fails if the site has no offset, or if a time is out of the limits.
+    pub fn resolve(
+        &mut self,
+        offset: Option<UtcOffset>,
+        limits: TimeLimits,
+    ) -> Result<(), Vec<FieldError>> {
+        if !self.is_local {
+            return Ok(());
+        }
+        let Some(offset) = offset else { return Err(vec![self.no_offset()]) };
+        let to_utc = |at: Timestamp| at.plus_millis(-offset.millis());
+        for sample in &mut self.samples {
+            sample.at = to_utc(sample.at);
+        }
+        self.replaces =
+            self.replaces.map(|range| TimeRange { from: to_utc(range.from), to: to_utc(range.to) });
+        self.is_local = false;
+        let mut problems = Problems::default();
+        let samples = self.samples.iter().map(|sample| Some(*sample));
+        check_samples(samples, Some(limits), || "samples".to_owned(), &mut problems);
+        problems.or(Some(()))
+    }
+
+    /// Returns the error of a series whose times have no offset. It names the first time.
+    fn no_offset(&self) -> FieldError {
+        let first = self.samples.first().map(|first| ("samples[0][0]", first.at));
+        let first = first.or_else(|| Some(("replaces.from", self.replaces?.from)));
+        let message =
+            |at| wrong_time(&SentTime { at, is_local: true }.to_string(), InvalidTime::NoOffset);
+        match first {
+            Some((field, at)) => FieldError::new(field, message(at)),
+            None => FieldError::new("samples", InvalidTime::NoOffset.to_string()),
+        }
     }
 
     /// Keeps the first `count` samples.
@@ -336,8 +414,10 @@ impl Bundle {
         if refused.is_empty() { Ok(bundle) } else { Err(refused) }
     }
 
-    /// Reads the good series of a bundle from JSON text. The error lists all problems of a bundle that has no good
-    /// series, or that can't be accepted as a whole.
+    /// Reads the good series of a bundle from JSON text. If there is none, or if a field of the bundle itself is not valid,
+    /// returns all problems.
+    ///
+    /// The times of a series may be without a UTC offset. The caller then needs that of the site ([`Series::resolve`]).
     pub fn read_good_series(
         json: &str,
         limits: impl Into<TimeLimits>,
@@ -359,7 +439,8 @@ impl Bundle {
         samples.any(|sample| sample.value == Some(0.0))
     }
 
-    /// Checks everything that the types do not guarantee.
+    /// Checks everything that the types do not guarantee. Times without an offset are compared only with each other;
+    /// [`Series::resolve`] compares them with the limits.
     pub fn check(&self, limits: impl Into<TimeLimits>) -> Result<(), Vec<FieldError>> {
         let limits = limits.into().of(self.origin);
         let mut problems = Problems::default();
@@ -372,10 +453,12 @@ impl Bundle {
         check_sensors(self.series.iter().map(|series| series.sensor_id), &mut problems);
         for (index, series) in self.series.iter().enumerate() {
             let at = |name: &str| format!("series[{index}].{name}");
-            check_replaces(series.replaces, self.revision, || at("replaces"), &mut problems);
+            let replaces = series.replaces.map(|range| SentRange::new(range, series.is_local));
+            check_replaces(replaces, self.revision, || at("replaces"), &mut problems);
             let count = series.samples.len();
-            check_count(count, series.replaces, || at("samples"), &mut problems);
+            check_count(count, replaces.is_some(), || at("samples"), &mut problems);
             let samples = series.samples.iter().map(|sample| Some(*sample));
+            let limits = Some(limits).filter(|_| !series.is_local);
             check_samples(samples, limits, || at("samples"), &mut problems);
             check_qualifiers(&series.qualifiers, || at("samples"), &mut problems);
         }
@@ -407,8 +490,8 @@ pub struct TimeLimits {
 }
 
 impl TimeLimits {
-    /// Creates the limits for a bundle that arrived at this time. Live samples may be `max_age_days` old at the arrival,
-    /// and be [`MAX_AHEAD_MILLIS`] ahead of `now`.
+    /// Creates the limits for a bundle that arrived at this time. A live sample may be at most `max_age_days` old at the
+    /// arrival. Every sample may be at most [`MAX_AHEAD_MILLIS`] ahead of `now`.
     #[must_use]
     pub fn new(now: Timestamp, arrival: Timestamp, max_age_days: u32) -> Self {
         let oldest = arrival.plus_millis(-i64::from(max_age_days) * DAY_MILLIS);
@@ -416,7 +499,8 @@ impl TimeLimits {
     }
 
     /// Returns the limits of a bundle of this origin. An import may be of any age.
-    fn of(self, origin: Origin) -> Self {
+    #[must_use]
+    pub fn of(self, origin: Origin) -> Self {
         match origin {
             Origin::Live => self,
             Origin::Import => Self { oldest: None, ..self },
@@ -429,6 +513,27 @@ impl TimeLimits {
 
     fn newest_millis(self) -> i64 {
         self.now.millis().saturating_add(MAX_AHEAD_MILLIS)
+    }
+
+    /// Returns why a sample can't have this time.
+    fn problem(self, time: Timestamp) -> Option<(Reason, String)> {
+        let millis = time.millis();
+        if millis < MIN_SAMPLE_MILLIS {
+            return Some((Reason::ClockNotSet, format!("{time} is before 1970; set the clock")));
+        }
+        if let Some((oldest, days)) = self.oldest
+            && millis < oldest
+        {
+            let message = format!(
+                "{time} is more than {days} days ago; set the clock, or give the bundle the origin \"import\""
+            );
+            return Some((Reason::ClockNotSet, message));
+        }
+        (millis > self.newest_millis()).then(|| {
+            let message =
+                format!("{time} is more than 15 minutes ahead of our clock, {}", self.now);
+            (Reason::ClockAhead, message)
+        })
     }
 }
 
@@ -463,28 +568,23 @@ fn check_revision(revision: u32, reason: Option<&str>, problems: &mut Problems) 
 
 /// Checks that only a revision replaces a range, and that the range is not empty.
 fn check_replaces(
-    replaces: Option<TimeRange>,
+    replaces: Option<SentRange>,
     revision: u32,
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let Some(TimeRange { from, to }) = replaces else { return };
+    let Some(SentRange { from, to }) = replaces else { return };
     if revision == FIRST_REVISION {
         problems.add(at(), "is only for revisions above 1; give the revision, or leave it out");
     }
-    if from >= to {
+    if from.is_local == to.is_local && from.at >= to.at {
         problems.add(at(), format!("is from {from} to {to}; give a `from` before `to`"));
     }
 }
 
 /// Checks the number of samples. Only a series that replaces a range may have none.
-fn check_count(
-    count: usize,
-    replaces: Option<TimeRange>,
-    at: impl Fn() -> String,
-    problems: &mut Problems,
-) {
-    if count > MAX_SAMPLES || count == 0 && replaces.is_none() {
+fn check_count(count: usize, replaces: bool, at: impl Fn() -> String, problems: &mut Problems) {
+    if count > MAX_SAMPLES || count == 0 && !replaces {
         let message = format!("has {count} entries; give 1 to {MAX_SAMPLES}");
         problems.add_as(Reason::WrongCount, at(), message);
     }
@@ -509,14 +609,15 @@ fn duplicate(sensor: SensorId) -> String {
 }
 
 /// Checks that times are in order and in range, and that values are finite. A sample is `None` if it could not be
-/// read.
+/// read. Times without a UTC offset have no limits.
 fn check_samples(
     samples: impl Iterator<Item = Option<Sample>>,
-    limits: TimeLimits,
+    limits: Option<TimeLimits>,
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let (oldest, newest) = (limits.oldest_millis(), limits.newest_millis());
+    let (oldest, newest) = limits
+        .map_or((i64::MIN, i64::MAX), |limits| (limits.oldest_millis(), limits.newest_millis()));
     let mut previous = i64::MIN;
     for (index, sample) in samples.enumerate() {
         let Some(Sample { at: time, value, .. }) = sample else { continue };
@@ -528,23 +629,12 @@ fn check_samples(
             continue;
         }
         let at = format!("{}[{index}]", at());
-        if millis < MIN_SAMPLE_MILLIS {
-            let message = format!("{time} is before 1970; set the clock");
-            problems.add_as(Reason::ClockNotSet, at.as_str(), message);
-        } else if let Some((oldest, days)) = limits.oldest
-            && millis < oldest
-        {
-            let message = format!(
-                "{time} is more than {days} days ago; set the clock, or give the bundle the origin \"import\""
-            );
-            problems.add_as(Reason::ClockNotSet, at.as_str(), message);
-        } else if millis > newest {
-            let now = limits.now;
-            let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
-            problems.add_as(Reason::ClockAhead, at.as_str(), message);
+        let sent = SentTime { at: time, is_local: limits.is_none() };
+        if let Some((reason, message)) = limits.and_then(|limits| limits.problem(time)) {
+            problems.add_as(reason, at.as_str(), message);
         } else if millis <= previous {
             let message = "is not after the sample before it; sort them, one each time";
-            problems.add_as(Reason::OutOfOrder, at.as_str(), format!("{time} {message}"));
+            problems.add_as(Reason::OutOfOrder, at.as_str(), format!("{sent} {message}"));
         } else {
             previous = millis;
         }
@@ -675,19 +765,60 @@ impl FieldRule for SeriesRule {
         let samples = fields.required("samples", &SamplesRule, problems);
         let Some(read) = samples else { return Some((sensor_id, None)) };
         let at = || fields.path("samples");
-        check_count(read.len(), replaces, at, problems);
-        let samples = read.iter().map(|entry| entry.as_ref().map(|entry| entry.sample));
-        check_samples(samples, self.limits, at, problems);
+        check_count(read.len(), replaces.is_some(), at, problems);
+        let is_local = Self::is_local(&read, replaces, &fields, problems);
+        if let Some(is_local) = is_local {
+            let samples = read.iter().map(|entry| entry.as_ref().map(|entry| entry.sample.sample));
+            check_samples(samples, Some(self.limits).filter(|_| !is_local), at, problems);
+        }
         let (mut samples, mut qualifiers) = (Vec::with_capacity(read.len()), Qualifiers::default());
         let complete = read.len();
-        for entry in read.into_iter().flatten() {
-            qualifiers.push(samples.len(), entry.qualifiers);
-            samples.push(entry.sample);
+        for SentSample { sample, .. } in read.into_iter().flatten() {
+            qualifiers.push(samples.len(), sample.qualifiers);
+            samples.push(sample.sample);
         }
         check_qualifiers(&qualifiers, at, problems);
-        let series = sensor_id.filter(|_| samples.len() == complete);
-        let series = series.map(|sensor_id| Series { sensor_id, replaces, samples, qualifiers });
+        let replaces = replaces.map(SentRange::range);
+        let series = sensor_id.zip(is_local).filter(|_| samples.len() == complete);
+        let series = series.map(|(sensor_id, is_local)| Series {
+            sensor_id,
+            replaces,
+            samples,
+            qualifiers,
+            is_local,
+        });
         Some((sensor_id, series))
+    }
+}
+
+impl SeriesRule {
+    /// Returns whether the times of a series have no UTC offset. If some have one and others have not, adds a problem that
+    /// names the first one that differs, and returns `None`.
+    fn is_local(
+        samples: &[Option<SentSample>],
+        replaces: Option<SentRange>,
+        fields: &Fields<'_>,
+        problems: &mut Problems,
+    ) -> Option<bool> {
+        let samples = samples.iter().enumerate().filter_map(|(index, sample)| {
+            Some((format!("samples[{index}][0]"), sample.as_ref()?.is_local))
+        });
+        let bounds = replaces.into_iter().flat_map(|SentRange { from, to }| {
+            [("replaces.from", from), ("replaces.to", to)]
+                .map(|(field, time)| (field.to_owned(), time.is_local))
+        });
+        let mut times = samples.chain(bounds);
+        let Some((first, is_local)) = times.next() else { return Some(false) };
+        let Some((other, _)) = times.find(|(_, other)| *other != is_local) else {
+            return Some(is_local);
+        };
+        let message = if is_local {
+            format!("has a UTC offset, but {first} has none; {MIXED}")
+        } else {
+            format!("has no UTC offset, but {first} has one; {MIXED}")
+        };
+        problems.add(fields.path(&other), message);
+        None
     }
 }
 
@@ -695,17 +826,17 @@ impl FieldRule for SeriesRule {
 struct RangeRule;
 
 impl FieldRule for RangeRule {
-    type Value = TimeRange;
+    type Value = SentRange;
 
     fn expected(&self) -> String {
         "an object with the fields from, to".to_owned()
     }
 
-    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<TimeRange> {
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<SentRange> {
         let fields = Fields::parse(value, at, &["from", "to"], problems)?;
         let from = fields.required("from", &TimeRule, problems);
         let to = fields.required("to", &TimeRule, problems);
-        Some(TimeRange { from: from?, to: to? })
+        Some(SentRange { from: from?, to: to? })
     }
 }
 
@@ -713,7 +844,7 @@ impl FieldRule for RangeRule {
 struct SamplesRule;
 
 impl FieldRule for SamplesRule {
-    type Value = Vec<Option<QualifiedSample>>;
+    type Value = Vec<Option<SentSample>>;
 
     fn expected(&self) -> String {
         format!("an array of 1 to {MAX_SAMPLES} samples")
@@ -734,21 +865,23 @@ impl FieldRule for SamplesRule {
 struct TimeRule;
 
 impl FieldRule for TimeRule {
-    type Value = Timestamp;
+    type Value = SentTime;
 
     fn expected(&self) -> String {
         "an RFC 3339 time such as 2026-01-01T00:00:00Z".to_owned()
     }
 
-    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<Timestamp> {
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<SentTime> {
         let text = value.string(at, &self.expected(), problems)?;
         let time = sample_time::parse(text);
-        time.map_err(|error| {
-            let separator = if error == InvalidTime::NotATime { ";" } else { "," };
-            problems.add(at, format!("is {}{separator} {error}", input::quoted(text)));
-        })
-        .ok()
+        time.map_err(|error| problems.add(at, wrong_time(text, error))).ok()
     }
+}
+
+/// Returns the message about the text of a time.
+fn wrong_time(text: &str, error: InvalidTime) -> String {
+    let separator = if error == InvalidTime::NotATime { ";" } else { "," };
+    format!("is {}{separator} {error}", input::quoted(text))
 }
 
 struct SampleRule;
@@ -811,7 +944,7 @@ impl SampleRule {
 }
 
 impl FieldRule for SampleRule {
-    type Value = QualifiedSample;
+    type Value = SentSample;
 
     fn expected(&self) -> String {
         "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6], optionally with a flag and \
@@ -819,12 +952,7 @@ impl FieldRule for SampleRule {
             .to_owned()
     }
 
-    fn read(
-        &self,
-        value: &JsonValue,
-        at: &str,
-        problems: &mut Problems,
-    ) -> Option<QualifiedSample> {
+    fn read(&self, value: &JsonValue, at: &str, problems: &mut Problems) -> Option<SentSample> {
         let JsonValue::List(entries) = value else {
             problems.add(at, value.is_not(&self.expected()));
             return None;
@@ -843,9 +971,11 @@ impl FieldRule for SampleRule {
         let flag = Self::flag(optional.first(), &entry(2), problems);
         let qualifiers = Self::qualifiers(optional.get(1), &entry(3), problems);
         let (value, flag) = (value.ok()?, flag.ok()?);
-        let sample = Sample::sent(time?, value, flag);
+        let SentTime { at: time, is_local } = time?;
+        let sample = Sample::sent(time, value, flag);
         let sample = sample.map_err(|error| problems.add(entry(2), error.to_string())).ok()?;
-        Some(QualifiedSample { sample, qualifiers: qualifiers? })
+        let sample = QualifiedSample { sample, qualifiers: qualifiers? };
+        Some(SentSample { sample, is_local })
     }
 }
 
@@ -1001,9 +1131,9 @@ mod tests {
                 "[0]: is \"2026-11-27T12:00:00.0001Z\", which is more precise",
             ),
             (
-                r#"["2026-11-27T12:00:00", 2]"#,
+                r#"["2026-11-27", 2]"#,
                 Reason::InvalidValue,
-                "[0]: is \"2026-11-27T12:00:00\", which has no UTC offset",
+                "[0]: is \"2026-11-27\"; give an RFC 3339 time",
             ),
             (
                 r#"["1970-01-01T00:00:03Z", 2]"#,
@@ -1088,6 +1218,181 @@ mod tests {
         let replaces = read.bundle.series[0].replaces.expect("a range");
         assert_eq!(replaces.to, at("2026-11-28T00:00:00Z"));
         assert!(replaces.contains(replaces.from) && !replaces.contains(replaces.to));
+    }
+
+    fn offset(text: &str) -> Option<UtcOffset> {
+        Some(text.parse().expect("an offset"))
+    }
+
+    /// Returns a bundle with this range and these samples, read by serde and by the rules.
+    fn both(members: &str, replaces: &str, samples: &str) -> [Result<Bundle, String>; 2] {
+        // A flag such as 2.0 is a whole number, but serde does not read it as a flag.
+        let of_rules = samples.replacen(", 1]", ", 1, 2.0]", 1);
+        [samples, &of_rules].map(|samples| {
+            let text = json(members, &[samples]);
+            let text = text.replace(r#""samples""#, &format!(r#"{replaces} "samples""#));
+            read(&text).map(|read| read.bundle)
+        })
+    }
+
+    #[test]
+    fn a_series_without_offsets_becomes_utc_by_the_offset_of_the_site() {
+        let revision = r#""revision": 2, "reason": "the clock was fast","#;
+        let range =
+            r#""replaces": { "from": "2026-11-27T09:00:00", "to": "2026-11-27T24:00:00" },"#;
+        let local =
+            r#"["2026-11-27T10:00:00", 1], ["2026-11-27 10:01", 2], ["2026-11-27T24:00:00", 3]"#;
+        let utc = r#"["2026-11-27T17:00:00Z", 1], ["2026-11-27T17:01:00Z", 2], ["2026-11-28T07:00:00Z", 3]"#;
+        let utc_range =
+            range.replace("27T09:00:00", "27T16:00:00Z").replace("27T24:00:00", "28T07:00:00Z");
+        let later = TimeLimits::from(at("2026-11-28T07:00:00Z"));
+        let text =
+            json(revision, &[utc]).replace(r#""samples""#, &format!(r#"{utc_range} "samples""#));
+        let expected = Bundle::read(&text, later).expect("a bundle");
+        for sent in both(revision, range, local) {
+            let sent = sent.expect("a bundle");
+            // A record that accept-readings writes again still has no offsets.
+            let written = serde_json::to_string(&sent).expect("JSON");
+            assert!(written.contains(r#"["2026-11-28T00:00:00",3.0]"#), "{written}");
+            assert!(!written.contains("Z\""), "{written}");
+            assert_eq!(Bundle::read(&written, at(NOW)), Ok(sent.clone()));
+
+            let mut resolved = sent.clone();
+            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved, expected);
+            // Times in UTC stay as they are.
+            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved.series[0].resolve(None, later), Ok(()));
+            assert_eq!(resolved, expected);
+        }
+        let retraction = both(revision, range, "");
+        let [Ok(mut retraction), _] = retraction else { panic!("{retraction:?}") };
+        assert_eq!(retraction.series[0].resolve(offset("-07:00"), later), Ok(()));
+        assert_eq!(retraction.series[0].replaces, expected.series[0].replaces);
+    }
+
+    #[test]
+    fn the_times_of_a_series_have_all_an_offset_or_none() {
+        let revision = r#""revision": 2, "reason": "the clock was fast","#;
+        let range =
+            |from: &str, to: &str| format!(r#""replaces": {{ "from": "{from}", "to": "{to}" }},"#);
+        let local = r#"["2026-11-27T10:00:00", 1]"#;
+        let utc = r#"["2026-11-27T17:00:00Z", 1]"#;
+        let two = format!("{local}, {utc}");
+        let turned = format!("{utc}, {}", local.replace("10:", "18:"));
+        for (replaces, samples, problem) in [
+            (
+                String::new(),
+                two.as_str(),
+                "series[0].samples[1][0]: has a UTC offset, but samples[0][0] has none; give all times of a series an offset, or none of them",
+            ),
+            (
+                String::new(),
+                &turned,
+                "series[0].samples[1][0]: has no UTC offset, but samples[0][0] has one; ",
+            ),
+            (
+                range("2026-11-27T09:00:00", "2026-11-27T19:00:00Z"),
+                local,
+                "series[0].replaces.to: has a UTC offset, but samples[0][0] has none; ",
+            ),
+            (
+                range("2026-11-27T09:00:00", "2026-11-27T19:00:00"),
+                utc,
+                "series[0].replaces.from: has no UTC offset, but samples[0][0] has one; ",
+            ),
+            (
+                range("2026-11-27T09:00:00", "2026-11-27T19:00:00Z"),
+                "",
+                "series[0].replaces.to: has a UTC offset, but replaces.from has none; ",
+            ),
+        ] {
+            let members = if replaces.is_empty() { "" } else { revision };
+            for sent in both(members, &replaces, samples) {
+                let errors = sent.expect_err(problem);
+                assert!(errors.starts_with(problem) && !errors.contains("; series"), "{errors}");
+            }
+        }
+        // Two series of a bundle are independent.
+        let read = read(&json("", &[local, utc])).expect("a bundle").bundle;
+        assert_eq!(read.series.iter().map(|it| it.is_local).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn times_without_an_offset_have_the_limits_of_their_instants_in_utc() {
+        let limits = TimeLimits::new(at(NOW), at(NOW), 400);
+        for (time, utc_offset, expected) in [
+            // NOW is the midnight before 2026-11-28.
+            ("2026-11-28T00:15:00", "Z", Ok(())),
+            (
+                "2026-11-28T00:15:00.001",
+                "Z",
+                Err((Reason::ClockAhead, "2026-11-28T00:15:00.001Z is more than 15")),
+            ),
+            ("2026-11-28T14:15:00", "+14:00", Ok(())),
+            (
+                "2026-11-28T14:15:01",
+                "+14:00",
+                Err((Reason::ClockAhead, "2026-11-28T00:15:01.000Z is more than 15")),
+            ),
+            (
+                "2026-11-27T17:16:00",
+                "-07:00",
+                Err((Reason::ClockAhead, "2026-11-28T00:16:00.000Z is more than 15")),
+            ),
+            (
+                "1970-01-01T00:00:03",
+                "Z",
+                Err((Reason::ClockNotSet, "1970-01-01T00:00:03.000Z is more than 400")),
+            ),
+            (
+                "1970-01-01T00:00:03",
+                "+01:00",
+                Err((Reason::ClockNotSet, "1969-12-31T23:00:03.000Z is before 1970")),
+            ),
+        ] {
+            let bundle = read(&json("", &[&format!(r#"["{time}", 1]"#)])).expect(time).bundle;
+            let resolved = bundle.series[0].clone().resolve(offset(utc_offset), limits);
+            match (resolved, expected) {
+                (Ok(()), Ok(())) => {}
+                (Err(errors), Err((reason, message))) => {
+                    assert_eq!((errors.len(), errors[0].reason), (1, reason), "{errors:?}");
+                    assert!(
+                        errors[0].to_string().starts_with(&format!("samples[0]: {message}")),
+                        "{errors:?}"
+                    );
+                }
+                (resolved, _) => panic!("{time} {utc_offset}: {resolved:?}"),
+            }
+        }
+        // The order does not depend on the offset.
+        let twice = r#"["2026-11-27T10:00:00", 1], ["2026-11-27T10:00:00.000", 2]"#;
+        let (reason, line) = problem(twice);
+        assert_eq!(reason, Reason::OutOfOrder);
+        assert!(
+            line.starts_with("series[0].samples[1]: 2026-11-27T10:00:00 is not after"),
+            "{line}"
+        );
+        assert!(problem(r#"["2026-11-27T23:59:60", 1]"#).1.contains("which is a leap second"));
+        assert!(problem(r#"["2026-11-27T10:00:00.0001", 1]"#).1.contains("which is more precise"));
+    }
+
+    #[test]
+    fn a_series_without_offsets_needs_a_site_with_one() {
+        let sample = r#"["2026-11-27T10:00:00", 1], ["2026-11-27T10:01:00", 1]"#;
+        let mut series = read(&json("", &[sample])).expect("a bundle").bundle.series.remove(0);
+        let errors = series.resolve(None, at(NOW).into()).expect_err("no offset");
+        assert_eq!(
+            input::join_errors(&errors),
+            "samples[0][0]: is \"2026-11-27T10:00:00\", which has no UTC offset; add Z for UTC, or an offset such as \
+             +01:00, or declare utcOffset when you register the site"
+        );
+        assert!(series.is_local);
+        series.samples.clear();
+        let (from, to) = (at("2026-11-27T10:00:00Z"), at("2026-11-27T11:00:00Z"));
+        series.replaces = Some(TimeRange { from, to });
+        let errors = series.resolve(None, at(NOW).into()).expect_err("no offset");
+        assert!(errors[0].to_string().starts_with("replaces.from: is \"2026-11-27T10:00:00\", "));
     }
 
     #[test]

@@ -444,6 +444,7 @@ mod tests {
             unit: "m".to_owned(),
             min: None,
             max: None,
+            utc_offset: None,
             metadata: SensorMetadata::default(),
         };
         let read = |sensors: [Sensor; 2]| {

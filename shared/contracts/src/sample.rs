@@ -11,7 +11,10 @@ use serde::{
     ser::SerializeSeq,
 };
 
-use crate::{Timestamp, number, sample_time};
+use crate::{
+    Timestamp, number,
+    sample_time::{self, InvalidTime, SentTime},
+};
 
 /// The maximum number of qualifiers of a sample.
 pub const MAX_QUALIFIERS: usize = 8;
@@ -325,6 +328,7 @@ pub struct QualifiedSample {
 /// Writes the shortest form that has everything.
 fn serialize<S: Serializer>(
     Sample { at, value, flag }: Sample,
+    is_local: bool,
     qualifiers: &[Qualifier],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -335,7 +339,7 @@ fn serialize<S: Serializer>(
         (false, _) => 4,
     };
     let mut entries = serializer.serialize_seq(Some(length))?;
-    entries.serialize_element(&at)?;
+    entries.serialize_element(&SentTime { at, is_local })?;
     entries.serialize_element(&value)?;
     if length > 2 {
         entries.serialize_element(&flag)?;
@@ -348,41 +352,55 @@ fn serialize<S: Serializer>(
 
 impl Serialize for Sample {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize(*self, &[], serializer)
+        serialize(*self, false, &[], serializer)
     }
 }
 
 impl Serialize for QualifiedSample {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize(self.sample, &self.qualifiers, serializer)
+        serialize(self.sample, false, &self.qualifiers, serializer)
     }
 }
 
 /// Samples with the qualifiers of some of them, as one JSON array.
-pub(crate) struct SampleList<'a>(pub(crate) &'a [Sample], pub(crate) &'a Qualifiers);
+pub(crate) struct SampleList<'a> {
+    pub(crate) samples: &'a [Sample],
+    pub(crate) qualifiers: &'a Qualifiers,
+    /// Whether the times have no UTC offset.
+    pub(crate) is_local: bool,
+}
 
 impl Serialize for SampleList<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        struct Entry<'a>(Sample, &'a [Qualifier]);
+        struct Entry<'a>(Sample, bool, &'a [Qualifier]);
 
         impl Serialize for Entry<'_> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serialize(self.0, self.1, serializer)
+                serialize(self.0, self.1, self.2, serializer)
             }
         }
 
-        let Self(samples, qualifiers) = *self;
+        let Self { samples, qualifiers, is_local } = *self;
         let samples = samples.iter().enumerate();
-        serializer.collect_seq(samples.map(|(index, at)| Entry(*at, qualifiers.of(index))))
+        serializer
+            .collect_seq(samples.map(|(index, at)| Entry(*at, is_local, qualifiers.of(index))))
     }
 }
 
-impl<'de> Deserialize<'de> for QualifiedSample {
+/// A sample as it is sent.
+pub(crate) struct SentSample {
+    /// The sample. Without a UTC offset, its time is that of the site's clock, read as if it were UTC.
+    pub(crate) sample: QualifiedSample,
+    /// Whether the time has no UTC offset.
+    pub(crate) is_local: bool,
+}
+
+impl<'de> Deserialize<'de> for SentSample {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Reader;
 
         impl<'de> Visitor<'de> for Reader {
-            type Value = QualifiedSample;
+            type Value = SentSample;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array [time, value, flag, [qualifiers]]")
@@ -390,7 +408,8 @@ impl<'de> Deserialize<'de> for QualifiedSample {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
                 let too_short = |length| de::Error::invalid_length(length, &self);
-                let SentTime(at) = entries.next_element()?.ok_or_else(|| too_short(0))?;
+                let SentTime { at, is_local } =
+                    entries.next_element()?.ok_or_else(|| too_short(0))?;
                 let SentValue(value) = entries.next_element()?.ok_or_else(|| too_short(1))?;
                 let flag = entries.next_element()?;
                 let qualifiers: Option<Vec<_>> = entries.next_element()?;
@@ -399,11 +418,21 @@ impl<'de> Deserialize<'de> for QualifiedSample {
                     return Err(de::Error::invalid_length(qualifiers.len(), &self));
                 }
                 let sample = Sample::sent(at, value, flag).map_err(de::Error::custom)?;
-                Ok(QualifiedSample { sample, qualifiers })
+                Ok(SentSample { sample: QualifiedSample { sample, qualifiers }, is_local })
             }
         }
 
         deserializer.deserialize_seq(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for QualifiedSample {
+    /// Reads a sample whose time has a UTC offset.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match SentSample::deserialize(deserializer)? {
+            SentSample { sample, is_local: false } => Ok(sample),
+            SentSample { is_local: true, .. } => Err(de::Error::custom(InvalidTime::NoOffset)),
+        }
     }
 }
 
@@ -419,38 +448,42 @@ impl<'de> Deserialize<'de> for Sample {
     }
 }
 
-/// Reads an array of samples with the qualifiers of some of them.
-pub(crate) fn deserialize_list<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<(Vec<Sample>, Qualifiers), D::Error> {
-    struct Reader;
-
-    impl<'de> Visitor<'de> for Reader {
-        type Value = (Vec<Sample>, Qualifiers);
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array of samples")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-            let (mut samples, mut all) = (Vec::new(), Qualifiers::default());
-            while let Some(QualifiedSample { sample, qualifiers }) = entries.next_element()? {
-                all.push(samples.len(), qualifiers);
-                samples.push(sample);
-            }
-            Ok((samples, all))
-        }
-    }
-
-    deserializer.deserialize_seq(Reader)
+/// The samples of a series as they are sent.
+#[derive(Default)]
+pub(crate) struct SentSamples {
+    pub(crate) samples: Vec<Sample>,
+    /// The qualifiers of some of the samples.
+    pub(crate) qualifiers: Qualifiers,
+    /// Whether the times have no UTC offset. `None` if there are no samples.
+    pub(crate) is_local: Option<bool>,
 }
 
-/// The time of a sample as it is sent.
-struct SentTime(Timestamp);
-
-impl<'de> Deserialize<'de> for SentTime {
+impl<'de> Deserialize<'de> for SentSamples {
+    /// Reads an array of samples. All of them have an offset, or none has.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        sample_time::deserialize(deserializer).map(Self)
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = SentSamples;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of samples")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut sent = SentSamples::default();
+                while let Some(SentSample { sample, is_local }) = entries.next_element()? {
+                    if *sent.is_local.get_or_insert(is_local) != is_local {
+                        return Err(de::Error::custom(sample_time::MIXED));
+                    }
+                    sent.qualifiers.push(sent.samples.len(), sample.qualifiers);
+                    sent.samples.push(sample.sample);
+                }
+                Ok(sent)
+            }
+        }
+
+        deserializer.deserialize_seq(Reader)
     }
 }
 
@@ -503,6 +536,7 @@ impl<'de> Deserialize<'de> for SentValue {
 fn schema(generator: &mut SchemaGenerator) -> Schema {
     // The released schema accepts more precise times, so a pattern would be a breaking change.
     let time = json_schema!({ "type": "string", "format": "date-time" });
+    let local_time = sample_time::local_schema(generator);
     let qualifier = Qualifier::json_schema(generator);
     let qualifiers = json_schema!({
         "type": "array", "items": qualifier, "minItems": 0, "maxItems": MAX_QUALIFIERS,
@@ -515,16 +549,25 @@ fn schema(generator: &mut SchemaGenerator) -> Schema {
     let no_value = json_schema!({ "enum": no_value });
     // The tool that compares schemas needs the type and the lengths in each case.
     let case = |items: [Schema; 4]| json_schema!({ "type": "array", "minItems": 2, "maxItems": 4, "prefixItems": items });
+    let cases: Vec<_> = [time, local_time]
+        .into_iter()
+        .flat_map(|time| {
+            let value = [time.clone(), value.clone(), flags.clone(), qualifiers.clone()];
+            let no_value = [time, no_value.clone(), missing.clone(), qualifiers.clone()];
+            [case(value), case(no_value)]
+        })
+        .collect();
     json_schema!({
         "description": "A sample: `[time, value]`, `[time, value, flag]` or `[time, value, flag, [qualifiers]]`.\n\n\
             The time is when the sample was taken. It must be in 1970 or later, at most 15 minutes in the future, and \
-            not more precise than milliseconds. The value is in the unit of the sensor; null, \"NAN\", \"INF\" and \
+            not more precise than milliseconds. It has no UTC offset only if the site declares a `utcOffset`; then no \
+            time of the series has one. The value is in the unit of the sensor; null, \"NAN\", \"INF\" and \
             \"-INF\" mean that there is none.\n\nFlags: 1 pass, 2 not evaluated (the default), 3 suspect, 4 fail, \
             9 missing (if and only if there is no value).",
         "type": "array",
         "minItems": 2,
         "maxItems": 4,
-        "anyOf": [case([time.clone(), value, flags, qualifiers.clone()]), case([time, no_value, missing, qualifiers])],
+        "anyOf": cases,
     })
 }
 
@@ -596,6 +639,7 @@ mod tests {
             r#"["2026-01-01T12:00:00Z", 1, 2, ["<"], 1]"#,
             r#"["2026-01-01T12:00:00Z", 1e999]"#,
             r#"["12:00", 1]"#,
+            r#"["2026-01-01T12:00:00", 1]"#,
         ] {
             assert!(serde_json::from_str::<QualifiedSample>(bad).is_err(), "{bad}");
         }

@@ -1,11 +1,11 @@
-//! The times of samples. They are read more strictly than other times, because two different texts must never become
-//! the same instant.
+//! The times of samples. They are read more strictly than other times: nothing is rounded, so two different times never
+//! become the same instant.
 
 use std::fmt;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{self, Visitor},
 };
 
@@ -15,6 +15,20 @@ const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 const NANOS_PER_MILLI: i32 = 1_000_000;
 /// The position of the seconds in `2026-01-01T00:00:00Z`.
 const SECONDS: std::ops::Range<usize> = 17..19;
+/// The regular expression of a time without an offset. It does not describe all forms that are accepted.
+pub(crate) const LOCAL_PATTERN: &str = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,3}0*)?$";
+
+/// The advice for a series with both kinds of times.
+pub(crate) const MIXED: &str = "give all times of a series an offset, or none of them";
+
+/// The time of a sample as it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SentTime {
+    /// The time. Without a UTC offset, it is the time of the site's clock, read as if it were UTC.
+    pub(crate) at: Timestamp,
+    /// Whether the text has no UTC offset.
+    pub(crate) is_local: bool,
+}
 
 /// The error for a text that is not the time of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +39,11 @@ pub(crate) enum InvalidTime {
     /// The time has digits after the milliseconds.
     #[error("which is more precise than milliseconds; give at most three decimals")]
     TooPrecise,
-    /// The time has no UTC offset.
-    #[error("which has no UTC offset; add Z for UTC, or an offset such as +01:00")]
+    /// The time has no UTC offset, and neither has the site.
+    #[error(
+        "which has no UTC offset; add Z for UTC, or an offset such as +01:00, or declare utcOffset when you register \
+         the site"
+    )]
     NoOffset,
     /// The text is not a time.
     #[error("give an RFC 3339 time such as 2026-01-01T00:00:00Z")]
@@ -34,11 +51,32 @@ pub(crate) enum InvalidTime {
 }
 
 /// Parses the time of a sample. `24:00:00` is the next midnight.
-pub(crate) fn parse(text: &str) -> Result<Timestamp, InvalidTime> {
+pub(crate) fn parse(text: &str) -> Result<SentTime, InvalidTime> {
     if text.get(SECONDS) == Some("60") {
         return Err(InvalidTime::LeapSecond);
     }
     let Ok(time) = text.parse::<jiff::Timestamp>() else { return parse_uncommon(text) };
+    Ok(SentTime { at: checked(time, text)?, is_local: false })
+}
+
+/// Parses what is not a time with an offset: `24:00:00`, or a time without an offset. Otherwise returns the reason.
+fn parse_uncommon(text: &str) -> Result<SentTime, InvalidTime> {
+    let start = clock_start(text).ok_or(InvalidTime::NotATime)?;
+    let clock = &text[start..];
+    if clock.starts_with("24") && clock_digits(text)[2..].bytes().all(|digit| digit == b'0') {
+        let midnight = format!("{}00{}", &text[..start], &clock[2..]);
+        let SentTime { at, is_local } = parse(&midnight)?;
+        return Ok(SentTime { at: at.plus_millis(DAY_MILLIS), is_local });
+    }
+    // jiff ignores what may follow the clock, such as the name of a time zone.
+    let is_clock = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b'.' | b',');
+    let time = clock.bytes().all(is_clock).then(|| text.parse::<jiff::civil::DateTime>().ok());
+    let time = time.flatten().and_then(|time| jiff::tz::Offset::UTC.to_timestamp(time).ok());
+    Ok(SentTime { at: checked(time.ok_or(InvalidTime::NotATime)?, text)?, is_local: true })
+}
+
+/// Returns the time that was read from a text, if both are the same.
+fn checked(time: jiff::Timestamp, text: &str) -> Result<Timestamp, InvalidTime> {
     // jiff reads second 60 as 59. In a text without colons, the seconds are elsewhere.
     if time.as_second().rem_euclid(60) == 59 && clock_digits(text).get(4..6) == Some("60") {
         return Err(InvalidTime::LeapSecond);
@@ -47,21 +85,6 @@ pub(crate) fn parse(text: &str) -> Result<Timestamp, InvalidTime> {
         return Err(InvalidTime::TooPrecise);
     }
     Ok(Timestamp::from_millis(time.as_millisecond()))
-}
-
-/// Parses what jiff refuses: `24:00:00`. Otherwise returns the reason.
-fn parse_uncommon(text: &str) -> Result<Timestamp, InvalidTime> {
-    if let Some(start) = clock_start(text)
-        && text[start..].starts_with("24")
-        && clock_digits(text)[2..].bytes().all(|digit| digit == b'0')
-    {
-        let midnight = format!("{}00{}", &text[..start], &text[start + 2..]);
-        return parse(&midnight).map(|midnight| midnight.plus_millis(DAY_MILLIS));
-    }
-    match text.parse::<jiff::civil::DateTime>() {
-        Ok(_) => Err(InvalidTime::NoOffset),
-        Err(_) => Err(InvalidTime::NotATime),
-    }
 }
 
 /// Returns the position of the time of day.
@@ -76,32 +99,66 @@ fn clock_digits(text: &str) -> String {
     clock.filter(char::is_ascii_digit).collect()
 }
 
-/// Deserializes the time of a sample.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
-    struct Reader;
-
-    impl Visitor<'_> for Reader {
-        type Value = Timestamp;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an RFC 3339 time")
+/// Writes the time as it was sent: without an offset, if it has none.
+impl fmt::Display for SentTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, is_local } = self;
+        if !is_local {
+            return fmt::Display::fmt(at, f);
         }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
-            parse(text).map_err(E::custom)
-        }
+        let text = at.to_string();
+        let local = text.trim_end_matches('Z');
+        f.write_str(local.strip_suffix(".000").unwrap_or(local))
     }
-
-    d.deserialize_str(Reader)
 }
 
-/// Returns the JSON Schema of the time of a sample. It does not describe `24:00:00`, which is accepted too.
-pub(crate) fn schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
+impl Serialize for SentTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SentTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl Visitor<'_> for Reader {
+            type Value = SentTime;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an RFC 3339 time")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SentTime, E> {
+                parse(text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Reader)
+    }
+}
+
+/// Deserializes the time of a sample that has a UTC offset.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
+    match SentTime::deserialize(d)? {
+        SentTime { at, is_local: false } => Ok(at),
+        SentTime { is_local: true, .. } => Err(de::Error::custom(InvalidTime::NoOffset)),
+    }
+}
+
+/// Returns the JSON Schema of a bound of a range: a time with an offset, or one without.
+pub(crate) fn schema(generator: &mut SchemaGenerator) -> Schema {
+    let with_offset = json_schema!({
         "type": "string",
         "format": "date-time",
         "pattern": "^[^.]*:[0-5][0-9](\\.[0-9]{1,3}0*)?([Zz]|[+-][0-9][0-9]:[0-9][0-9])$",
-    })
+    });
+    json_schema!({ "oneOf": [with_offset, local_schema(generator)] })
+}
+
+/// Returns the JSON Schema of a time without an offset. It does not describe `24:00:00`, which is accepted too.
+pub(crate) fn local_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": LOCAL_PATTERN })
 }
 
 #[cfg(test)]
@@ -120,8 +177,17 @@ mod tests {
             ("2026-12-31T24:00:00.000+01:00", "2026-12-31T23:00:00.000Z"),
             ("20261127T240000Z", "2026-11-28T00:00:00.000Z"),
             ("2026-11-27T23:59:59Z", "2026-11-27T23:59:59.000Z"),
+            ("2026-11-27T12:00:00", "2026-11-27T12:00:00"),
+            ("2026-11-27 12:00", "2026-11-27T12:00:00"),
+            ("20261127T120000.5", "2026-11-27T12:00:00.500"),
+            ("2026-11-27T24:00:00", "2026-11-28T00:00:00"),
+            ("2026-11-27T24:00", "2026-11-28T00:00:00"),
+            ("2026-11-27T23:59:59.001", "2026-11-27T23:59:59.001"),
         ] {
-            assert_eq!(parse(text).map(|time| time.to_string()), Ok(read.to_owned()), "{text}");
+            let sent = parse(text).expect(text);
+            assert_eq!(sent.to_string(), read, "{text}");
+            assert_eq!(sent.is_local, !read.ends_with('Z'), "{text}");
+            assert_eq!(parse(read), Ok(sent), "{text}");
         }
     }
 
@@ -135,12 +201,19 @@ mod tests {
             ("2026-11-27T12:00:00.0001Z", InvalidTime::TooPrecise),
             ("2026-11-27T12:00:00.123456789Z", InvalidTime::TooPrecise),
             ("1969-12-31T23:59:59.9999Z", InvalidTime::TooPrecise),
-            ("2026-11-27T12:00:00", InvalidTime::NoOffset),
-            ("2026-11-27 12:00", InvalidTime::NoOffset),
+            ("2026-11-27T23:59:60", InvalidTime::LeapSecond),
+            ("20261127T235960", InvalidTime::LeapSecond),
+            ("2026-11-27T12:00:00.0001", InvalidTime::TooPrecise),
+            ("2026-11-27T12:00:00[Europe/Berlin]", InvalidTime::NotATime),
+            ("2026-11-27T12:00:00[UTC]", InvalidTime::NotATime),
+            ("2026-11-27T12:00:00+99:00", InvalidTime::NotATime),
+            ("2026-11-27T12:00:00 CET", InvalidTime::NotATime),
+            ("2026-02-30T12:00:00", InvalidTime::NotATime),
+            ("2026-11-27", InvalidTime::NotATime),
             ("2026-11-27T24:00:01Z", InvalidTime::NotATime),
             ("2026-11-27T24:00:00.001Z", InvalidTime::NotATime),
             ("2026-11-27T25:00:00Z", InvalidTime::NotATime),
-            ("2026-11-27T24:00:00", InvalidTime::NoOffset),
+            ("2026-11-27T24:00:01", InvalidTime::NotATime),
             ("12:00", InvalidTime::NotATime),
             ("24", InvalidTime::NotATime),
             ("T24", InvalidTime::NotATime),

@@ -1,4 +1,4 @@
-//! The metadata of a sensor: how its samples are taken, and what turns a raw value into a corrected one.
+//! The metadata of a sensor: how its samples are taken, and what turns a raw value into a calibrated one.
 //!
 //! A registration gives plain values ([`RegisteredMetadata`]). [`SensorChange`] changes them later. What changes the
 //! meaning of samples is dated ([`Dated`]), so that samples of the past keep theirs.
@@ -15,14 +15,14 @@ use crate::{
         Change, FieldError, FieldRule, Fields, Input, JsonValue, Number, Object, OneOf, Parsed,
         Problems, Purpose, Reason, Text, WholeNumber, quoted_name,
     },
-    number, text,
+    number, text, utc_offset,
 };
 
 /// The name of the schema of [`SensorChange`].
 pub const SENSOR_CHANGE: &str = "SensorChange";
 
-/// The maximum size of a sensor's metadata as JSON, in bytes. An event with 100 sensors, and the input of an onboarding,
-/// have at most 256 KB.
+/// The maximum size of a sensor's metadata as JSON, in bytes. With it, an event with 100 sensors and the input of an
+/// onboarding stay below 256 KB, the limit of EventBridge and Step Functions.
 pub const MAX_METADATA_BYTES: usize = 2_250;
 /// The maximum length of a label, in characters.
 pub const MAX_LABEL: usize = 100;
@@ -90,7 +90,7 @@ impl SensorKind {
     }
 }
 
-/// Which moment of its interval the time of a sample is.
+/// The moment of a sample's interval that the time of the sample gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stamp {
@@ -396,7 +396,8 @@ pub struct SensorChange {
     #[serde(default)]
     #[schemars(schema_with = "changed_external_ids")]
     pub external_ids: Change<BTreeMap<String, Option<String>>>,
-    /// The time from which on the dated values are valid. Without it, the time of the request; `null` is always.
+    /// The time from which on the dated values are valid. Without it, the time of the request. With `null`, they are valid
+    /// before all other entries.
     #[serde(default)]
     #[schemars(schema_with = "valid_from")]
     pub valid_from: Change<Timestamp>,
@@ -564,7 +565,9 @@ impl FieldRule for SensorChangeRule {
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<SensorChange> {
         let fields = Fields::open(tree, at, &self.expected(), problems)?;
         for (name, _) in fields.members() {
-            if FIXED.contains(&name) {
+            if name == "utcOffset" {
+                problems.add(fields.path(name), utc_offset::FIXED);
+            } else if FIXED.contains(&name) {
                 let message = "can't be changed; register another sensor, or leave it out";
                 problems.add(fields.path(name), message);
             } else if !SensorChange::FIELDS.contains(&name) {

@@ -6,7 +6,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Metric, SensorId, inbound::MAX_PAYMENT_METHOD, input::Number, number, sensor::SensorMetadata,
+    Metric, SensorId, UtcOffset, inbound::MAX_PAYMENT_METHOD, input::Number, number,
+    sensor::SensorMetadata, utc_offset,
 };
 
 /// The maximum length of an error name, in characters: that of Step Functions.
@@ -85,7 +86,7 @@ impl fmt::Debug for Contact {
     }
 }
 
-/// A sensor of a site. Its id, metric and unit never change.
+/// A sensor of a site. Its id, metric, unit and UTC offset never change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sensor {
@@ -104,6 +105,10 @@ pub struct Sensor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
+    /// The fixed UTC offset of the site, for times that are sent without one. All sensors of a site have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "utc_offset::schema")]
+    pub utc_offset: Option<UtcOffset>,
     /// How its samples are taken and corrected. Sensors of earlier releases have none.
     #[serde(flatten)]
     pub metadata: SensorMetadata,

@@ -12,7 +12,7 @@ use crate::{
     Contact, Location,
     inbound::MAX_NAME,
     input::{Change, FieldRule, Fields, Input, JsonValue, Object, Problems, Purpose, Text},
-    site, text,
+    site, text, utc_offset,
 };
 
 /// The name of the schema of [`SitePatch`].
@@ -122,6 +122,7 @@ impl fmt::Debug for ContactPatch {
 
 impl Input for SitePatch {
     const FIELDS: &'static [&'static str] = &["name", "contact", "location"];
+    const FIXED: &'static [(&'static str, &'static str)] = &[("utcOffset", utc_offset::FIXED)];
 
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let name = fields.replacement("name", &NAME, problems);

@@ -147,6 +147,7 @@ fn every_inbound_event_matches_its_golden_file() {
             name: "Alamosa, Colorado".to_owned(),
             operator: "NOAA".to_owned(),
             location: location(),
+            utc_offset: Some("-07:00".parse().expect("an offset")),
             sensors: vec![SensorRequest {
                 metric: Metric::DownwellingLongwave,
                 unit: "W/m2".to_owned(),

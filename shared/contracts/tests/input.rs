@@ -27,6 +27,7 @@ fn every_missing_wrong_and_unknown_field_is_named_at_once() {
             { "metric": "air_temperature", "unit": "degF", "min": 5, "max": 1 },
             [],
         ],
+        "utcOffset": "America/Denver",
         "plan": "gold",
         "colour\u{1b}": "red",
     });
@@ -35,13 +36,14 @@ fn every_missing_wrong_and_unknown_field_is_named_at_once() {
     assert_eq!(
         errors,
         [
-            r#""colour\u{1b}": is not known; the fields are name, operator, location, sensors, plan, paymentMethod"#,
+            r#""colour\u{1b}": is not known; the fields are name, operator, location, utcOffset, sensors, plan, paymentMethod"#,
             "name: is missing; give a string of 1 to 200 characters",
             "operator: is a number; give a string of 1 to 200 characters",
             "location.height: is not known; the fields are latitude, longitude, elevationM",
             "location.latitude: is a string; give degrees north from -90 to 90",
             "location.longitude: is 181; give degrees east from -180 to 180",
             "location.elevationM: is missing; give metres above sea level from -500 to 9000",
+            "utcOffset: is \"America/Denver\"; give Z, or an offset from -12:00 to +14:00 such as +01:00",
             &format!("sensors[0].metric: is \"heat\"; give one of {}", metrics.join(", ")),
             "sensors[1].unit: is missing; give m/s (UCUM), for wind_speed",
             "sensors[2].unit: is \"degF\"; give Cel or K (UCUM), for air_temperature",

@@ -63,6 +63,7 @@ fn sensor(request: &SensorRequest, index: usize) -> Sensor {
         unit: request.unit.clone(),
         min: request.min,
         max: request.max,
+        utc_offset: None,
         metadata: (&request.metadata).into(),
     }
 }
@@ -233,9 +234,12 @@ fn the_events_and_the_saga_of_100_sensors_with_full_metadata_fit() {
     (body["name"], body["operator"]) =
         (json!("\u{1f321}".repeat(MAX_NAME)), json!("\u{1f321}".repeat(MAX_NAME)));
     body["paymentMethod"] = json!("p".repeat(255));
+    body["utcOffset"] = json!("-07:00");
     let site: SiteRegistration = input::read(&body.to_string()).expect("a registration");
     let requests = site.sensors.iter().enumerate();
-    let sensors: Vec<_> = requests.map(|(index, request)| sensor(request, index)).collect();
+    let sensor =
+        |(index, request)| Sensor { utc_offset: site.utc_offset, ..sensor(request, index) };
+    let sensors: Vec<_> = requests.map(sensor).collect();
 
     let created = SiteCreated {
         site_id: saga().site_id,
@@ -381,7 +385,7 @@ fn a_change_can_not_exceed_the_limits() {
 fn a_wrong_change_names_each_field() {
     let wrong = json!({
         "metric": "wind_speed", "unit": "K", "kind": "state", "counter": null, "min": 1, "max": null,
-        "colour": 1, "heightM": "2", "externalIds": { "a": 1 },
+        "utcOffset": "Z", "colour": 1, "heightM": "2", "externalIds": { "a": 1 },
         "validFrom": "yesterday", "calibration": { "gain": 1 },
     });
     let errors = input::from_json(&wrong.to_string(), &SensorChangeRule).expect_err("wrong");
@@ -396,6 +400,7 @@ fn a_wrong_change_names_each_field() {
             "metric",
             "min",
             "unit",
+            "utcOffset",
             "heightM",
             "externalIds.a",
             "validFrom",
@@ -403,6 +408,8 @@ fn a_wrong_change_names_each_field() {
         ]
     );
     assert_eq!(errors[1].message, "can't be changed; register another sensor, or leave it out");
+    let offset = "can't be changed, because bundles that are sent again would get other times";
+    assert!(errors[7].message.starts_with(offset), "{}", errors[7]);
     let undated = json!({ "label": "a", "validFrom": "2026-01-01T00:00:00Z" });
     let errors = input::from_json(&undated.to_string(), &SensorChangeRule).expect_err("wrong");
     assert_eq!(

@@ -67,6 +67,13 @@ fn required_values_can_not_be_removed() {
         ]
     );
     assert_eq!(
+        errors(&json!({ "utcOffset": "+01:00" })),
+        [
+            "utcOffset: can't be changed, because bundles that are sent again would get other times; correct readings \
+          with a revision that replaces a range, or leave it out"
+        ]
+    );
+    assert_eq!(
         errors(&json!({ "location": null })),
         ["location: is null; give an object with the fields latitude, longitude, elevationM"]
     );

@@ -54,7 +54,12 @@ impl Caller {
     /// Returns the caller for the rate limits. Each logger key has a limit of its own.
     pub(crate) fn sender(&self) -> Sender<'_> {
         let logger_key = matches!(self.scope, Scope::Logger(_)).then_some(self.actor.as_str());
-        Sender { operator: self.operator, plan: self.plan, logger_key }
+        Sender {
+            operator: self.operator,
+            plan: self.plan,
+            logger_key,
+            may_start_sagas: self.scope.may_write(),
+        }
     }
 
     /// Refuses the request with 403 if it names another operator and the caller is not an administrator.
@@ -161,18 +166,20 @@ mod tests {
     }
 
     #[test]
-    fn only_a_logger_key_has_a_limit_of_its_own() {
+    fn only_a_logger_key_has_a_limit_of_its_own_and_only_a_caller_that_may_write_takes_sagas() {
         let site = SiteId::registered(OperatorId::DEFAULT, "http", "a");
-        for (scope, logger_key) in [
-            (Scope::Admin, None),
-            (Scope::Operator, None),
-            (Scope::Read, None),
-            (Scope::Bootstrap, None),
-            (Scope::Logger(site), Some("key:fsr_12345678")),
+        for (scope, logger_key, may_start_sagas) in [
+            (Scope::Admin, None, true),
+            (Scope::Operator, None, true),
+            (Scope::Read, None, false),
+            (Scope::Bootstrap, None, false),
+            (Scope::Logger(site), Some("key:fsr_12345678"), false),
         ] {
             let mut caller = Caller::from_request(&request(&context())).expect("a caller");
             caller.scope = scope;
-            assert_eq!(caller.sender().logger_key, logger_key, "{scope}");
+            let sender = caller.sender();
+            assert_eq!(sender.logger_key, logger_key, "{scope}");
+            assert_eq!(sender.may_start_sagas, may_start_sagas, "{scope}");
         }
     }
 }

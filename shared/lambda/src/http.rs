@@ -20,6 +20,7 @@ use limits::{Holder, Limits, Refusal};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use store::StoreError;
 use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
@@ -105,15 +106,17 @@ impl Problem {
         Self::new(409, name, "The request conflicts with the current state", detail)
     }
 
-    /// Creates a 429: the caller sends more than its rate limit allows.
+    /// Creates a 429: the caller, or all callers together, send more than the rate limit allows.
     fn rate_limited(refusal: &Refusal) -> Self {
         let (seconds, limit) = (refusal.retry_after, refusal.limit);
-        let of = match refusal.of {
-            Holder::Operator => "Your operator's plan allows",
-            Holder::LoggerKey => "A logger key may send",
+        let (of, what) = match refusal.of {
+            Holder::Operator => ("Your operator's plan allows", "requests"),
+            Holder::LoggerKey => ("A logger key may send", "requests"),
+            Holder::OperatorSagas => ("Your operator may create or delete", "sites"),
+            Holder::AllSagas => ("All operators together may create or delete", "sites"),
         };
         let detail = format!(
-            "{of} {} requests per second, and up to {} at once after a pause. Wait {seconds} s, then send the \
+            "{of} {} {what} per second, and up to {} at once after a pause. Wait {seconds} s, then send the \
              request again, and send more slowly.",
             limit.per_second(),
             limit.burst(),
@@ -163,6 +166,13 @@ impl Problem {
             "Internal error",
             "The request was not carried out. Tell the operator the time and your request id.",
         )
+    }
+}
+
+/// A failed call to a table is a fault.
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::from_fault(&error)
     }
 }
 
@@ -609,10 +619,9 @@ mod tests {
     #[test]
     fn the_details_of_a_fault_are_not_in_the_response() {
         let inside = || "arn:aws:dynamodb:::table/T".to_owned();
-        for (fault, status) in [
-            (store::StoreError::Transient(inside()), 503),
-            (store::StoreError::Internal(inside()), 500),
-        ] {
+        for (fault, status) in
+            [(StoreError::Transient(inside()), 503), (StoreError::Internal(inside()), 500)]
+        {
             let problem = Problem::from_fault(&fault);
             assert_eq!(problem.status, status);
             assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");

@@ -285,6 +285,47 @@ async fn a_request_beyond_the_rate_limit_does_not_reach_the_handler() {
 }
 
 #[tokio::test]
+async fn a_request_beyond_a_limit_of_sagas_names_the_limit() {
+    let operator = OperatorId::registered("other");
+    for (id, detail) in [
+        (
+            format!("sagas#{operator}"),
+            "Your operator may create or delete 2 sites per second, and up to 20 ",
+        ),
+        (
+            "sagas#all".to_owned(),
+            "All operators together may create or delete 10 sites per second, and up to 400 ",
+        ),
+    ] {
+        let dynamo = Dynamo::start().await;
+        // The bucket is full in a minute, and fills in less than that, so it is empty now.
+        let tat = Timestamp::now().millis() + 60_000;
+        dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
+        let handler = async |_, _: Caller| Response::new(202, &"it");
+        let mut request = http_request("/", &json!({}));
+        request["requestContext"]["authorizer"]["operatorId"] = json!(operator);
+        request["requestContext"]["authorizer"]["scope"] = json!("operator");
+        let limits = || Limits::new(dynamo.table(LIMITS));
+        let served = serve_http(limits().of_sagas(), handler);
+        let received = run_function(served, LONG_TIMEOUT, [request.clone()]).await;
+        assert_eq!(status(&received[0]), ("response", &json!(429)), "{id}");
+        let body = received[0].1["body"].as_str().expect("text");
+        let body: Value = serde_json::from_str(body).expect("a problem as JSON");
+        assert_eq!(body["type"], "urn:fieldstation:problem:rate-limited");
+        assert!(body["detail"].as_str().expect("text").starts_with(detail), "{body}");
+        // Functions that start no sagas have other limits.
+        let served = serve_http(limits(), handler);
+        let received = run_function(served, LONG_TIMEOUT, [request.clone()]).await;
+        assert_eq!(status(&received[0]), ("response", &json!(202)), "{id}");
+        // The handler refuses a caller that may only read.
+        request["requestContext"]["authorizer"]["scope"] = json!("read");
+        let served = serve_http(limits().of_sagas(), handler);
+        let received = run_function(served, LONG_TIMEOUT, [request]).await;
+        assert_eq!(status(&received[0]), ("response", &json!(202)), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_handler_does_not_see_the_credential() {
     let handler = async |request: lambda::http::Request, _: Caller| {
         let headers = [request.headers, request.multi_value_headers];

@@ -22,7 +22,7 @@ pub(crate) struct Bucket {
     tokens: u32,
     /// The tokens that were taken on credit.
     owed: u32,
-    /// When the lease ends.
+    /// When the lease, the credit or the refusal no longer counts.
     expires_at: i64,
     /// Until when requests are refused.
     refused_until: i64,
@@ -69,10 +69,13 @@ pub(crate) enum Outcome {
 }
 
 impl Bucket {
-    /// Takes a token, if that is possible without the table.
-    pub fn take(&mut self, limit: RateLimit, now: i64) -> Decision {
+    /// Takes a token, if that is possible without the table. Without blocks, each request leases one token.
+    pub fn take(&mut self, limit: RateLimit, blocks: bool, now: i64) -> Decision {
         if is_ahead(self.refused_until, now, MAX_REFUSAL_MILLIS) {
             return Decision::Refused { until: self.refused_until };
+        }
+        if !blocks {
+            return Decision::Lease(self.lease(1));
         }
         if !self.is_in_use(now) {
             self.size = self.size.saturating_sub(self.tokens);
@@ -89,8 +92,12 @@ impl Bucket {
             0 if used_up_quickly => self.size.saturating_mul(2),
             _ => self.size,
         };
-        let wanted = size.clamp(1, max_lease(limit));
-        Decision::Lease(Lease { owed: self.owed, wanted, tat: self.tat, shared: self.shared })
+        Decision::Lease(self.lease(size.clamp(1, max_lease(limit))))
+    }
+
+    /// Returns a lease of so many tokens, and of those that are owed.
+    fn lease(&self, wanted: u32) -> Lease {
+        Lease { owed: self.owed, wanted, tat: self.tat, shared: self.shared }
     }
 
     /// Applies the result of a lease. Takes a token for the request that needed it, or returns the time until which

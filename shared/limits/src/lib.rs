@@ -1,22 +1,30 @@
 //! The rate limits that Fieldstation enforces itself.
 //!
 //! Each operator has a token bucket, and each logger key has one more ([`contracts::RateLimit`]). Each request takes a
-//! token. The limits table has one row per bucket, which is the state of the algorithm GCRA: `tat`, the time at which
+//! token. A call that starts a saga takes two more: from a second bucket of its operator, and from a bucket of all
+//! operators. The limits table has one row per bucket, which is the state of the algorithm GCRA: `tat`, the time at which
 //! the bucket is full again, in milliseconds. Taking `n` tokens adds `n` intervals to it, in one conditional update
 //! without an earlier read.
 //!
 //! An execution environment leases tokens in blocks and serves requests from its lease, so a busy one writes once in
-//! 100 requests. A block has one token at first and doubles while it is used up quickly, so that idle environments do
-//! not hold the tokens of a small plan. What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is
-//! remembered until its end, so that refused requests cost no writes.
+//! 100 requests. A block has at most half of the bucket: 50 tokens for the plan community, 60 for a logger key. It has one
+//! token at first and doubles while it is used up quickly, so that idle environments do not hold the tokens of a small plan.
+//! What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is remembered until its end, so that refused
+//! requests cost no writes.
 //!
-//! The first request of an environment in a bucket takes a token on credit. The next lease pays for it. A data logger
-//! that sends every 15 minutes so costs no write at all.
+//! A request takes a token on credit if its environment has no lease, no credit and no refusal of the bucket. The next lease
+//! pays for it. If there is none within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends every 15
+//! minutes costs no write at all.
 //!
 //! In any `t` seconds, the accepted requests of a bucket that is always in use are at most
 //! `rate * (t + 10) + burst`, and one for each execution environment. 10 seconds are the lifetime of a lease: its tokens
 //! may have been taken from the bucket that much earlier. The clocks of the environments may differ: a clock that is
 //! ahead by `s` seconds adds at most `rate * s`, once.
+//!
+//! The buckets of sagas have no leases and no credit: each request takes its token from the row, or is refused. Their
+//! rates are small, so a lease would hold a large part of them, and their requests are rare, so they may cost a write.
+//! In any `t` seconds, the accepted requests of such a bucket are at most `rate * t + burst`, however many environments
+//! there are.
 
 mod bucket;
 mod row;
@@ -66,6 +74,20 @@ pub enum Holder {
     Operator,
     /// The requests with one logger key.
     LoggerKey,
+    /// The requests of an operator that start sagas.
+    OperatorSagas,
+    /// The requests of all operators that start sagas.
+    AllSagas,
+}
+
+impl Holder {
+    /// Returns whether the tokens of the bucket are leased in blocks.
+    const fn leases_blocks(self) -> bool {
+        match self {
+            Self::Operator | Self::LoggerKey => true,
+            Self::OperatorSagas | Self::AllSagas => false,
+        }
+    }
 }
 
 /// The caller of a request.
@@ -77,12 +99,16 @@ pub struct Sender<'a> {
     pub plan: Plan,
     /// What identifies the logger key among the keys of the operator. `None` for all other callers.
     pub logger_key: Option<&'a str>,
+    /// Whether the caller may start sagas. Other callers are refused later, and must not take the tokens of sagas.
+    pub may_start_sagas: bool,
 }
 
 /// The rate limits, as one execution environment applies them.
 #[derive(Debug)]
 pub struct Limits {
     table: Table,
+    /// Whether each request starts a saga.
+    start_sagas: bool,
     state: Mutex<State>,
 }
 
@@ -98,7 +124,13 @@ impl Limits {
     /// Creates the limits with their state in the limits table.
     #[must_use]
     pub fn new(table: Table) -> Self {
-        Self { table, state: Mutex::default() }
+        Self { table, start_sagas: false, state: Mutex::default() }
+    }
+
+    /// Returns the limits of a function whose requests start sagas.
+    #[must_use]
+    pub fn of_sagas(self) -> Self {
+        Self { start_sagas: true, ..self }
     }
 
     /// Takes a token from each bucket of the sender. Returns the refusal if one is empty.
@@ -113,7 +145,16 @@ impl Limits {
         }
         let id = format!("operator#{operator}");
         let limit = RateLimit::of_operator(operator, sender.plan);
-        self.take(id, Holder::Operator, limit, now.millis()).await
+        self.take(id, Holder::Operator, limit, now.millis()).await?;
+        if !(self.start_sagas && sender.may_start_sagas) {
+            return Ok(());
+        }
+        // The operator's bucket first: what it refuses takes nothing from the other operators.
+        let id = format!("sagas#{operator}");
+        let limit = RateLimit::sagas_of_operator(operator);
+        self.take(id, Holder::OperatorSagas, limit, now.millis()).await?;
+        let id = "sagas#all".to_owned();
+        self.take(id, Holder::AllSagas, RateLimit::ALL_SAGAS, now.millis()).await
     }
 
     async fn take(
@@ -133,7 +174,7 @@ impl Limits {
             let mut state = self.state();
             let paused = is_ahead(state.paused_until, now, PAUSE_MILLIS);
             let bucket = state.bucket(&id, now);
-            match bucket.take(limit, now) {
+            match bucket.take(limit, of.leases_blocks(), now) {
                 Decision::Accepted => return Ok(()),
                 Decision::Refused { until } => return Err(refusal(bucket, until)),
                 Decision::Lease(_) if paused => {
@@ -224,12 +265,12 @@ mod tests {
     fn the_number_of_buckets_in_memory_is_bounded() {
         let mut state = State::default();
         for id in 0..3 * MAX_BUCKETS {
-            state.bucket(&id.to_string(), 0).take(RateLimit::LOGGER_KEY, 0);
+            state.bucket(&id.to_string(), 0).take(RateLimit::LOGGER_KEY, true, 0);
             assert!(state.buckets.len() <= MAX_BUCKETS);
         }
         // A bucket that is in use is kept if the others are not.
         let later = LIFETIME_MILLIS;
-        state.bucket("in use", later).take(RateLimit::LOGGER_KEY, later);
+        state.bucket("in use", later).take(RateLimit::LOGGER_KEY, true, later);
         for id in 0..MAX_BUCKETS {
             state.bucket(&format!("new {id}"), later);
         }

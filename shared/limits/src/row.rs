@@ -11,7 +11,7 @@ use crate::bucket::{Lease, Outcome};
 
 /// The maximum number of updates of one lease.
 const MAX_UPDATES: usize = 4;
-/// A `tat` that is further ahead than a full window and this time, in milliseconds, was written by a clock that was
+/// A `tat` that is further ahead than a full window plus this time, in milliseconds, was written by a clock that was
 /// wrong. The row is then started again.
 const MAX_SKEW_MILLIS: i64 = 60_000;
 /// The row is deleted this long after its last lease, in seconds.
@@ -43,7 +43,9 @@ impl Row<'_> {
         let interval = self.limit.interval_millis();
         let window = self.window();
         let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
-        // If the first update is the right one, it is the only one.
+        // The first update is a guess from what the environment knows, without a read. If the guess is right, it is the only
+        // update. If other environments use the bucket, they have probably moved a `tat` of the last window into the
+        // future, so the guess is then that the bucket is not full.
         let mut seen = match lease.tat {
             Some(tat) if lease.shared && (now - window..now).contains(&tat) => Some(now),
             tat => tat,

@@ -19,12 +19,17 @@ fn fleet(dynamo: &Dynamo, environments: usize) -> Vec<Limits> {
     (0..environments).map(|_| Limits::new(dynamo.table(LIMITS))).collect()
 }
 
+/// Returns the limits of functions whose requests start sagas.
+fn saga_fleet(dynamo: &Dynamo, environments: usize) -> Vec<Limits> {
+    fleet(dynamo, environments).into_iter().map(Limits::of_sagas).collect()
+}
+
 fn operator(name: &str) -> OperatorId {
     OperatorId::registered(name)
 }
 
 fn sender(name: &str, plan: Plan) -> Sender<'static> {
-    Sender { operator: operator(name), plan, logger_key: None }
+    Sender { operator: operator(name), plan, logger_key: None, may_start_sagas: true }
 }
 
 /// Returns a time on the simulated clock.
@@ -391,4 +396,116 @@ async fn buckets_that_are_removed_from_memory_are_found_again_in_the_table() {
     }
     // One request on credit.
     assert_eq!(accepted(limits, greedy, at(0), 100).await, 1);
+}
+
+/// How long the simulations of sagas take, in seconds. Each accepted request costs writes, so this is short.
+const SAGA_SECONDS: u32 = 20;
+
+/// Sends requests, each in turn to another environment. A sender is `(who, requests per second)`. Returns the results of each
+/// sender.
+async fn load_of_sagas(
+    fleet: &[Limits],
+    senders: &[(Sender<'_>, u32)],
+) -> Vec<Vec<Result<(), Refusal>>> {
+    let mut requests = Vec::new();
+    for (sender, (_, per_second)) in senders.iter().enumerate() {
+        let count = i64::from(SAGA_SECONDS * per_second);
+        requests
+            .extend((0..count).map(|request| (1_000 * request / i64::from(*per_second), sender)));
+    }
+    requests.sort_unstable();
+    let mut results = vec![Vec::new(); senders.len()];
+    for (request, (millis, sender)) in requests.into_iter().enumerate() {
+        let limits = &fleet[request % fleet.len()];
+        results[sender].push(limits.check(senders[sender].0, at(millis)).await);
+    }
+    results
+}
+
+fn accepted_of(results: &[Result<(), Refusal>]) -> u32 {
+    u32::try_from(results.iter().filter(|result| result.is_ok()).count()).expect("a number")
+}
+
+#[tokio::test]
+async fn an_operator_at_ten_times_its_rate_of_sagas_gets_its_rate_and_the_others_lose_nothing() {
+    for greedy in [operator("greedy"), OperatorId::DEFAULT] {
+        let dynamo = Dynamo::start().await;
+        let limit = RateLimit::sagas_of_operator(greedy);
+        let greedy = Sender { operator: greedy, ..sender("greedy", Plan::Professional) };
+        let (first, second) = (sender("first", SMALL), sender("second", Plan::Professional));
+        // The others send at their own rate.
+        let senders = [(greedy, 10 * limit.per_second()), (first, 2), (second, 2)];
+        let results = load_of_sagas(&saga_fleet(&dynamo, 8), &senders).await;
+        // No environment adds a token.
+        let accepted = accepted_of(&results[0]);
+        let rate = SAGA_SECONDS * limit.per_second();
+        assert!((rate..=rate + limit.burst()).contains(&accepted), "{accepted}");
+        for result in &results[0] {
+            let of = result.err().map(|refusal| (refusal.of, refusal.limit));
+            assert!(of.is_none_or(|of| of == (Holder::OperatorSagas, limit)), "{of:?}");
+        }
+        for others in &results[1..] {
+            assert!(others.iter().all(Result::is_ok), "{others:?}");
+        }
+        // An accepted request costs about two writes, and at most twice as many. A refusal is remembered for a second.
+        let writes = writes(&dynamo);
+        let accepted: u32 = results.iter().map(|results| accepted_of(results)).sum();
+        assert!(writes <= 4 * accepted + 8 * SAGA_SECONDS, "{writes} for {accepted}");
+    }
+}
+
+#[tokio::test]
+async fn all_operators_together_start_no_more_sagas_than_their_limit() {
+    let dynamo = Dynamo::start().await;
+    let fleet = saga_fleet(&dynamo, 8);
+    let names: Vec<_> = (0..20).map(|number| format!("operator {number}")).collect();
+    // Each keeps its own limit. Together they send four times the limit of all.
+    let senders: Vec<_> = names.iter().map(|name| (sender(name, SMALL), 2)).collect();
+    let results = load_of_sagas(&fleet, &senders).await;
+    let limit = RateLimit::ALL_SAGAS;
+    let of_each: Vec<_> = results.iter().map(|results| accepted_of(results)).collect();
+    let sum: u32 = of_each.iter().sum();
+    let rate = SAGA_SECONDS * limit.per_second();
+    assert!((rate..=rate + limit.burst()).contains(&sum), "{sum}");
+    for refusal in results.iter().flatten().filter_map(|result| result.err()) {
+        assert_eq!((refusal.of, refusal.limit), (Holder::AllSagas, limit));
+    }
+    // Nobody is shut out.
+    assert!(of_each.iter().all(|accepted| *accepted >= sum / 40), "{of_each:?}");
+}
+
+#[tokio::test]
+async fn a_token_of_a_saga_is_taken_from_the_row_for_each_request_and_for_no_refused_one() {
+    let dynamo = Dynamo::start().await;
+    let who = sender("greedy", SMALL);
+    let limit = RateLimit::sagas_of_operator(who.operator);
+    let burst = usize::try_from(limit.burst()).expect("a size");
+    // Each request reaches an environment that is new to the operator.
+    for limits in saga_fleet(&dynamo, burst) {
+        assert_eq!(limits.check(who, at(0)).await, Ok(()));
+    }
+    for limits in saga_fleet(&dynamo, 20) {
+        let refusal = limits.check(who, at(0)).await.expect_err("the bucket is empty");
+        assert_eq!(refusal.of, Holder::OperatorSagas);
+    }
+    let tat = async |id: &str| row(&dynamo, id).await["tat"].clone();
+    let used = i64::from(limit.burst());
+    let own = at(used * limit.interval_millis()).millis();
+    assert_eq!(tat(&format!("sagas#{}", who.operator)).await, own);
+    let all = at(used * RateLimit::ALL_SAGAS.interval_millis()).millis();
+    assert_eq!(tat("sagas#all").await, all);
+    // Other requests of the operator take no tokens of sagas.
+    assert_eq!(accepted(&fleet(&dynamo, 1)[0], who, at(0), 50).await, 50);
+}
+
+#[tokio::test]
+async fn a_caller_that_may_not_start_sagas_takes_no_tokens_of_them() {
+    let dynamo = Dynamo::start().await;
+    let limits = &saga_fleet(&dynamo, 1)[0];
+    let reader = Sender { may_start_sagas: false, ..sender("any", SMALL) };
+    assert_eq!(accepted(limits, reader, at(0), 100).await, 100);
+    let writer = sender("any", SMALL);
+    let burst = RateLimit::sagas_of_operator(writer.operator).burst();
+    let accepted = accepted(limits, writer, at(0), 100).await;
+    assert_eq!(u32::try_from(accepted), Ok(burst));
 }

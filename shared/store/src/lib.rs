@@ -4,6 +4,7 @@
 //! condition on the existence, the status or the `sequence` of the business row prevents duplicates, so no marker row
 //! is needed. [`Idempotency`] is for effects outside DynamoDB.
 
+mod decision;
 mod error;
 pub mod generation;
 mod idempotency;
@@ -13,6 +14,7 @@ mod source;
 mod table;
 mod transaction;
 
+pub use decision::{Decision, decide_and_commit};
 pub use error::StoreError;
 pub use idempotency::{BeginResult, Idempotency, Lock};
 pub use outbox::{EventRow, NewEvent, Outbox, SHARDS, shard, type_bucket};

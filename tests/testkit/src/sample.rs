@@ -64,6 +64,7 @@ pub fn sensors(saga: SagaContext, metrics: &[Metric]) -> Vec<Sensor> {
                 unit: metric.units()[0].to_owned(),
                 min,
                 max,
+                utc_offset: None,
                 metadata: SensorMetadata::default(),
             }
         })

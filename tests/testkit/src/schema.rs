@@ -210,6 +210,19 @@ impl Schema {
             }
             _ => {}
         }
+        let pattern = schema["pattern"].as_str().unwrap_or_default();
+        if pattern == contracts::UtcOffset::PATTERN {
+            return (*rng.pick(&["Z", "+00:00", "-12:00", "-03:30", "+05:45", "+14:00"]))
+                .to_owned();
+        }
+        if pattern == contracts::readings::LOCAL_TIME_PATTERN {
+            let time = json!({ "format": "date-time" });
+            return format!(
+                "{}{}",
+                &self.string(&time, rng)[..19],
+                rng.pick(&["", ".5", ".123000"])
+            );
+        }
         let rule = json!({
             "pattern": schema.get("pattern").unwrap_or(&".*".into()),
             "minLength": schema.get("minLength").unwrap_or(&0.into()),

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use contracts::RateLimit;
 use cost::data::{Assumptions, Limit, Mapping, Quotas, read};
 use serde_json::Value;
 use testkit::template::{Template, kebab, root};
@@ -57,17 +58,21 @@ fn the_quotas_have_the_routes_throttling_limits() {
     let apis = template.resources("AWS::Serverless::Api");
     let api = apis.values().next().expect("an API");
     let settings = api["Properties"]["MethodSettings"].as_array().expect("settings");
-    for (limit, method, path) in [
-        (Limit::PostReadings, "POST", "/~1readings"),
-        (Limit::PostSites, "POST", "/~1sites"),
-        (Limit::PostEvents, "*", "/*"),
-    ] {
+    for (limit, method, path) in
+        [(Limit::PostReadings, "POST", "/~1readings"), (Limit::PostEvents, "*", "/*")]
+    {
         let route = settings
             .iter()
             .find(|route| route["ResourcePath"] == path && route["HttpMethod"] == method)
             .expect(path);
         assert_equal(quotas[&limit].value, number(&route["ThrottlingRateLimit"]), path);
     }
+}
+
+#[test]
+fn the_quotas_have_the_limit_of_sagas() {
+    let limit = f64::from(RateLimit::ALL_SAGAS.per_second());
+    assert_equal(quotas()[&Limit::PostSites].value, limit, "the limit of sagas");
 }
 
 #[test]

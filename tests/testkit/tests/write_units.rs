@@ -56,6 +56,7 @@ fn registration() -> SiteRegistration {
         name: "Alamosa, Colorado".to_owned(),
         operator: "NOAA SURFRAD".to_owned(),
         location: contracts::Location { latitude: 37.7, longitude: -105.92, elevation_m: 2317.0 },
+        utc_offset: None,
         sensors: vec![
             sensor(Metric::AirTemperature, Some(-50.0), Some(50.0)),
             sensor(Metric::RelativeHumidity, None, Some(100.0)),
@@ -122,6 +123,7 @@ impl Onboarding {
             unit: request.unit,
             min: request.min,
             max: request.max,
+            utc_offset: None,
             metadata: (&request.metadata).into(),
         });
         let sensors = sensors.collect();
@@ -319,7 +321,8 @@ impl Onboarding {
         }
         self.record_usage("project-site", projected, steps);
 
-        let project = ProjectSensors { readings: self.dynamo.table(READINGS) };
+        let project =
+            ProjectSensors { readings: self.dynamo.table(READINGS), outbox: self.dynamo.outbox() };
         for row in &changed {
             project.run(event(&detail(row)), now()).await.expect("projected");
         }

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{
-    Metric, SensorId, SiteId, Timestamp, names,
+    AlertingId, Metric, SensorId, SiteId, Timestamp, names,
     readings::{Bundle, Series},
     sample::Sample,
 };
@@ -18,6 +18,7 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use tests::{
     Stack,
+    api::Call,
     capture::{Capture, event_id},
     data_logger::send,
     executions::Task,
@@ -143,6 +144,48 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
         let failures = stack.failures_about("initialize-subscription", &onboarding).await?;
         assert_eq!(failures, [], "commands became dead letters");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sensor_that_is_changed_during_the_onboarding_keeps_its_change() -> Result<()> {
+    let _lock = STACK_LOCK.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let outage = Outage::start()?;
+    let name = format!("changed early {}", Uuid::new_v4().simple());
+    let mut registration = registration(&name, &[METRIC], GOOD_CARD);
+    registration["sensors"][0]["max"] = json!(1100);
+    let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
+    wait_for_step(&stack, ids, "InitializeSubscription").await?;
+
+    // The saga has passed the sensors to configure-alerting as they were registered.
+    let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
+    let body = json!({ "noDataValues": [-9999.9], "validFrom": null }).to_string();
+    until("the register to know the sensor", TIMEOUT, async || {
+        let path = format!("/sensors/{sensor}");
+        let response = stack.call(Call::patch(path, body.as_str())).await?;
+        Ok(if response.status == 200 { Poll::Ready(()) } else { Poll::Pending(response) })
+    })
+    .await?;
+    let row = async || {
+        let id = format!("alerting#{}", AlertingId::from_onboarding(ids.onboarding_id));
+        let rows = stack.rows_with(names::ALERTING, "id", &id).await?;
+        anyhow::Ok(rows.into_iter().next().unwrap_or_default())
+    };
+    until_true("the change to be kept", TIMEOUT, async || {
+        let row = row().await?;
+        Ok((row["status"] == "NOT_CONFIGURED", row))
+    })
+    .await?;
+
+    outage.end()?;
+    stack.wait_until_active(ids.site_id).await?;
+    let row = row().await?;
+    assert_eq!(row["status"], "CONFIGURED", "{row}");
+    assert_eq!(row["rules"][0]["noDataValues"], json!([{ "values": [-9999.9] }]), "{row}");
+    let failures = stack.failures_about("project-rules", &ids.site_id.to_string()).await?;
+    assert_eq!(failures, [], "changes became failures");
     Ok(())
 }
 

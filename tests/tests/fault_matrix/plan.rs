@@ -151,7 +151,7 @@ impl fmt::Display for Case {
 }
 
 /// The calls that take tokens from the buckets of the rate limits.
-const TOKENS: [&str; 2] = ["UpdateItem(operator)", "UpdateItem(key)"];
+const TOKENS: [&str; 3] = ["UpdateItem(operator)", "UpdateItem(key)", "UpdateItem(sagas)"];
 
 /// Returns the calls of each step, in order. `cold` are the invocations of new processes, `warm` those of processes
 /// that were used before.

@@ -243,8 +243,8 @@ impl<'a, O: Outlet> Delivery<'a, O> {
     }
 }
 
-/// Returns the pause after the given number of attempts: the doubled one, shortened by up to a half by `spread`, a
-/// number from 0 to 255.
+/// Returns the pause after this number of attempts: 200 ms after the first one, doubled with each further one, and
+/// shortened by up to a half. `spread`, from 0 to 255, says by how much.
 fn pause(attempts: u32, spread: u8) -> Duration {
     let max = Duration::from_millis(100) * 2_u32.pow(attempts);
     max.saturating_sub(max / 2 * u32::from(spread) / u32::from(u8::MAX))

@@ -203,7 +203,8 @@ impl Publisher {
             settled
                 .extend(rows.into_iter().filter(|(_, item)| is_settled(item)).map(|(key, _)| key));
         }
-        // An unread event before another one is read with the earlier events, or the other one waits.
+        // If an unread event precedes an event of this run, it is read as an earlier event. Otherwise the later event waits
+        // for another run.
         for key in &unread {
             records.remove(key);
         }

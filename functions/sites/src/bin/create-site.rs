@@ -8,7 +8,7 @@ use sites::{create_site::CreateSite, registration::Registrar};
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
     let step = CreateSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? });
-    serve_http(aws.limits()?, async |request, caller| {
+    serve_http(aws.limits()?.of_sagas(), async |request, caller| {
         step.handle(&caller, &request, Timestamp::now()).await
     })
     .await

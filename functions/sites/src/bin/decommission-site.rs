@@ -18,7 +18,7 @@ async fn main() -> Result<(), Error> {
         },
         trail: Trail::new(aws.table("AUDIT_TABLE")?),
     };
-    serve_http(aws.limits()?, async |request, caller| {
+    serve_http(aws.limits()?.of_sagas(), async |request, caller| {
         step.handle(&caller, &request, Timestamp::now()).await
     })
     .await

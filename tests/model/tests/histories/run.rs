@@ -126,7 +126,15 @@ fn sensors(index: usize, counts: [usize; 2]) -> Vec<Sensor> {
             let (min, max) = limits.get(index).copied().unwrap_or_default();
             let sensor_id = SensorId::from_onboarding(saga.onboarding_id, index);
             let unit = metric.units()[0].to_owned();
-            Sensor { sensor_id, metric, unit, min, max, metadata: SensorMetadata::default() }
+            Sensor {
+                sensor_id,
+                metric,
+                unit,
+                min,
+                max,
+                utc_offset: None,
+                metadata: SensorMetadata::default(),
+            }
         })
         .collect()
 }

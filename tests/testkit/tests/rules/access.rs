@@ -147,20 +147,30 @@ pub fn calls_are_throttled(subject: &Subject) -> Violations {
     );
     // An operator at ten times its own limit must be refused by that, and not use up what the stage accepts.
     let highest = Plan::ALL.iter().map(|plan| plan.rate_limit().per_second()).max();
-    for (path, method) in [("/*", "*"), ("/~1readings", "POST")] {
+    for setting in &settings {
+        let (path, method) = (text(&setting["ResourcePath"]), text(&setting["HttpMethod"]));
         violations.check(
             limit(path, method) >= 20 * i64::from(highest.unwrap_or_default()),
             format!("{method} {path}"),
             "is not twice as high as ten times the limit of the largest plan",
         );
     }
-    // Each of these starts a saga, which costs far more than a call.
-    for (path, method) in [("/~1sites", "POST"), ("/~1sites~1{siteId}", "DELETE")] {
-        let name = format!("{method} {}", path.replace("~1", "/").replacen("//", "/", 1));
+    violations
+}
+
+pub fn sagas_are_limited(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let routes = routes(subject);
+    for starting in ["POST /sites", "DELETE /sites/{siteId}"] {
+        let route = routes.iter().find(|(name, ..)| name == starting);
+        let function = route.and_then(|(_, _, route)| served_by(route)).unwrap_or_default();
+        let name = testkit::template::kebab(function.trim_end_matches("Function"));
+        let file = format!("/src/bin/{name}.rs");
+        let source = subject.under("functions/").find(|(path, _)| path.ends_with(&file));
         violations.check(
-            limit(path, method) <= 10,
-            name,
-            "allows more than ten calls a second, each of which starts a saga",
+            source.is_some_and(|(_, text)| text.contains("aws.limits()?.of_sagas()")),
+            starting,
+            "starts a saga, but does not take a token for it",
         );
     }
     violations

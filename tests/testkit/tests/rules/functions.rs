@@ -24,6 +24,7 @@ const READERS: [(&str, &[&str]); 9] = [
             "EVENTS_TABLE",
             "REGISTER_AGE_SECONDS",
             "HOLD_QUEUE_URL",
+            "READINGS_HOLD_SECONDS",
             "QUARANTINE_QUEUE_URL",
             "READINGS_MAX_AGE_DAYS",
         ],

@@ -550,7 +550,7 @@ const VERSIONS: &[Rule] = &[
         except: &[
             ("InitializeSubscriptionFunction", "during an outage of the provider it sends commands back to its queue with a delay, for as long as the command's state waits"),
             ("CancelSubscriptionFunction", "the same"),
-            ("StoreHeldReadingsFunction RecursiveLoop", "it holds a record at most seven times; if it ever did more, the loop should end"),
+            ("StoreHeldReadingsFunction RecursiveLoop", "it holds a record at most ten times; if it ever did more, the loop should end"),
         ],
         breaks: &[
             (Set("template/Resources/StoreReadingsFunction/Properties/RecursiveLoop", "\"Allow\""), "StoreReadingsFunction"),
@@ -597,8 +597,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "API calls are throttled, and calls that start sagas are limited to ten a second",
-        why: "every call of a faulty client would be billed",
+        name: "API calls are throttled, and one operator can't use up a throttle",
+        why: "every call of a faulty client would be billed, and a lower throttle would refuse the other operators",
         check: access::calls_are_throttled,
         except: &[],
         breaks: &[
@@ -606,8 +606,18 @@ const ACCESS: &[Rule] = &[
             (Set("template/Resources/Api/Properties/MethodSettings/0/ThrottlingRateLimit", "999"), "* /*"),
             (Set("template/Resources/Api/Properties/MethodSettings/1/ThrottlingRateLimit", "999"), "POST /~1readings"),
             (Set("template/Resources/Api/Properties/MethodSettings/1/ThrottlingRateLimit", "10000"), "POST /~1readings"),
-            (Set("template/Resources/Api/Properties/MethodSettings/2/ThrottlingRateLimit", "100"), "POST /sites"),
-            (Remove("template/Resources/Api/Properties/MethodSettings/3"), "DELETE /sites/{siteId}"),
+            (Set("template/Resources/Api/Properties/MethodSettings/2/ThrottlingRateLimit", "10"), "POST /~1sites"),
+            (Set("template/Resources/Api/Properties/MethodSettings/3/ThrottlingBurstLimit", "10000"), "DELETE /~1sites~1{siteId}"),
+        ],
+    },
+    Rule {
+        name: "Calls that start sagas take a token of their operator and one of all operators",
+        why: "a saga costs far more than a call, and one operator could delay the others' onboardings",
+        check: access::sagas_are_limited,
+        except: &[],
+        breaks: &[
+            (Replace("functions/sites/src/bin/create-site.rs", ".of_sagas()", ""), "POST /sites"),
+            (Replace("functions/sites/src/bin/decommission-site.rs", ".of_sagas()", ""), "DELETE /sites/{siteId}"),
         ],
     },
     Rule {
