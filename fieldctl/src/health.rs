@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use contracts::{SensorId, SiteId, Timestamp};
 use ledger::{ErrorInfo, FailureSummary};
 use serde::Serialize;
-use series::{RefusalRow, RowKey, SeriesRow, packing::unpack};
+use series::{Marker, RefusalRow, RowKey, SeriesRow, packing::unpack, replaced};
 
 use crate::{error::Exit, render::ago};
 
@@ -74,7 +74,7 @@ pub struct UnreadSource {
 pub struct Accepted {
     /// The number of bundles.
     pub bundles: usize,
-    /// The number of samples. Samples of the same instant count once.
+    /// The number of samples. Samples of the same instant count once, and those that a revision withdrew do not count.
     pub samples: usize,
 }
 
@@ -92,7 +92,7 @@ pub struct SensorHealth {
     pub verdict: Verdict,
     /// When its last bundle was stored.
     pub last_arrival: Option<Timestamp>,
-    /// The time of its newest sample.
+    /// The time of its newest sample that no revision withdrew.
     pub last_sample: Option<Timestamp>,
     /// The time since the last arrival, in seconds.
     pub gap_seconds: Option<i64>,
@@ -191,6 +191,15 @@ pub struct SiteSensor {
     pub unit: String,
 }
 
+/// The stored readings of a sensor.
+#[derive(Clone, Debug, Default)]
+pub struct StoredReadings {
+    /// The newest rows, newest first.
+    pub rows: Vec<SeriesRow>,
+    /// The ranges that revisions replace.
+    pub markers: Vec<Marker>,
+}
+
 /// Data, or the reason why it could not be read.
 pub type ReadResult<T> = Result<T, String>;
 
@@ -205,8 +214,8 @@ pub struct HealthData {
     pub status: String,
     /// When the site was activated, if the API says so.
     pub active_since: Option<Timestamp>,
-    /// The site's sensors, each with its newest rows, newest first.
-    pub sensors: Vec<(SiteSensor, ReadResult<Vec<SeriesRow>>)>,
+    /// The site's sensors, each with its readings.
+    pub sensors: Vec<(SiteSensor, ReadResult<StoredReadings>)>,
     /// The site's refusals.
     pub refusals: ReadResult<Vec<RefusalRow>>,
     /// The refusals of bodies that name no site.
@@ -215,7 +224,7 @@ pub struct HealthData {
     pub failures: ReadResult<Vec<QuarantinedBundle>>,
 }
 
-/// A sensor's activity, computed from its rows.
+/// A sensor's activity, computed from its readings.
 #[derive(Debug, Default)]
 struct SensorActivity {
     last_arrival: Option<i64>,
@@ -227,8 +236,8 @@ struct SensorActivity {
 }
 
 impl SensorActivity {
-    fn from_rows(
-        rows: &[SeriesRow],
+    fn from_readings(
+        StoredReadings { rows, markers }: &StoredReadings,
         now: Timestamp,
         active_since: Option<Timestamp>,
     ) -> ReadResult<Self> {
@@ -247,7 +256,10 @@ impl SensorActivity {
                 // A bundle that grew has several rows.
                 bundles.insert((key.bundle, key.revision));
             }
-            instants.extend(samples.iter().map(|sample| sample.at.millis()));
+            let replaced = replaced(markers, key.revision);
+            let times = samples.iter().map(|sample| sample.at);
+            let times = times.filter(|at| !replaced.iter().any(|range| range.contains(*at)));
+            instants.extend(times.map(Timestamp::millis));
         }
         instants.sort_unstable();
         instants.dedup();
@@ -256,6 +268,7 @@ impl SensorActivity {
         let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
         // A logger may upload several bundles at once. Then the time between uploads is the interval.
         let interval = median_step(starts).max(median_step(arrivals));
+        let last_sample = instants.last().copied();
         let completeness = median_step(instants).map(|step| {
             #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
             let (samples, expected) =
@@ -264,7 +277,7 @@ impl SensorActivity {
         });
         Ok(Self {
             last_arrival: rows.iter().map(|row| row.stored_at).max(),
-            last_sample: rows.iter().map(|row| row.end).max(),
+            last_sample,
             interval,
             accepted,
             completeness,
@@ -278,12 +291,11 @@ impl SensorActivity {
     }
 
     fn verdict(&self, now: Timestamp) -> Verdict {
-        let (Some(arrival), Some(sample)) = (self.last_arrival, self.last_sample) else {
-            return Verdict::NeverReported;
-        };
+        let Some(arrival) = self.last_arrival else { return Verdict::NeverReported };
+        let is_old = |sample: i64| now.millis() - sample > WINDOW_MILLIS;
         if now.millis() - arrival > self.max_silence_millis() {
             Verdict::Silent
-        } else if now.millis() - sample > WINDOW_MILLIS {
+        } else if self.last_sample.is_some_and(is_old) {
             Verdict::StaleSamples
         } else {
             Verdict::Reporting
@@ -323,9 +335,10 @@ impl HealthData {
         let refusals = refusals.map(|rows| recent_refusals(&rows, now));
         let without_site = value_or_unknown("refusals", self.refusals_without_site, &mut unknown);
         let failures = value_or_unknown("failures", self.failures, &mut unknown);
-        for (sensor, rows) in self.sensors {
-            let activity =
-                rows.and_then(|rows| SensorActivity::from_rows(&rows, now, self.active_since));
+        for (sensor, readings) in self.sensors {
+            let activity = readings.and_then(|readings| {
+                SensorActivity::from_readings(&readings, now, self.active_since)
+            });
             let activity = activity.map_err(|error| format!("of sensor {}: {error}", sensor.id));
             let activity = value_or_unknown("readings", activity, &mut unknown);
             sensors.push(sensor_health(

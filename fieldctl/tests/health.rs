@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use cloud::{Cloud, ReceivedRequest};
 use contracts::{
     OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
-    readings::{Bundle, Series},
+    readings::{Bundle, Series, TimeRange},
     sample::Sample,
 };
-use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
+use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor, StoredReadings};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
-use series::{RefusalRow, SeriesRow, partition};
+use series::{RefusalRow, RevisionRow, SeriesRow, partition};
 use store::{Commit, Transaction};
 use telemetry::series_store::{Received, rows};
 use testkit::{
@@ -201,6 +201,42 @@ async fn a_station_that_never_sent_has_never_reported() {
 }
 
 #[tokio::test]
+async fn samples_that_a_revision_withdrew_do_not_count() {
+    let cloud = Cloud::start(respond).await;
+    let now = Timestamp::now();
+    let until = now.plus_millis(-5 * MINUTE);
+    store(&cloud, &[0, 1], until).await;
+    let (_, before) = health(&cloud).await;
+    // The first sensor's last twelve hours.
+    let row = RevisionRow {
+        bundle_id: "half-a-day".parse().expect("an id"),
+        revision: 2,
+        reason: "The shield was open.".to_owned(),
+        replaces: Some(TimeRange { from: until.plus_millis(-12 * HOUR), to: until }),
+        span: None,
+        samples: 0,
+        arrival: None,
+        stored_at: now.millis(),
+    };
+    let table = cloud.dynamo.table(READINGS);
+    let key = RevisionRow::key(sensor(0), &row.bundle_id, row.revision);
+    let put = Transaction::on(&table).create(&table, &key, &row).commit();
+    assert!(matches!(put.await.expect("a row"), Commit::Done));
+    let (code, after) = health(&cloud).await;
+    let samples = |document: &Value, index: usize| {
+        document["sensors"][index]["accepted"]["samples"].as_u64().expect("a number")
+    };
+    assert_eq!(samples(&before, 0) - samples(&after, 0), 12 * 60, "{after:#}");
+    assert_eq!(samples(&before, 1), samples(&after, 1), "{after:#}");
+    let withdrawn = &after["sensors"][0];
+    assert_eq!(withdrawn["lastSample"], json!(until.plus_millis(-12 * HOUR - MINUTE)));
+    let complete = withdrawn["completeness"].as_f64().expect("a number");
+    assert!((0.45..0.55).contains(&complete), "{after:#}");
+    // Its bundles arrive nevertheless.
+    assert_eq!((code, &withdrawn["verdict"]), (0, &json!("REPORTING")), "{after:#}");
+}
+
+#[tokio::test]
 async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
     let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
@@ -380,7 +416,7 @@ fn health_data() -> HealthData {
             metric: "air_temperature".to_owned(),
             unit: "Cel".to_owned(),
         };
-        (sensor, Ok(rows))
+        (sensor, Ok(StoredReadings { rows, ..StoredReadings::default() }))
     };
     let never = SiteSensor { id: sensor(2).to_string(), ..sensor_with_rows(2, 0).0 };
     let unread = SiteSensor { id: sensor(3).to_string(), ..sensor_with_rows(3, 0).0 };
@@ -392,7 +428,7 @@ fn health_data() -> HealthData {
         sensors: vec![
             sensor_with_rows(0, 0),
             sensor_with_rows(1, 5),
-            (never, Ok(vec![])),
+            (never, Ok(StoredReadings::default())),
             (unread, Err("no answer".to_owned())),
         ],
         refusals: Ok(vec![row("ClockAhead", noon(-60)), row("OutOfOrder", noon(-120))]),
@@ -408,8 +444,8 @@ fn health_data() -> HealthData {
 #[test]
 fn the_rows_of_a_growing_bundle_count_as_one_bundle_and_a_revision_as_another() {
     let mut data = health_data();
-    let rows = data.sensors[0].1.as_mut().expect("rows");
-    for (index, row) in rows.iter_mut().enumerate() {
+    let readings = data.sensors[0].1.as_mut().expect("readings");
+    for (index, row) in readings.rows.iter_mut().enumerate() {
         let (start, _) = row.row.split_once('/').expect("a key");
         let revision = if index < 3 { "/2" } else { "" };
         row.row = format!("{start}/day{revision}");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use contracts::{Sensor, Timestamp, stream::Arrival};
-use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack_qualified};
+use series::{AFTER_ALL_TIMES, Marker, RowKey, SeriesRow, packing::unpack_qualified, replaced};
 
 use crate::{
     aggregation::{Content, Output, ShownSample},
@@ -204,8 +204,7 @@ impl RangeMerge {
         let (samples, qualifiers) =
             unpack_qualified(&row.samples).map_err(|error| error.to_string())?;
         self.samples += samples.len();
-        let markers = self.markers.iter().filter(|marker| marker.revision > revision);
-        let replaced: Vec<_> = markers.map(|marker| marker.replaces).collect();
+        let replaced = replaced(&self.markers, revision);
         let precedence = |arrival| {
             let (bundle, row) = (bundle.into(), Arc::clone(&key));
             Arc::new(Precedence { revision, arrival, bundle, row })

@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use store::{Item, Key, StoreError, Table};
 
 pub use refusal::{RefusalRow, partition, start_of_hour};
-pub use revision::{Marker, RevisionRow};
+pub use revision::{Marker, RevisionRow, replaced};
 
 /// A sort key after the times of all rows and before the rows `REVISION/` and `SENSOR`.
 pub const AFTER_ALL_TIMES: &str = ":";

@@ -48,6 +48,13 @@ pub struct Marker {
     pub revision: u32,
 }
 
+/// Returns the ranges in which samples of this revision vanish, because greater revisions replace them.
+#[must_use]
+pub fn replaced(markers: &[Marker], revision: u32) -> Vec<TimeRange> {
+    let greater = markers.iter().filter(|marker| marker.revision > revision);
+    greater.map(|marker| marker.replaces).collect()
+}
+
 impl RevisionRow {
     /// Returns the sort key of a revision.
     #[must_use]

@@ -4,7 +4,7 @@ use contracts::{OperatorId, SensorId, SiteId, Timestamp, names, saga::ACTIVATE_S
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{FailureSummary, Status};
 use serde_json::Value;
-use series::{RefusalRow, SeriesRow};
+use series::{RefusalRow, RevisionRow, SeriesRow};
 use store::Table as DynamoTable;
 
 use super::text;
@@ -13,7 +13,7 @@ use crate::{
     failure_pager::{FailureFilter, FailurePager},
     health::{
         Finding, HealthData, QuarantinedBundle, ReadResult, SensorHealth, SiteHealth, SiteSensor,
-        Verdict, WINDOW_MILLIS, format_age,
+        StoredReadings, Verdict, WINDOW_MILLIS, format_age,
     },
     output::{Screen, Tone},
     render::{Cell, Table, age, ago, plain, short},
@@ -56,8 +56,8 @@ async fn load_data(stack: &Stack, site: SiteId, site_json: &Value, now: Timestam
     let since = now.plus_millis(-WINDOW_MILLIS - SeriesRow::MAX_SPAN_MILLIS);
     let sensors = stream::iter(sensors.collect::<Vec<_>>())
         .map(|sensor| async {
-            let rows = rows(&readings, &sensor.id, since).await;
-            (sensor, rows)
+            let stored = stored(&readings, &sensor.id, since).await;
+            (sensor, stored)
         })
         .buffered(MAX_CONCURRENT_READS)
         .collect();
@@ -85,11 +85,15 @@ async fn load_data(stack: &Stack, site: SiteId, site_json: &Value, now: Timestam
     }
 }
 
-async fn rows(table: &DynamoTable, sensor: &str, since: Timestamp) -> ReadResult<Vec<SeriesRow>> {
+async fn stored(table: &DynamoTable, sensor: &str, since: Timestamp) -> ReadResult<StoredReadings> {
     let sensor: SensorId =
         sensor.parse().map_err(|_| "the API returned an invalid sensor id".to_owned())?;
-    let rows = SeriesRow::newest(table, sensor, since, MIN_ROWS, MAX_ROWS).await;
-    rows.map_err(|error| CliError::from(error).message)
+    let (rows, markers) = futures_util::try_join!(
+        SeriesRow::newest(table, sensor, since, MIN_ROWS, MAX_ROWS),
+        RevisionRow::markers(table, sensor),
+    )
+    .map_err(|error| CliError::from(error).message)?;
+    Ok(StoredReadings { rows, markers })
 }
 
 async fn refused(
