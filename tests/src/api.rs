@@ -121,6 +121,17 @@ impl Call {
         self
     }
 
+    /// Adds an `If-None-Match`.
+    ///
+    /// # Panics
+    /// If the tag is not a valid header value.
+    #[must_use]
+    pub fn if_none_match(mut self, tag: &str) -> Self {
+        let value = HeaderValue::from_str(tag).expect("the tag is a valid header value");
+        self.headers.push((HeaderName::from_static("if-none-match"), value));
+        self
+    }
+
     /// Adds an `If-Match`.
     ///
     /// # Panics

@@ -1,13 +1,13 @@
-//! Tests corrections, growing bundles, flags, imports and readings that come too early, from the producer to the query on
+//! Tests corrections, changed sensors, growing bundles, flags, imports and readings that come too early, from the producer to the query on
 //! the deployed stack. Each test has its own site.
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use contracts::{
-    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId,
+    Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     events::{ReadingBreachedThreshold, ReadingsRevised},
-    readings::{Bundle, Origin, Series, TimeRange},
+    readings::{Bundle, MAX_AHEAD_MILLIS, Origin, Series, TimeRange},
     sample::{Flag, Sample},
 };
 use serde_json::{Value, json};
@@ -140,6 +140,82 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     ];
     assert_eq!(events, expected);
     assert_eq!(revision_events(&captured, onboarding).len(), 3);
+    let logged = log::published_saga_events(&stack, onboarding).await?;
+    assert_eq!(log::gaps(&logged), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_sensor_revises_its_stored_readings() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::with_limits(&stack, "calibrated", &[Metric::AirTemperature], &[]).await?;
+    let sensor = site.sensors[0];
+    let capture = Capture::start(&stack).await?;
+    let start: Timestamp = first_day("10:00:00").parse()?;
+    let bundle = site.bundle("hour", &first_day("10:00:00"), &[10.0, 20.0, 30.0])?;
+    send(&stack, &[&bundle]).await?;
+    wait_for_samples(&stack, sensor, &bundle.series[0].samples).await?;
+    let query = |values: &str| Call::get(format!("/sensors/{sensor}/readings?values={values}"));
+    let [raw, calibrated] =
+        [stack.call(query("raw")).await?, stack.call(query("calibrated")).await?];
+    for (values, page) in [("raw", &raw), ("calibrated", &calibrated)] {
+        let known = stack.call(query(values).if_none_match(page.header("etag"))).await?;
+        assert_eq!(known.status, 304, "{values}: {known}");
+    }
+
+    let before = Timestamp::now();
+    let change = async |change: Value| {
+        let call = Call::patch(format!("/sensors/{sensor}"), change.to_string());
+        let response = stack.call(call).await?;
+        anyhow::ensure!(response.status == 200, "{response}");
+        anyhow::Ok(())
+    };
+    change(json!({
+        "calibration": { "gain": 2.0, "offset": 1.0 }, "validFrom": first_day("10:01:00"),
+    }))
+    .await?;
+    wait_for_samples(&stack, sensor, &minutes(start, &[10.0, 41.0, 61.0])).await?;
+    for (values, page) in [("raw", &raw), ("calibrated", &calibrated)] {
+        let changed = stack.call(query(values).if_none_match(page.header("etag"))).await?;
+        assert_eq!(changed.status, 200, "{values}: {changed}");
+        assert_eq!(changed.body == raw.body, values == "raw", "{changed}");
+    }
+
+    // The label has no event. The calibration ends, and then the first value means "no data".
+    change(json!({ "label": "Mast, 2 m" })).await?;
+    change(json!({
+        "calibration": { "gain": 1, "offset": 0 }, "validFrom": first_day("10:02:00"),
+    }))
+    .await?;
+    wait_for_samples(&stack, sensor, &minutes(start, &[10.0, 41.0, 30.0])).await?;
+    change(json!({ "noDataValues": [10.0], "validFrom": null })).await?;
+    wait_for_samples(&stack, sensor, &minutes(start, &[10.0, 41.0, 30.0])[1..]).await?;
+    assert_eq!(stack.revisions(sensor, "").await?.len(), 0, "they are no revisions of a bundle");
+
+    let onboarding = site.ids.onboarding_id;
+    let enough = |events: &[Value]| revision_events(events, onboarding).len() >= 3;
+    let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
+    tokio::time::sleep(QUIET).await;
+    captured.extend(capture.take(&stack).await?);
+    capture.stop(&stack).await?;
+    let events = revision_events(&captured, onboarding);
+    let starts: Vec<_> = events.iter().map(|event| (&event["kind"], &event["from"])).collect();
+    assert_eq!(
+        starts,
+        [
+            (&json!("calibration"), &json!(first_day("10:01:00.000"))),
+            (&json!("calibration"), &json!(first_day("10:02:00.000"))),
+            (&json!("flag"), &json!("1970-01-01T00:00:00.000Z")),
+        ]
+    );
+    // Each holds for readings to come.
+    let [earliest, latest] =
+        [before, Timestamp::now()].map(|at| at.plus_millis(MAX_AHEAD_MILLIS + 1));
+    for event in &events {
+        let to: Timestamp = event["to"].as_str().unwrap_or_default().parse()?;
+        assert!((earliest..=latest).contains(&to), "{event}");
+        assert_eq!(event["sensorId"], json!(sensor));
+    }
     let logged = log::published_saga_events(&stack, onboarding).await?;
     assert_eq!(log::gaps(&logged), [""; 0]);
     Ok(())

@@ -1,7 +1,8 @@
 //! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
 //! Rows overlap, because bundles arrive late, repeatedly and corrected. The rows are read in the requested order
-//! and merged (`range_merge`) until the page is full. What revisions replace is read first, if the sensor has any.
+//! and merged (`range_merge`) until the page is full. What revisions replace is read first, if the sensor has any
+//! changes.
 
 use std::collections::BTreeMap;
 

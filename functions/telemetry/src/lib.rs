@@ -8,7 +8,8 @@
 //! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
 //! `POST /readings` refused ([`refusals`]).
 //!
-//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]).
+//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]), and
+//! when a changed sensor makes stored readings be read differently ([`project_sensors`]).
 
 pub mod accept_readings;
 mod aggregation;
@@ -21,10 +22,12 @@ mod query;
 mod range_merge;
 pub mod refusals;
 pub mod register;
+mod rereading;
 pub mod series_store;
 mod set_aside;
 pub mod store_readings;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{IdMismatch, OperatorId, Sensor, SensorId, SiteId, Timestamp};
 use fault::{ErrorKind, Fault, InvalidInput};
 use serde::{Deserialize, Serialize};
@@ -50,7 +53,8 @@ pub struct SensorRow {
     /// When the sensor was deprovisioned. Its readings are refused since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
-    /// The number of changes of stored readings: the sequence of the last `ReadingsRevised`. Absent if there was none.
+    /// The number of changes of stored readings, or of how they are read: the sequence of the last `ReadingsRevised`. Absent
+    /// if there was none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changes: u64,
 }
@@ -65,6 +69,23 @@ impl SensorRow {
     #[must_use]
     pub fn key(sensor: SensorId) -> Key {
         series::register::key(sensor)
+    }
+
+    /// Returns what counts `further` changes in an update of the row: its assignment, its condition and its values. It
+    /// commits with the changes' events. The condition does not hold if another change was counted since the row was read.
+    pub(crate) fn count(
+        &self,
+        further: u64,
+    ) -> (&'static str, &'static str, Vec<(&'static str, AttributeValue)>) {
+        let number = |value: u64| AttributeValue::N(value.to_string());
+        let mut values = vec![("changes", number(self.changes + further))];
+        let condition = if self.changes == 0 {
+            "attribute_not_exists(#changes)"
+        } else {
+            values.push(("changesBefore", number(self.changes)));
+            "#changes = :changesBefore"
+        };
+        ("#changes = :changes", condition, values)
     }
 }
 

@@ -4,20 +4,28 @@
 //! one sequence for the row, a `SensorsDeprovisioned` that comes first would make the sensor's definition stale.
 //! The definition is in the mode `latest`: the row has the sequence of the `SensorChanged` that it is from, and an older
 //! event does not replace it. `SensorsProvisioned` is older than each change, so its sequence is not stored.
+//!
+//! If queries read stored readings differently with a new definition, the row's counter of changes and the events
+//! `ReadingsRevised` are committed with it. The new definition is compared with the row, not with the event before it:
+//! nobody has read with a definition that was never in the row.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    ContextWithSensors, Envelope, OnboardingId, SagaContext, Sensor, SensorId, SiteData, SiteId,
-    Timestamp,
-    events::{SensorChanged, SensorsDeprovisioned, SensorsProvisioned},
+    ContextWithSensors, Entity, Envelope, OnboardingId, SagaContext, Sensor, SensorId, SiteData,
+    SiteId, Timestamp,
+    events::{ReadingsRevised, SensorChanged, SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
 use lambda::Step;
 use serde::{Deserialize, Serialize};
-use store::{Commit, Key, StoreError, Table, Transaction};
+use store::{Commit, NewEvent, Outbox, StoreError, Table, Transaction};
 
-use crate::{SensorRow, TelemetryError};
+use crate::{
+    SensorRow, TelemetryError,
+    rereading::reread,
+    series_store::{MAX_ATTEMPTS, attribute, overtaken, pause_before},
+};
 
 /// The number of concurrent updates. A site has up to 100 sensors.
 const CONCURRENT_UPDATES: usize = 8;
@@ -27,6 +35,8 @@ const CONCURRENT_UPDATES: usize = 8;
 pub struct ProjectSensors {
     /// The readings table, which contains the register.
     pub readings: Table,
+    /// The outbox for `ReadingsRevised`.
+    pub outbox: Outbox,
 }
 
 /// The data of the events that this function handles.
@@ -59,51 +69,41 @@ pub struct Reply {
 }
 
 /// A change of one sensor's row.
-enum SensorChange {
+enum RowChange {
     Provisioned(Sensor),
     Changed { sensor: Sensor, sequence: u64 },
     Retired(SensorId),
 }
 
 impl ProjectSensors {
+    /// Projects one sensor of an event that occurred `at` this time.
     async fn project(
         &self,
         saga: SagaContext,
         at: Timestamp,
-        change: SensorChange,
+        change: RowChange,
+        now: Timestamp,
     ) -> Result<(), TelemetryError> {
-        let site_id = ("siteId", AttributeValue::S(saga.site_id.to_string()));
-        let operator_id = ("operatorId", AttributeValue::S(saga.operator_id.to_string()));
         let update = Transaction::on(&self.readings);
         let update = match change {
-            SensorChange::Provisioned(sensor) => {
+            RowChange::Changed { sensor, sequence } => {
+                return self.change(saga, &sensor, sequence, now).await;
+            }
+            RowChange::Provisioned(sensor) => {
                 let key = SensorRow::key(sensor.sensor_id);
                 let set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor";
                 let unchanged = "attribute_not_exists(#sensorSequence)";
-                let values = [site_id, operator_id, ("sensor", attribute(&key, &sensor)?)];
+                let sensor = ("sensor", attribute(&key, &sensor)?);
+                let values = owner(saga).into_iter().chain([sensor]);
                 update.update(&self.readings, &key, set, Some(unchanged), values)
             }
-            SensorChange::Changed { sensor, sequence } => {
-                let key = SensorRow::key(sensor.sensor_id);
-                let set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor, \
-                           #sensorSequence = :sensorSequence";
-                let newer = "attribute_not_exists(#sensorSequence) OR \
-                             #sensorSequence < :sensorSequence";
-                let sequence = AttributeValue::N(sequence.to_string());
-                let values = [
-                    site_id,
-                    operator_id,
-                    ("sensor", attribute(&key, &sensor)?),
-                    ("sensorSequence", sequence),
-                ];
-                update.update(&self.readings, &key, set, Some(newer), values)
-            }
-            SensorChange::Retired(sensor) => {
+            RowChange::Retired(sensor) => {
                 let key = SensorRow::key(sensor);
                 let at = ("retiredAt", AttributeValue::S(at.to_string()));
                 let set =
                     "SET #siteId = :siteId, #operatorId = :operatorId, #retiredAt = :retiredAt";
-                update.update(&self.readings, &key, set, None, [site_id, operator_id, at])
+                let values = owner(saga).into_iter().chain([at]);
+                update.update(&self.readings, &key, set, None, values)
             }
         };
         match update.commit().await? {
@@ -111,12 +111,96 @@ impl ProjectSensors {
             Commit::Done | Commit::Refused(_) => Ok(()),
         }
     }
+
+    /// Replaces a sensor's definition, unless the row has this one or a newer one.
+    async fn change(
+        &self,
+        saga: SagaContext,
+        sensor: &Sensor,
+        sequence: u64,
+        now: Timestamp,
+    ) -> Result<(), TelemetryError> {
+        let key = SensorRow::key(sensor.sensor_id);
+        for attempt in 0..MAX_ATTEMPTS {
+            pause_before(attempt).await;
+            let row: Option<SensorRow> = self.readings.get(&key).await?;
+            if row.as_ref().and_then(|row| row.sensor_sequence) >= Some(sequence) {
+                return Ok(());
+            }
+            match self.replacement(saga, row.as_ref(), sensor, sequence, now)?.commit().await? {
+                Commit::Done => return Ok(()),
+                // Another writer has changed the row since it was read.
+                Commit::Refused(_) => {}
+            }
+        }
+        Err(overtaken(&key).into())
+    }
+
+    /// Returns the transaction that replaces the definition in the row, as it was read, and reports the readings that are
+    /// read differently.
+    fn replacement(
+        &self,
+        saga: SagaContext,
+        row: Option<&SensorRow>,
+        sensor: &Sensor,
+        sequence: u64,
+        now: Timestamp,
+    ) -> Result<Transaction, StoreError> {
+        let key = SensorRow::key(sensor.sensor_id);
+        let number = |value: u64| AttributeValue::N(value.to_string());
+        let mut set = "SET #siteId = :siteId, #operatorId = :operatorId, #sensor = :sensor, \
+                       #sensorSequence = :sensorSequence"
+            .to_owned();
+        let mut values = Vec::from(owner(saga));
+        values.push(("sensor", attribute(&key, sensor)?));
+        values.push(("sensorSequence", number(sequence)));
+        let Some((row, before)) = row.and_then(|row| Some((row, row.sensor.as_ref()?))) else {
+            // No query has read with a definition.
+            let undefined = Some("attribute_not_exists(#sensor)");
+            let update = Transaction::on(&self.readings);
+            return Ok(update.update(&self.readings, &key, &set, undefined, values));
+        };
+        let mut same = match row.sensor_sequence {
+            None => "attribute_not_exists(#sensorSequence)".to_owned(),
+            Some(before) => {
+                values.push(("sequenceBefore", number(before)));
+                "#sensorSequence = :sequenceBefore".to_owned()
+            }
+        };
+        let revised = reread(before, sensor, now);
+        if !revised.is_empty() {
+            let (count, uncounted, counted) = row.count(revised.len() as u64);
+            set = format!("{set}, {count}");
+            same = format!("{same} AND {uncounted}");
+            values.extend(counted);
+        }
+        let transaction =
+            Transaction::on(&self.readings).update(&self.readings, &key, &set, Some(&same), values);
+        let events = (row.changes + 1..).zip(revised);
+        Ok(events.fold(transaction, |transaction, (sequence, (kind, range))| {
+            let event = ReadingsRevised {
+                site_id: saga.site_id,
+                sensor_id: sensor.sensor_id,
+                kind,
+                from: range.from,
+                to: range.to,
+                bundle_id: None,
+                revision: None,
+                reason: None,
+            };
+            let entity = Entity::readings(sensor.sensor_id);
+            let event = NewEvent::in_saga(saga, entity, sequence, now, event);
+            transaction.event(&self.outbox, event)
+        }))
+    }
 }
 
-/// Returns the sensor as an attribute of the row at `key`.
-fn attribute(key: &Key, sensor: &Sensor) -> Result<AttributeValue, StoreError> {
-    serde_dynamo::to_attribute_value(sensor)
-        .map_err(|error| StoreError::Corrupt { row: key.to_string(), reason: error.to_string() })
+/// Returns the site and the operator of a sensor as attributes of its row.
+fn owner(saga: SagaContext) -> [(&'static str, AttributeValue); 2] {
+    [
+        ("siteId", AttributeValue::S(saga.site_id.to_string())),
+        ("operatorId", AttributeValue::S(saga.operator_id.to_string())),
+    ]
 }
 
 impl Step for ProjectSensors {
@@ -128,27 +212,27 @@ impl Step for ProjectSensors {
         command.detail.metadata.correlation_id
     }
 
-    async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, TelemetryError> {
+    async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, TelemetryError> {
         let saga = command.detail.saga()?;
         let Envelope { metadata, data } = command.detail;
         let changes: Vec<_> = match data {
             Data::Provisioned(event) => {
                 let sensors = ContextWithSensors::new(saga, event.sensors)?.sensors;
-                sensors.into_iter().map(SensorChange::Provisioned).collect()
+                sensors.into_iter().map(RowChange::Provisioned).collect()
             }
             Data::Changed(event) => {
                 let sensor = event.sensor;
                 saga.check_sensor(sensor.sensor_id)?;
-                vec![SensorChange::Changed { sensor, sequence: metadata.sequence }]
+                vec![RowChange::Changed { sensor, sequence: metadata.sequence }]
             }
             Data::Deprovisioned(event) => {
                 saga.check_sensors(event.sensor_ids.iter().copied())?;
-                event.sensor_ids.into_iter().map(SensorChange::Retired).collect()
+                event.sensor_ids.into_iter().map(RowChange::Retired).collect()
             }
         };
         let sensors = changes.len();
         futures::iter(changes)
-            .map(|change| self.project(saga, metadata.occurred_at, change))
+            .map(|change| self.project(saga, metadata.occurred_at, change, now))
             .buffer_unordered(CONCURRENT_UPDATES)
             .try_collect::<()>()
             .await?;

@@ -35,7 +35,7 @@ const CONCURRENT_PUTS: usize = 4;
 /// The maximum number of rows of samples in a transaction. DynamoDB accepts 100 writes; three others come with them.
 const MAX_ROWS: usize = 90;
 /// The maximum number of attempts of a write that another one overtakes.
-const MAX_ATTEMPTS: u32 = 6;
+pub(crate) const MAX_ATTEMPTS: u32 = 6;
 /// The maximum pause before the second attempt. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -290,9 +290,7 @@ impl SeriesStore {
         let key = RevisionRow::key(sensor, bundle_id, *revision);
         let mut rows_first = false;
         for attempt in 0..MAX_ATTEMPTS {
-            if attempt > 0 {
-                tokio::time::sleep(jittered(FIRST_PAUSE * 2_u32.pow(attempt))).await;
-            }
+            pause_before(attempt).await;
             let read = self.read_revised(&key, sensor).await?;
             let (new, known) = self.new_pieces(received, series, read.revision.as_ref()).await?;
             if new.is_empty()
@@ -418,21 +416,10 @@ impl SeriesStore {
                 transaction.update(&self.readings, &key, &update, condition, values)
             }
         };
-        let sequence = read.sensor.changes + 1;
-        let mut values = vec![("next", number(&sequence))];
-        let condition = if read.sensor.changes == 0 {
-            "attribute_not_exists(#changes)"
-        } else {
-            values.push(("before", number(&read.sensor.changes)));
-            "#changes = :before"
-        };
-        let transaction = transaction.update(
-            &self.readings,
-            &SensorRow::key(sensor),
-            "SET #changes = :next",
-            Some(condition),
-            values,
-        );
+        let (count, uncounted, values) = read.sensor.count(1);
+        let set = format!("SET {count}");
+        let key = SensorRow::key(sensor);
+        let transaction = transaction.update(&self.readings, &key, &set, Some(uncounted), values);
         let new_samples = new.first().zip(new.last()).and_then(|(first, last)| {
             Some((first.samples.first()?.at, last.samples.last()?.at.plus_millis(1)))
         });
@@ -459,7 +446,7 @@ impl SeriesStore {
             &self.outbox,
             NewEvent {
                 entity: Entity::readings(sensor),
-                sequence,
+                sequence: read.sensor.changes + 1,
                 correlation_id: Some(OnboardingId::from_site(*site_id)),
                 operator_id: read.sensor.operator_id,
                 causation_id: None,
@@ -588,7 +575,14 @@ fn conflict(received: Received<'_>, sensor: SensorId, row: String) -> TelemetryE
     TelemetryError::BundleConflict { sensor, site, row }
 }
 
-fn overtaken(key: &Key) -> StoreError {
+/// Waits before an attempt to write what others write, too. The first attempt, 0, does not wait.
+pub(crate) async fn pause_before(attempt: u32) {
+    if attempt > 0 {
+        tokio::time::sleep(jittered(FIRST_PAUSE * 2_u32.pow(attempt))).await;
+    }
+}
+
+pub(crate) fn overtaken(key: &Key) -> StoreError {
     StoreError::Transient(format!("other writers have changed {key} {MAX_ATTEMPTS} times"))
 }
 
@@ -596,7 +590,7 @@ fn number(value: &impl ToString) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
-fn attribute(key: &Key, value: &impl Serialize) -> Result<AttributeValue, StoreError> {
+pub(crate) fn attribute(key: &Key, value: &impl Serialize) -> Result<AttributeValue, StoreError> {
     serde_dynamo::to_attribute_value(value)
         .map_err(|error| StoreError::Corrupt { row: key.to_string(), reason: error.to_string() })
 }

@@ -1,13 +1,15 @@
 //! Tests of revisions, growing bundles and the precedence of samples, from the stream to the query.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, rc::Rc, time::Duration};
 
 use contracts::{
-    Entity, Metric, SensorId, SiteId, Timestamp,
+    Entity, EntityType, Metric, SensorId, SiteId, Timestamp,
     readings::{Bundle, Series, TimeRange},
     sample::{Flag, Qualifiers, Sample},
+    sensor::{Calibration, Dated},
 };
 use fault::ReplayResponse;
+use futures_util::FutureExt;
 use lambda::{
     Deadline,
     http::{require_match, response},
@@ -28,6 +30,7 @@ use telemetry::{
     get_revisions::GetRevisions,
     hold::Hold,
     paging::{KeySource, Paging, SigningKey},
+    project_sensors::ProjectSensors,
     register::Register,
     series_store::SeriesStore,
     store_readings::StoreReadings,
@@ -38,6 +41,7 @@ use testkit::{
     golden,
     mapping::{Record, Stream, event},
     rng::Rng,
+    saga::run,
     sample::{self, caller, default_caller, noon, other_operator, saga, saga_of, sensors},
 };
 
@@ -102,6 +106,19 @@ impl World {
         assert_eq!(response.batch_item_failures, []);
     }
 
+    /// Delivers a record again as long as it fails.
+    async fn deliver_until_stored(&self, record: &Rc<Record>) {
+        let payload = to_raw_value(&event(&[Rc::clone(record)])).expect("JSON");
+        for _ in 0..50 {
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let response = self.step.handle(&payload, deadline).await.expect("a response");
+            if response.batch_item_failures.is_empty() {
+                return;
+            }
+        }
+        panic!("the record fails again and again");
+    }
+
     async fn send(&mut self, bundle: &Bundle) -> Rc<Record> {
         let record = self.put(bundle);
         self.deliver(&record).await;
@@ -118,21 +135,59 @@ impl World {
         self.cloud.messages().into_iter().map(|mut message| message["error"].take()).collect()
     }
 
-    /// Returns the response to a query of the sensor's whole series.
-    async fn page(&self) -> lambda::http::Response {
+    /// Calibrates the sensor with this gain, for all times. Delivers the event again as long as project-sensors fails.
+    async fn calibrate(&self, gain: f64, sequence: u64) {
+        let mut calibrated = sensors(saga("a"), &[Metric::AirTemperature]).remove(0);
+        let calibration = Calibration { gain, offset: 0.0 };
+        calibrated.metadata.calibrations = vec![Dated::always(calibration)];
+        let data = json!({ "siteId": site(), "sensor": calibrated });
+        let kind = EntityType::Sensors;
+        let mut event = sample::event_of("project-sensors", saga("a"), kind, data);
+        event["detail-type"] = "SensorChanged".into();
+        event["detail"]["metadata"]["type"] = "SensorChanged".into();
+        event["detail"]["metadata"]["sequence"] = sequence.into();
+        let readings = self.cloud.table(READINGS);
+        let step = ProjectSensors { readings, outbox: self.cloud.outbox() };
+        for _ in 0..50 {
+            let outcome = AssertUnwindSafe(run(&step, &event)).catch_unwind().await;
+            if matches!(outcome, Ok(Ok(_))) {
+                return;
+            }
+        }
+        panic!("the event fails again and again");
+    }
+
+    /// Returns the response to a query of the sensor's whole series, with raw or calibrated values.
+    async fn page_of(&self, values: &str) -> lambda::http::Response {
         let step = GetReadings { readings: self.cloud.table(READINGS), paging: paging() };
         let mut event = sample::event("get-readings");
         event["pathParameters"] = json!({ "sensorId": sensor() });
-        event["queryStringParameters"] = json!({ "limit": "10000" });
+        event["queryStringParameters"] = json!({ "limit": "10000", "values": values });
         let request = serde_json::from_value(event).expect("an event of API Gateway");
         step.handle(&default_caller(), &request).await.expect("a page")
     }
 
+    /// Returns the body of the same response.
+    async fn body_of(&self, values: &str) -> String {
+        let page = self.page_of(values).await;
+        let response = serde_json::to_value(response(Ok(page))).expect("JSON");
+        response["body"].as_str().expect("a body").to_owned()
+    }
+
+    /// Returns whether the entity tag of the same response has this number of changes.
+    async fn has_tag(&self, values: &str, changes: u64) -> bool {
+        let hash = &Sha256::digest(self.body_of(values).await)[..16];
+        let hash = hash.iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));
+        let tag = format!("\"{changes}-{hash}\"").parse().expect("a header");
+        let mut request = lambda::http::Request::default();
+        request.headers.insert("if-match", tag);
+        require_match(&request, &self.page_of(values).await).is_ok()
+    }
+
     /// Returns the samples of the sensor's whole series, as the API returns them.
     async fn samples(&self) -> Vec<Sample> {
-        let response = serde_json::to_value(response(Ok(self.page().await))).expect("JSON");
-        let body = response["body"].as_str().expect("a body");
-        let mut body: Value = serde_json::from_str(body).expect("JSON");
+        let body = self.body_of("calibrated").await;
+        let mut body: Value = serde_json::from_str(&body).expect("JSON");
         serde_json::from_value(body["samples"].take()).expect("samples")
     }
 
@@ -668,18 +723,7 @@ fn concurrent_revisions_of_a_sensor_have_events_without_gaps() {
                     world.put(&revision(&id, 2, minutes(100 * (n % 4), numbers(3))))
                 })
                 .collect();
-            let deliveries = records.iter().map(|record| async {
-                let payload = to_raw_value(&event(&[Rc::clone(record)])).expect("JSON");
-                // A record that fails is delivered again.
-                for _ in 0..50 {
-                    let deadline = Deadline::after(Duration::from_secs(30));
-                    let response = world.step.handle(&payload, deadline).await.expect("a response");
-                    if response.batch_item_failures.is_empty() {
-                        return;
-                    }
-                }
-                panic!("the record fails again and again");
-            });
+            let deliveries = records.iter().map(|record| world.deliver_until_stored(record));
             futures_util::future::join_all(deliveries).await;
             let sequences: Vec<_> = world.events().iter().map(|event| event.0).collect();
             assert_eq!(sequences, [1, 2, 3, 4]);
@@ -752,20 +796,59 @@ fn the_entity_tag_of_a_page_has_the_number_of_changes() {
     cloud::run(async {
         let mut world = World::new();
         world.send(&bundle("b-1", minutes(0, numbers(3)))).await;
-        let has_tag = async |world: &World, changes: u64| {
-            let body = serde_json::to_value(response(Ok(world.page().await))).expect("JSON");
-            let hash = &Sha256::digest(body["body"].as_str().expect("a body"))[..16];
-            let hash = hash.iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));
-            let tag = format!("\"{changes}-{hash}\"").parse().expect("a header");
-            let mut request = lambda::http::Request::default();
-            request.headers.insert("if-match", tag);
-            require_match(&request, &world.page().await).is_ok()
-        };
-        assert!(has_tag(&world, 0).await);
+        assert!(world.has_tag("calibrated", 0).await);
         // It withdraws nothing that the page has, but the readings were revised.
         world.send(&replacing("b-2", 2, 60, 120, Vec::new())).await;
-        assert!(has_tag(&world, 1).await && !has_tag(&world, 0).await);
+        assert!(world.has_tag("calibrated", 1).await && !world.has_tag("calibrated", 0).await);
     });
+}
+
+#[test]
+fn a_calibration_changes_the_entity_tag_of_raw_and_calibrated_pages() {
+    cloud::run(async {
+        let mut world = World::new();
+        world.send(&bundle("b-1", minutes(0, numbers(3)))).await;
+        let raw = world.body_of("raw").await;
+        for values in ["raw", "calibrated"] {
+            assert!(world.has_tag(values, 0).await, "{values}");
+        }
+        world.calibrate(2.0, 2).await;
+        assert_eq!(world.body_of("raw").await, raw);
+        assert_eq!(world.samples().await, minutes(0, [0.0, 2.0, 4.0]));
+        for values in ["raw", "calibrated"] {
+            assert!(world.has_tag(values, 1).await && !world.has_tag(values, 0).await, "{values}");
+        }
+        // It is no revision of a bundle.
+        assert_eq!(world.revisions(), []);
+    });
+}
+
+#[test]
+fn concurrent_revisions_and_calibrations_are_all_counted() {
+    for seed in 0..10 {
+        cloud::run(async {
+            let mut world = World::new();
+            world.cloud.inject_faults(seed);
+            let records: Vec<_> = (0..3)
+                .map(|n| world.put(&revision(&format!("b-{n}"), 2, minutes(100 * n, numbers(3)))))
+                .collect();
+            let revisions = records.iter().map(|record| world.deliver_until_stored(record));
+            let calibrations = (2..5_u32).map(|n| world.calibrate(f64::from(n), n.into()));
+            futures_util::future::join(
+                futures_util::future::join_all(revisions),
+                futures_util::future::join_all(calibrations),
+            )
+            .await;
+            let events = world.events();
+            let count = |kind: &str| events.iter().filter(|event| event.1 == kind).count();
+            assert_eq!(count("value"), 3, "{events:?}");
+            assert!((1..=3).contains(&count("calibration")), "{events:?}");
+            let sequences = events.iter().map(|event| event.0);
+            assert!(sequences.eq(1..=world.changes()), "{events:?}");
+            world.cloud.stop_faults();
+            assert_eq!(world.samples().await[2].value, Some(8.0), "the newest calibration");
+        });
+    }
 }
 
 #[test]

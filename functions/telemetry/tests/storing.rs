@@ -15,14 +15,14 @@ use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
-use store::Table;
+use store::{Outbox, Table};
 use telemetry::{
     SensorRow, hold::Hold, project_sensors::ProjectSensors, register::Register,
     series_store::SeriesStore, store_readings::StoreReadings,
 };
 use testkit::{
     cloud::{self, CallFault, Cloud},
-    dynamo::READINGS,
+    dynamo::{EVENTS, READINGS},
     http::Stub,
     mapping::{Record, Stream, event},
     measured::measured,
@@ -78,7 +78,8 @@ impl World {
 
     /// Delivers an event to project-sensors.
     async fn project(&self, event: &Value) {
-        let step = ProjectSensors { readings: self.cloud.table(READINGS) };
+        let step =
+            ProjectSensors { readings: self.cloud.table(READINGS), outbox: self.cloud.outbox() };
         run(&step, event).await.expect("a projection");
     }
 
@@ -928,7 +929,7 @@ fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
     for order in orders {
         cloud::run(async {
             let cloud = Cloud::new(Rng::from_seed(1));
-            let step = ProjectSensors { readings: cloud.table(READINGS) };
+            let step = ProjectSensors { readings: cloud.table(READINGS), outbox: cloud.outbox() };
             for event in order {
                 let reply = run(&step, event).await;
                 assert_eq!(reply, Ok(json!({ "sensors": 8 })));
@@ -990,7 +991,10 @@ fn readings_are_counted_once_and_repeated_readings_separately() {
 async fn an_unreachable_register_is_a_transient_error() {
     let table = Stub::start(|_| (500, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&table.config());
-    let step = ProjectSensors { readings: Table::new(client, READINGS) };
+    let step = ProjectSensors {
+        readings: Table::new(client.clone(), READINGS),
+        outbox: Outbox::new(Table::new(client, EVENTS)),
+    };
     assert_eq!(run(&step, &provisioned("a")).await, Err(ErrorKind::Transient));
 }
 
@@ -1010,7 +1014,7 @@ fn a_retirement_without_a_provisioning_refuses_the_sensor() {
 fn an_event_with_ids_of_another_site_changes_no_sensor() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
-        let step = ProjectSensors { readings: cloud.table(READINGS) };
+        let step = ProjectSensors { readings: cloud.table(READINGS), outbox: cloud.outbox() };
         let other = saga("b");
         for event in [provisioned("a"), deprovisioned("a")] {
             for (path, id) in [

@@ -167,9 +167,10 @@ pub enum RevisionKind {
     Value,
     /// Samples were withdrawn, and none take their place.
     Retraction,
-    /// The flags of samples changed, not the samples.
+    /// The flags of samples changed, not the samples: the sensor has other values that mean "no data".
     Flag,
-    /// The sensor's calibration changed.
+    /// The samples are used in another way: the sensor has another calibration, or another moment of the interval is the
+    /// time of its samples.
     Calibration,
     /// A person annotated the range.
     Annotation,
@@ -345,11 +346,11 @@ events! {
         ReadingsRevised of Readings v 1 {
             /// The id of the sensor. It is also the id of the entity.
             sensor_id: SensorId,
-            /// What changed: `value`, `retraction`, `flag`, `calibration`, `annotation` or `approval`. A later release can add names.
+            /// What changed: `value`, `retraction`, `flag`, `calibration`, `annotation` or `approval`. A later release can add names. `flag` is a change of the sensor's values that mean "no data". `calibration` is a change of its calibrations, or of the moment of the interval that is the time of a sample (`stamp`).
             kind: RevisionKind,
-            /// The start of the range, inclusive.
+            /// The start of the range, inclusive. It is 1970-01-01T00:00:00.000Z if all earlier readings are concerned.
             from: Timestamp,
-            /// The end of the range, exclusive.
+            /// The end of the range, exclusive. For a change of the sensor that also holds for readings to come, it is 15 minutes and a millisecond after the event: no reading that was stored before is later.
             to: Timestamp,
             /// The bundle that has the revision. Present for `value` and `retraction`.
             #[serde(default, skip_serializing_if = "Option::is_none")]

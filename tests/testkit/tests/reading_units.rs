@@ -64,7 +64,7 @@ impl Station {
         let kind = EntityType::Sensors;
         let event = sample::event_of("project-sensors", saga, kind, json!(provisioned));
         let command = serde_json::from_value(event).expect("project-sensors' event");
-        let project = ProjectSensors { readings: dynamo.table(READINGS) };
+        let project = ProjectSensors { readings: dynamo.table(READINGS), outbox: dynamo.outbox() };
         project.run(command, noon(1)).await.expect("projected");
         let configure =
             ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };

@@ -319,7 +319,8 @@ impl Onboarding {
         }
         self.record_usage("project-site", projected, steps);
 
-        let project = ProjectSensors { readings: self.dynamo.table(READINGS) };
+        let project =
+            ProjectSensors { readings: self.dynamo.table(READINGS), outbox: self.dynamo.outbox() };
         for row in &changed {
             project.run(event(&detail(row)), now()).await.expect("projected");
         }

@@ -6,5 +6,6 @@ use telemetry::project_sensors::ProjectSensors;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb"]).await?;
-    serve_step(ProjectSensors { readings: aws.table("READINGS_TABLE")? }).await
+    serve_step(ProjectSensors { readings: aws.table("READINGS_TABLE")?, outbox: aws.outbox()? })
+        .await
 }
