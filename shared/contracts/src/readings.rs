@@ -368,9 +368,8 @@ impl Series {
     fn no_offset(&self) -> FieldError {
         let first = self.samples.first().map(|first| ("samples[0][0]", first.at));
         let first = first.or_else(|| Some(("replaces.from", self.replaces?.from)));
-        let message = |at| {
-            wrong_time(&SentTime { at, is_local: true }.to_string(), InvalidTime::NoOffset)
-        };
+        let message =
+            |at| wrong_time(&SentTime { at, is_local: true }.to_string(), InvalidTime::NoOffset);
         match first {
             Some((field, at)) => FieldError::new(field, message(at)),
             None => FieldError::new("samples", InvalidTime::NoOffset.to_string()),
@@ -1221,8 +1220,8 @@ mod tests {
         assert!(replaces.contains(replaces.from) && !replaces.contains(replaces.to));
     }
 
-    fn offset(text: &str) -> Option<UtcOffset> {
-        Some(text.parse().expect("an offset"))
+    fn offset(text: &str) -> UtcOffset {
+        text.parse().expect("an offset")
     }
 
     /// Returns a bundle with this range and these samples, read by serde and by the rules.
@@ -1259,16 +1258,16 @@ mod tests {
             assert_eq!(Bundle::read(&written, at(NOW)), Ok(sent.clone()));
 
             let mut resolved = sent.clone();
-            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
             assert_eq!(resolved, expected);
             // Times in UTC stay as they are.
-            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
             assert_eq!(resolved.series[0].resolve(None, later), Ok(()));
             assert_eq!(resolved, expected);
         }
         let retraction = both(revision, range, "");
         let [Ok(mut retraction), _] = retraction else { panic!("{retraction:?}") };
-        assert_eq!(retraction.series[0].resolve(offset("-07:00"), later), Ok(()));
+        assert_eq!(retraction.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
         assert_eq!(retraction.series[0].replaces, expected.series[0].replaces);
     }
 
@@ -1353,7 +1352,7 @@ mod tests {
             ),
         ] {
             let bundle = read(&json("", &[&format!(r#"["{time}", 1]"#)])).expect(time).bundle;
-            let resolved = bundle.series[0].clone().resolve(offset(utc_offset), limits);
+            let resolved = bundle.series[0].clone().resolve(Some(offset(utc_offset)), limits);
             match (resolved, expected) {
                 (Ok(()), Ok(())) => {}
                 (Err(errors), Err((reason, message))) => {
