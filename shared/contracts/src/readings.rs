@@ -310,11 +310,24 @@ impl<'de> Deserialize<'de> for Series {
 }
 
 /// A range of time as it is sent.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Serialize)]
 struct SentRange {
     from: SentTime,
     to: SentTime,
+}
+
+impl<'de> Deserialize<'de> for SentRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Members {
+            from: SentTime,
+            to: SentTime,
+        }
+
+        let Members { from, to } = Members::deserialize(ObjectOnly(deserializer))?;
+        Ok(Self { from, to })
+    }
 }
 
 impl SentRange {
@@ -1211,6 +1224,10 @@ mod tests {
                 (read, problem) => panic!("{text}: {read:?} is not {problem:?}"),
             }
         }
+        let array = r#""replaces": ["2026-11-27T10:00:00Z", "2026-11-27T24:00:00Z"], "samples""#;
+        let text = json(r#""revision": 2, "reason": "a","#, &[sample]);
+        let errors = read(&text.replace(r#""samples""#, array)).expect_err("an array");
+        assert!(errors.starts_with("series[0].replaces: is an array; give an object"), "{errors}");
         // A retraction has no samples.
         let retraction = json(r#""revision": 2, "reason": "wrong sensor","#, &[""]);
         assert!(read(&retraction).is_err());
