@@ -541,7 +541,7 @@ async fn times_without_an_offset_are_left_to_store_readings_if_the_register_is_u
     body["series"].as_array_mut().expect("series").push(bad);
     let response = api_response(accept(&stream, &body.to_string()).await);
     assert_eq!(response["statusCode"], 202, "{response}");
-    assert_eq!(error_fields(&response), ["series[1].samples[1][0]"]);
+    assert_eq!(response["body"]["errors"][0]["field"], "series[1].samples[1][0]", "{response}");
     let message = response["body"]["errors"][0]["message"].as_str().expect("a message");
     assert!(message.starts_with("has a UTC offset, but samples[0][0] has none"), "{message}");
     let samples = r#""samples":[["2026-01-01T10:00:00",1.5],["2026-01-02T00:00:00",2.0]]"#;

@@ -310,11 +310,24 @@ impl<'de> Deserialize<'de> for Series {
 }
 
 /// A range of time as it is sent.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Serialize)]
 struct SentRange {
     from: SentTime,
     to: SentTime,
+}
+
+impl<'de> Deserialize<'de> for SentRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Members {
+            from: SentTime,
+            to: SentTime,
+        }
+
+        let Members { from, to } = Members::deserialize(ObjectOnly(deserializer))?;
+        Ok(Self { from, to })
+    }
 }
 
 impl SentRange {
@@ -1211,6 +1224,10 @@ mod tests {
                 (read, problem) => panic!("{text}: {read:?} is not {problem:?}"),
             }
         }
+        let array = r#""replaces": ["2026-11-27T10:00:00Z", "2026-11-27T24:00:00Z"], "samples""#;
+        let text = json(r#""revision": 2, "reason": "a","#, &[sample]);
+        let errors = read(&text.replace(r#""samples""#, array)).expect_err("an array");
+        assert!(errors.starts_with("series[0].replaces: is an array; give an object"), "{errors}");
         // A retraction has no samples.
         let retraction = json(r#""revision": 2, "reason": "wrong sensor","#, &[""]);
         assert!(read(&retraction).is_err());
@@ -1220,8 +1237,8 @@ mod tests {
         assert!(replaces.contains(replaces.from) && !replaces.contains(replaces.to));
     }
 
-    fn offset(text: &str) -> Option<UtcOffset> {
-        Some(text.parse().expect("an offset"))
+    fn offset(text: &str) -> UtcOffset {
+        text.parse().expect("an offset")
     }
 
     /// Returns a bundle with this range and these samples, read by serde and by the rules.
@@ -1258,16 +1275,16 @@ mod tests {
             assert_eq!(Bundle::read(&written, at(NOW)), Ok(sent.clone()));
 
             let mut resolved = sent.clone();
-            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
             assert_eq!(resolved, expected);
             // Times in UTC stay as they are.
-            assert_eq!(resolved.series[0].resolve(offset("-07:00"), later), Ok(()));
+            assert_eq!(resolved.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
             assert_eq!(resolved.series[0].resolve(None, later), Ok(()));
             assert_eq!(resolved, expected);
         }
         let retraction = both(revision, range, "");
         let [Ok(mut retraction), _] = retraction else { panic!("{retraction:?}") };
-        assert_eq!(retraction.series[0].resolve(offset("-07:00"), later), Ok(()));
+        assert_eq!(retraction.series[0].resolve(Some(offset("-07:00")), later), Ok(()));
         assert_eq!(retraction.series[0].replaces, expected.series[0].replaces);
     }
 
@@ -1352,7 +1369,7 @@ mod tests {
             ),
         ] {
             let bundle = read(&json("", &[&format!(r#"["{time}", 1]"#)])).expect(time).bundle;
-            let resolved = bundle.series[0].clone().resolve(offset(utc_offset), limits);
+            let resolved = bundle.series[0].clone().resolve(Some(offset(utc_offset)), limits);
             match (resolved, expected) {
                 (Ok(()), Ok(())) => {}
                 (Err(errors), Err((reason, message))) => {
