@@ -96,7 +96,11 @@ impl Station {
         let step = StoreReadings {
             series: SeriesStore { readings: readings(), outbox: dynamo.outbox() },
             register: Register::new(readings(), Duration::from_hours(1)),
-            hold: Hold { queues: aws_sdk_sqs::Client::new(&queue.config()), url: queue.url() },
+            hold: Hold {
+                queues: aws_sdk_sqs::Client::new(&queue.config()),
+                url: queue.url(),
+                max_seconds: 120,
+            },
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&queue.config()),
                 url: queue.url(),
