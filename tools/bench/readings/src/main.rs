@@ -153,6 +153,7 @@ async fn store(
         hold: Hold {
             queues: aws_sdk_sqs::Client::new(&config),
             url: "http://localhost/hold".to_owned(),
+            max_seconds: 120,
         },
         quarantine: Quarantine {
             queues: aws_sdk_sqs::Client::new(&config),
