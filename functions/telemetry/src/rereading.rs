@@ -97,6 +97,7 @@ mod tests {
             unit: "Cel".to_owned(),
             min: None,
             max: None,
+            utc_offset: None,
             metadata,
         }
     }
