@@ -1,4 +1,5 @@
-//! Tests `fieldctl readings send`: runs the real binary against a fake of the API that refuses by the bundle's id.
+//! Tests `fieldctl readings`: runs the real binary against a fake of the API. For `readings send`, the fake refuses by the
+//! bundle's id.
 
 mod cloud;
 
@@ -9,6 +10,7 @@ use std::{
 };
 
 use cloud::{Cloud, ReceivedRequest};
+use contracts::{OnboardingId, OperatorId, SensorId, SiteId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -305,4 +307,120 @@ async fn what_was_accepted_before_the_api_gave_up_is_counted() {
     assert_line(&out, &[&file, "4", "1", "0", "1", "2", "4"]);
     assert!(err.contains("file.json [1]: bundle waiting is not on the stream"), "{err}");
     assert!(err.contains("fieldctl tried 6 times"), "{err}");
+}
+
+/// Returns the id of a sensor, and the path of its readings.
+fn sensor() -> (String, String) {
+    let site = SiteId::registered(OperatorId::DEFAULT, "http", "key-1");
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site), 0);
+    (sensor.to_string(), format!("/local/sensors/{sensor}/readings"))
+}
+
+/// Answers to a query in two pages. The sample of the second page has no value. The first one has a hostile qualifier.
+fn answer_query(request: &ReceivedRequest) -> FakeResponse {
+    let has_flags = request.query.contains("flags=true");
+    let sample = |time: &str, value: Value, flag: u8, qualifiers: Value| {
+        let time = format!("2026-01-01T{time}:00.000Z");
+        if has_flags { json!([time, value, flag, qualifiers]) } else { json!([time, value]) }
+    };
+    let first = json!({ "unit": "Cel", "next": "2", "samples": [
+        sample("00:00", json!(1.5), 4, json!(["calibration", "a\u{1b}[31m\u{202e}b"])),
+        sample("00:01", json!(2.5), 2, json!([])),
+        sample("00:02", json!(3.5), 7, json!(["<"])),
+    ]});
+    let second = json!({ "unit": "Cel", "samples": [sample("00:03", Value::Null, 9, json!([]))] });
+    (200, if request.query.contains("next=2") { second } else { first }, vec![])
+}
+
+/// Asserts the number of queries so far. Asserts that both pages of the last one have these parameters, in this order, and
+/// no others of what a query shows.
+fn assert_queries(cloud: &Cloud, count: usize, parameters: &[&str]) {
+    let (_, path) = sensor();
+    let requests = cloud.requests(&path);
+    assert_eq!(requests.len(), count);
+    for ReceivedRequest { query, .. } in &requests[count - 2..] {
+        let view =
+            |pair: &&str| ["quality=", "values=", "flags="].iter().any(|it| pair.starts_with(it));
+        assert_eq!(query.split('&').filter(view).collect::<Vec<_>>(), parameters, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn readings_are_shown_with_their_flags_and_qualifiers() {
+    let cloud = Cloud::start(answer_query).await;
+    let (sensor, _) = sensor();
+    let get = ["readings", "get", &sensor, "--quality", "all"];
+    let options = ["--values", "raw", "--flags"];
+    let (code, out, err) = run(&cloud, &[&get[..], &options].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    // Each page has the same parameters: its token is only valid with them.
+    assert_queries(&cloud, 2, &["quality=all", "values=raw", "flags=true"]);
+    let [first, second, third, fourth] =
+        [0, 1, 2, 3].map(|minute| format!("2026-01-01T00:0{minute}:00.000Z"));
+    assert_line(&out, &["TIME", "VALUE", "FLAG", "QUALIFIERS"]);
+    let qualifiers = ["calibration,", "a\\u001b[31m\\u202eb"];
+    assert_line(&out, &[&[first.as_str(), "1.5", "Cel", "4", "fail"][..], &qualifiers].concat());
+    assert_line(&out, &[&second, "2.5", "Cel", "2", "not", "evaluated"]);
+    assert_line(&out, &[&third, "3.5", "Cel", "7", "<"]);
+    assert_line(&out, &[&fourth, "-", "9", "missing"]);
+
+    let (code, out, err) = run(&cloud, &[&["--json"], &get[..], &options].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(!out.contains(['\u{1b}', '\u{202e}']), "{out:?}");
+    let samples: Vec<Value> =
+        out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(samples[0], json!([first, 1.5, 4, ["calibration", "a\u{1b}[31m\u{202e}b"]]));
+    assert_eq!(samples[3], json!([fourth, null, 9, []]));
+
+    let (code, out, err) = run(&cloud, &get).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_queries(&cloud, 6, &["quality=all"]);
+    assert_line(&out, &["TIME", "VALUE"]);
+    assert_line(&out, &[&fourth, "-"]);
+}
+
+#[tokio::test]
+async fn a_plot_has_only_readings_with_a_value() {
+    let cloud = Cloud::start(answer_query).await;
+    let (sensor, _) = sensor();
+    let span = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:10:00Z"];
+    let plot = [&["readings", "plot", &sensor][..], &span].concat();
+    let options = ["--quality", "all", "--values", "calibrated"];
+    let (code, out, err) = run(&cloud, &[&plot[..], &options].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_queries(&cloud, 2, &["quality=all", "values=calibrated"]);
+    assert!(out.contains("Cel, 3 readings") && out.contains("3.5 ┤"), "{out}");
+    let (_, _, err) = run(&cloud, &plot).await;
+    assert_eq!(err, "");
+    assert_queries(&cloud, 4, &[]);
+
+    let cloud = Cloud::start(|_| {
+        let samples = json!([["2026-01-01T00:00:00.000Z", null]]);
+        (200, json!({ "unit": "Cel", "samples": samples }), vec![])
+    })
+    .await;
+    let (code, out, err) = run(&cloud, &[&plot[..], &options].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert_eq!(out, "There are no readings with a value in this period.\n");
+    let (_, out, _) = run(&cloud, &[&["--json"], &plot[..], &options].concat()).await;
+    assert_eq!(out, "[\"2026-01-01T00:00:00.000Z\",null]\n");
+}
+
+#[tokio::test]
+async fn wrong_options_of_a_query_are_refused_before_the_call() {
+    let cloud = Cloud::start(answer_query).await;
+    let (sensor, path) = sensor();
+    for (command, options, named) in [
+        ("get", &["--quality", "bad"][..], "[possible values: good, usable, all]"),
+        ("get", &["--values", "bad"], "[possible values: raw, calibrated]"),
+        ("get", &["--flags", "--aggregate", "day"], "--aggregate"),
+        ("plot", &["--quality", "bad"], "[possible values: good, usable, all]"),
+        ("plot", &["--values", "bad"], "[possible values: raw, calibrated]"),
+        ("plot", &["--flags"], "--flags"),
+    ] {
+        let (code, _, err) =
+            run(&cloud, &[&["readings", command, &sensor], options].concat()).await;
+        assert!(code == 2 && err.contains(named), "{command} {options:?}: {code} {err}");
+    }
+    assert!(cloud.requests(&path).is_empty());
 }

@@ -2,9 +2,13 @@
 
 mod send;
 
-use clap::{Subcommand, ValueEnum};
-use contracts::{SensorId, Timestamp, sample::Sample};
+use clap::{Args, Subcommand, ValueEnum};
+use contracts::{
+    SensorId, Timestamp,
+    sample::{Flag, Sample},
+};
 use plot::Plot;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
@@ -30,8 +34,8 @@ pub enum Readings {
     Send(send::Options),
     /// Prints a sensor's readings, the oldest first.
     ///
-    /// The values are calibrated if the sensor has a calibration. Readings without a value, or with the flag 4 (fail), are
-    /// left out.
+    /// Without --quality, readings without a value, or with the flag 4 (fail), are left out. With --quality all, a missing
+    /// value is shown as -.
     Get {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
@@ -47,6 +51,12 @@ pub enum Readings {
         /// Print the newest first. With --limit 1 this prints the last reading.
         #[arg(long)]
         newest: bool,
+        /// The readings and values to show.
+        #[command(flatten)]
+        view: View,
+        /// Print each reading's flag and qualifiers, too.
+        #[arg(long, conflicts_with = "aggregate")]
+        flags: bool,
         /// The maximum number of readings or aggregates.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         limit: Option<u64>,
@@ -61,7 +71,41 @@ pub enum Readings {
         /// Only readings before this time. The default is now.
         #[arg(long, value_parser = parse_time)]
         to: Option<Timestamp>,
+        /// The readings and values to show.
+        #[command(flatten)]
+        view: View,
     },
+}
+
+/// The options for the readings and values to show.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct View {
+    /// The readings to include. The default is usable.
+    #[arg(long)]
+    quality: Option<Quality>,
+    /// The values to show. The default is calibrated.
+    #[arg(long)]
+    values: Option<Values>,
+}
+
+/// The readings that a query includes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quality {
+    /// Readings that passed the sender's quality control: flag 1.
+    Good,
+    /// Readings that did not fail it: flags 1, 2 and 3.
+    Usable,
+    /// All readings, also those that failed (4) or have no value (9).
+    All,
+}
+
+/// The values that a query returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Values {
+    /// As they were sent.
+    Raw,
+    /// Calibrated, if the sensor has a calibration.
+    Calibrated,
 }
 
 /// The period of an aggregate.
@@ -78,17 +122,22 @@ impl Readings {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::Send(options) => send::run(stack, screen, options).await,
-            Self::Get { sensor, from, to, aggregate, newest, limit } => {
+            Self::Get { sensor, from, to, aggregate, newest, view, flags, limit } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
-                let request = ReadingsRequest { sensor, from, to, aggregate, newest };
+                let request = ReadingsRequest { sensor, from, to, aggregate, newest, view, flags };
                 get(stack, screen, request, limit).await
             }
-            Self::Plot { sensor, from, to } => {
+            Self::Plot { sensor, from, to, view } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
-                plot(stack, screen, sensor, from, to).await
+                plot(stack, screen, sensor, from, to, view).await
             }
         }
     }
+}
+
+/// Returns the name of an option's value, which is also that of the API.
+fn name(value: &impl ValueEnum) -> Option<String> {
+    Some(value.to_possible_value()?.get_name().to_owned())
 }
 
 /// The readings to get.
@@ -99,6 +148,9 @@ struct ReadingsRequest {
     to: Option<Timestamp>,
     aggregate: Option<Aggregate>,
     newest: bool,
+    view: View,
+    /// Whether to get the flags and qualifiers.
+    flags: bool,
 }
 
 impl ReadingsRequest {
@@ -115,12 +167,14 @@ impl ReadingsRequest {
         next: Option<String>,
     ) -> Result<Value, CliError> {
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        let aggregate = self.aggregate.map(|aggregate| format!("{aggregate:?}").to_lowercase());
         let query = query(&[
             ("from", text(self.from)),
             ("to", text(self.to)),
-            ("aggregate", aggregate),
+            ("aggregate", self.aggregate.as_ref().and_then(name)),
             ("order", self.newest.then(|| "desc".to_owned())),
+            ("quality", self.view.quality.as_ref().and_then(name)),
+            ("values", self.view.values.as_ref().and_then(name)),
+            ("flags", self.flags.then(|| "true".to_owned())),
             ("limit", Some(limit.min(self.max_page_size()).to_string())),
             ("next", next),
         ]);
@@ -135,6 +189,7 @@ async fn get(
     limit: Option<u64>,
 ) -> Result<Exit, CliError> {
     let (list, mut table) = match request.aggregate {
+        None if request.flags => ("samples", Table::new(["TIME", "VALUE", "FLAG", "QUALIFIERS"])),
         None => ("samples", Table::new(["TIME", "VALUE"])),
         Some(_) => ("buckets", Table::new(["START", "COUNT", "MIN", "MEAN", "MAX"])),
     };
@@ -149,7 +204,8 @@ async fn get(
             entries.iter().try_for_each(|entry| screen.entry(entry))?;
         } else {
             let unit = page["unit"].as_str().unwrap_or_default();
-            let rows: Vec<_> = entries.iter().map(|entry| row(entry, unit)).collect();
+            let rows: Vec<_> =
+                entries.iter().map(|entry| row(entry, unit, request.flags)).collect();
             table.page(screen, &rows)?;
         }
         next = page["next"].as_str().map(str::to_owned);
@@ -163,12 +219,20 @@ async fn get(
     Ok(Exit::Done)
 }
 
-fn row(entry: &Value, unit: &str) -> Vec<crate::render::Cell> {
+/// Returns the row of a sample, or of a bucket. `flags` is whether the row of a sample has its flag and qualifiers.
+fn row(entry: &Value, unit: &str, flags: bool) -> Vec<crate::render::Cell> {
     let time = |value: &Value| (value.as_str().unwrap_or("?").to_owned(), Tone::Faint);
     match entry {
         Value::Array(sample) => {
-            let [at, value] = [0, 1].map(|index| sample.get(index).unwrap_or(&Value::Null));
-            vec![time(at), plain(format!("{value} {unit}"))]
+            let [at, value, flag, qualifiers] =
+                [0, 1, 2, 3].map(|index| sample.get(index).unwrap_or(&Value::Null));
+            let mut row = vec![time(at), plain(number(value, |value| format!("{value} {unit}")))];
+            if flags {
+                let texts = qualifiers.as_array().into_iter().flatten().filter_map(Value::as_str);
+                row.push(plain(number(flag, flag_text)));
+                row.push(plain(texts.collect::<Vec<_>>().join(", ")));
+            }
+            row
         }
         bucket => vec![
             time(&bucket["start"]),
@@ -182,7 +246,15 @@ fn row(entry: &Value, unit: &str) -> Vec<crate::render::Cell> {
     }
 }
 
-/// Returns a number of a bucket as text. A bucket without a usable reading has only a count.
+/// Returns a flag as text, such as `4 fail`. A flag that fieldctl does not know has no name.
+fn flag_text(flag: &Value) -> String {
+    match Flag::deserialize(flag) {
+        Ok(known) => format!("{flag} {}", known.name()),
+        Err(_) => flag.to_string(),
+    }
+}
+
+/// Returns a number as text. A reading may have no value. A bucket in which no reading counts has only a count.
 fn number(value: &Value, shown: impl FnOnce(&Value) -> String) -> String {
     if value.is_null() { "-".to_owned() } else { shown(value) }
 }
@@ -193,11 +265,19 @@ async fn plot(
     sensor: SensorId,
     from: Timestamp,
     to: Option<Timestamp>,
+    view: View,
 ) -> Result<Exit, CliError> {
     let to = to.unwrap_or(screen.now);
     let (mut samples, mut unit, mut next) = (Vec::<Sample>::new(), String::new(), None);
-    let request =
-        ReadingsRequest { sensor, from: Some(from), to: Some(to), aggregate: None, newest: false };
+    let request = ReadingsRequest {
+        sensor,
+        from: Some(from),
+        to: Some(to),
+        aggregate: None,
+        newest: false,
+        view,
+        flags: false,
+    };
     loop {
         let mut page = request.page(stack, request.max_page_size(), next).await?;
         let page_samples: Vec<Sample> = serde_json::from_value(page["samples"].take())
@@ -211,8 +291,11 @@ async fn plot(
     }
     if screen.json {
         samples.iter().try_for_each(|sample| screen.entry(sample))?;
-    } else if samples.is_empty() {
-        screen.line("There are no readings in this period.")?;
+        return Ok(Exit::Done);
+    }
+    samples.retain(|sample| sample.value.is_some());
+    if samples.is_empty() {
+        screen.line("There are no readings with a value in this period.")?;
     } else {
         let title = format!("{sensor}, {unit}, {} readings from {from}", samples.len());
         let plot =
@@ -231,7 +314,7 @@ mod tests {
     #[test]
     fn a_bucket_without_a_usable_reading_has_only_a_count() {
         let bucket = json!({ "start": "2026-01-01T00:00:00.000Z", "count": 0 });
-        let texts: Vec<_> = row(&bucket, "Cel").into_iter().map(|(text, _)| text).collect();
+        let texts: Vec<_> = row(&bucket, "Cel", false).into_iter().map(|(text, _)| text).collect();
         assert_eq!(texts, ["2026-01-01T00:00:00.000Z", "0", "-", "-", "-"]);
     }
 }

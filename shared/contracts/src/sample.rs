@@ -48,6 +48,18 @@ impl Flag {
     /// All flags.
     pub const ALL: [Self; 5] =
         [Self::Pass, Self::NotEvaluated, Self::Suspect, Self::Fail, Self::Missing];
+
+    /// Returns the name that people read.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::NotEvaluated => "not evaluated",
+            Self::Suspect => "suspect",
+            Self::Fail => "fail",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 impl From<Flag> for u8 {
@@ -58,7 +70,10 @@ impl From<Flag> for u8 {
 
 /// The error for a number that is not a [`Flag`].
 #[derive(Debug, thiserror::Error)]
-#[error("is not a flag; give 1 (pass), 2 (not evaluated), 3 (suspect), 4 (fail) or 9 (missing)")]
+#[error(
+    "is not a flag; give one of {}",
+    Flag::ALL.map(|flag| format!("{} ({})", flag as u8, flag.name())).join(", ")
+)]
 pub struct InvalidFlag;
 
 impl TryFrom<u8> for Flag {
