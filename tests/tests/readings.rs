@@ -168,7 +168,7 @@ async fn times_without_an_offset_are_stored_in_utc_by_the_offset_of_their_site()
     let expected = [sample(first_day("17:00:00"), 1.5)?, sample(second_day("07:00:00"), 2.5)?];
     assert_eq!(site.samples(&stack, 2).await?, expected);
 
-    let metrics = [Metric::AirTemperature, Metric::AirTemperature];
+    let metrics = [Metric::AirTemperature, Metric::RelativeHumidity];
     let other = Site::with_limits(&stack, "no offset", &metrics, &[]).await?;
     let refused = stack.call(Call::post_readings(body(&other, "refused", &[]))).await?;
     assert_eq!(refused.status, 400, "{refused}");
