@@ -25,8 +25,8 @@ use crate::{
 pub enum Readings {
     /// Sends bundles of readings, file by file, and lists what the API refuses. It is safe to send a bundle again.
     ///
-    /// What is refused does not stop the rest. Paths such as [3].series[0] count from 0 in the file; a file with one
-    /// bundle is [0]. ACCEPTED includes IN PART, where some series of the bundle were refused. LEFT is what was not
+    /// What is refused does not stop the rest. Paths such as `[3].series[0]` count from 0 in the file; a file with one
+    /// bundle is `[0]`. ACCEPTED includes IN PART, where some series of the bundle were refused. LEFT is what was not
     /// sent, or was sent without an answer.
     ///
     /// Exit codes: 0 everything was accepted; 1 Ctrl-C stopped it; 2 a file can't be read; 4 something was refused, or the API
