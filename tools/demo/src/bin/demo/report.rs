@@ -238,23 +238,26 @@ fn check(station: &Station, result: &SiteResult, violations: &mut Vec<String>) {
     }
 }
 
-/// Checks that every logged event was delivered once, and no other event was.
+/// Checks that every logged event was delivered, once in each version that is published, and no other event was.
 fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], violations: &mut Vec<String>) {
-    let mut times = BTreeMap::<&str, usize>::new();
+    let mut times = BTreeMap::<(&str, &str), usize>::new();
     for event in captured {
-        *times.entry(capture::event_id(event)).or_default() += 1;
+        let detail_type = event["detail-type"].as_str().unwrap_or_default();
+        *times.entry((capture::event_id(event), detail_type)).or_default() += 1;
     }
-    for id in logged {
-        match times.remove(id.as_str()) {
-            Some(1) => {}
-            times => violations.push(format!(
-                "event {id} was delivered {} times, expected once",
-                times.unwrap_or_default()
-            )),
-        }
+    for ((id, detail_type), times) in times.iter().filter(|(_, times)| **times > 1) {
+        violations.push(format!("{detail_type} {id} was delivered {times} times, expected once"));
     }
-    violations
-        .extend(times.keys().map(|id| format!("event {id} was delivered, but is not logged")));
+    let delivered: BTreeSet<_> = times.keys().map(|(id, _)| *id).collect();
+    let logged: BTreeSet<_> = logged.iter().map(String::as_str).collect();
+    violations.extend(
+        logged.difference(&delivered).map(|id| format!("event {id} was logged, but not delivered")),
+    );
+    violations.extend(
+        delivered
+            .difference(&logged)
+            .map(|id| format!("event {id} was delivered, but is not logged")),
+    );
 }
 
 /// Returns the expected stock: all delivered kits minus one for each sensor of an active site.
@@ -332,10 +335,18 @@ pub async fn collect(
         logged.insert(event.id()?);
     }
     let mut captured = onboarded.captured.clone();
-    let missing = logged.len().saturating_sub(captured.len());
-    captured.extend(capture.take_until(stack, SETTLE_TIMEOUT, |more| more.len() >= missing).await?);
+    let all_are_in = |events: &[Value]| {
+        let ids = onboarded.captured.iter().chain(events).map(capture::event_id);
+        let ids: BTreeSet<_> = ids.collect();
+        logged.iter().all(|id| ids.contains(id.as_str()))
+    };
+    captured.extend(capture.take_until(stack, SETTLE_TIMEOUT, all_are_in).await?);
     tokio::time::sleep(DUPLICATE_WAIT).await;
     captured.extend(capture.take(stack).await?);
+    // Other events belong to no onboarding, such as those of the stock.
+    let onboardings: BTreeSet<_> =
+        results.iter().map(|result| result.ids.onboarding_id.to_string()).collect();
+    captured.retain(|event| onboardings.contains(capture::correlation(event)));
     check_deliveries(&logged, &captured, &mut violations);
 
     let mut times: Vec<_> = results.iter().filter_map(|site| millis(&site.saga_events)).collect();
