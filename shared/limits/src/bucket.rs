@@ -95,7 +95,7 @@ impl Bucket {
         Decision::Lease(self.lease(size.clamp(1, max_lease(limit))))
     }
 
-    /// Returns a lease of so many tokens, and of those that are owed.
+    /// Returns a lease of the wanted tokens and those that are owed.
     fn lease(&self, wanted: u32) -> Lease {
         Lease { owed: self.owed, wanted, tat: self.tat, shared: self.shared }
     }
