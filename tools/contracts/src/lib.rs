@@ -1,15 +1,17 @@
 //! The gate of the contracts.
 //!
-//! `shared/contracts/released/<schema>/<number>.json` are the released schemas. A release adds a file for each schema
-//! that changed. The files never change, and each is compared with the current schema in `shared/contracts/schemas/`:
+//! `shared/contracts/released/<schema>/<number>.json` are the released schemas. Each current schema in
+//! `shared/contracts/schemas/` is among them, apart from its descriptions. The change that adds or changes a schema
+//! adds the file. What a commit has there never changes, and each file is compared with the current schema:
 //! - An outbound event (`<Type>.v<version>`) must stay compatible in both directions: consumers with an old schema read
 //!   new events, and consumers with a new schema read the log.
 //! - What Fieldstation receives (all others) must stay compatible in one direction: it accepts what senders with an old
 //!   schema send.
 
+mod history;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -17,6 +19,9 @@ use std::{
 use jsoncompat::{Role, SchemaDocument, check_compat, explain_compat_failure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+pub use crate::history::{HOOK_VARIABLES, WITHDRAWN};
+use crate::history::{History, schema};
 
 /// The file with the hashes of the released schemas, in the format of `sha256sum`.
 const HASHES: &str = "SHA256SUMS";
@@ -106,18 +111,37 @@ fn replace_formats(schema: &mut Value) {
     }
 }
 
+/// The environment variable for a clone without history, such as that of a CI that can't fetch it.
+const WITHOUT_HISTORY: &str = "CONTRACTS_WITHOUT_HISTORY";
+
 /// The folders of the schemas.
 #[derive(Clone, Debug)]
 pub struct Contracts {
     /// The folder `shared/contracts`.
     folder: PathBuf,
+    /// The exceptions, like [`WITHDRAWN`].
+    withdrawn: &'static [(&'static str, &'static str)],
+    /// Whether a history that can't be checked is a problem.
+    needs_history: bool,
 }
 
 impl Contracts {
-    /// Returns the schemas in this folder, `shared/contracts`.
+    /// Returns the schemas of this repository. With the environment variable [`WITHOUT_HISTORY`], a history that can't be
+    /// checked is only reported.
     #[must_use]
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+    pub fn of_this_repository() -> Self {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/contracts");
+        let needs_history = std::env::var_os(WITHOUT_HISTORY).is_none();
+        Self { needs_history, ..Self::new(folder, WITHDRAWN) }
+    }
+
+    /// Returns the schemas in a folder like `shared/contracts`, with exceptions like [`WITHDRAWN`].
+    #[must_use]
+    pub fn new(
+        folder: impl Into<PathBuf>,
+        withdrawn: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Self { folder: folder.into(), withdrawn, needs_history: true }
     }
 
     fn released(&self) -> PathBuf {
@@ -146,7 +170,8 @@ impl Contracts {
         Ok(files)
     }
 
-    /// Returns all problems: released files that changed, are missing or not listed, and incompatible schemas.
+    /// Returns all problems: released files that changed, are missing or not listed, and current schemas that are
+    /// incompatible or not released.
     ///
     /// # Errors
     /// Fails if a file can't be read.
@@ -154,49 +179,122 @@ impl Contracts {
         let (current, files) = (self.current()?, self.files()?);
         let list = fs::read_to_string(self.released().join(HASHES))?;
         let mut problems = unlisted(&list, &files);
-        for (path, text) in &files {
-            let name = path.split('/').next().unwrap_or_default();
-            let Some(new) = current.get(name) else {
+        let history = History::read(&self.folder, files.keys());
+        match &history {
+            Ok(history) => problems.extend(history.lost(self.withdrawn)),
+            Err(error) => {
+                let problem =
+                    format!("the history of the released files can't be checked: {error}");
+                if self.needs_history {
+                    problems.push(problem);
+                } else {
+                    eprintln!("warning: {problem}");
+                }
+            }
+        }
+        for path in files.keys() {
+            let name = schema(path);
+            if !current.contains_key(name) {
                 problems.push(format!("{path}: schemas/{name}.json is missing"));
-                continue;
-            };
-            let (old, new) = (parse(text)?, parse(new)?);
-            let found = compare(Direction::of(name), &old, &new);
-            problems.extend(found.into_iter().map(|problem| format!("{path}: {problem}")));
+            }
+        }
+        for (name, text) in &current {
+            let new = parse(text)?;
+            let breaks = incompatible(name, &new, &files)?;
+            if breaks.is_empty() && !is_released(name, &new, &files)? {
+                problems.push(format!(
+                    "schemas/{name}.json is new or changed, and not released; run `make release-schemas`, and commit \
+                     what it adds"
+                ));
+            }
+            for (path, problem) in breaks {
+                let draft = history.as_ref().is_ok_and(|history| !history.has(path));
+                let advice = if draft {
+                    "; no commit has this file, so you may delete it and run `make release-schemas`"
+                } else {
+                    ""
+                };
+                problems.push(format!("{path}: {problem}{advice}"));
+            }
         }
         Ok(problems)
     }
 
-    /// Adds each current schema that differs from its last released one. Returns the paths of the added files.
+    /// Adds each current schema that is not released and compatible with all released ones, and writes the list of
+    /// hashes. Returns the paths of the added files.
     ///
     /// # Errors
     /// Fails if a file can't be read or written.
     pub fn release(&self) -> io::Result<Vec<String>> {
-        let files = self.files()?;
+        let mut files = self.files()?;
         let mut added = Vec::new();
         for (name, text) in self.current()? {
+            let new = parse(&text)?;
+            if is_released(&name, &new, &files)? || !incompatible(&name, &new, &files)?.is_empty() {
+                continue;
+            }
             let mut number = 1;
-            let mut last = None;
-            while let Some(released) = files.get(&format!("{name}/{number}.json")) {
-                last = Some(released);
+            while files.contains_key(&format!("{name}/{number}.json")) {
                 number += 1;
             }
-            if last != Some(&text) {
-                let path = format!("{name}/{number}.json");
-                fs::create_dir_all(self.released().join(&name))?;
-                fs::write(self.released().join(&path), &text)?;
-                added.push((path, text));
-            }
+            let path = format!("{name}/{number}.json");
+            fs::create_dir_all(self.released().join(&name))?;
+            fs::write(self.released().join(&path), &text)?;
+            files.insert(path.clone(), text);
+            added.push(path);
         }
-        let list = self.released().join(HASHES);
-        let mut hashes = if list.exists() { fs::read_to_string(&list)? } else { String::new() };
-        for (path, text) in &added {
-            // Writing to a String does not fail.
-            writeln!(hashes, "{}  {path}", hash(text)).unwrap_or_default();
-        }
-        fs::write(list, hashes)?;
-        Ok(added.into_iter().map(|(path, _)| path).collect())
+        let hashes = files.iter().map(|(path, text)| format!("{}  {path}\n", hash(text)));
+        fs::write(self.released().join(HASHES), hashes.collect::<String>())?;
+        Ok(added)
     }
+}
+
+/// Returns the released files of a schema, by their paths.
+fn released_files<'a>(
+    name: &str,
+    files: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = (&'a String, &'a String)> {
+    files.iter().filter(move |(path, _)| schema(path) == name)
+}
+
+/// Returns what breaks if `new` replaces the released files of a schema: the path of each, and the problem.
+fn incompatible<'a>(
+    name: &str,
+    new: &Value,
+    files: &'a BTreeMap<String, String>,
+) -> io::Result<Vec<(&'a String, String)>> {
+    let mut problems = Vec::new();
+    for (path, text) in released_files(name, files) {
+        let found = compare(Direction::of(name), &parse(text)?, new);
+        problems.extend(found.into_iter().map(|problem| (path, problem)));
+    }
+    Ok(problems)
+}
+
+/// Returns whether a released file of a schema is equal to `new`, apart from descriptions.
+fn is_released(name: &str, new: &Value, files: &BTreeMap<String, String>) -> io::Result<bool> {
+    let new = undescribed(new.clone());
+    for (_, text) in released_files(name, files) {
+        if undescribed(parse(text)?) == new {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes the descriptions of a schema. A field with the name `description` stays: its schema is an object.
+fn undescribed(mut schema: Value) -> Value {
+    match &mut schema {
+        Value::Object(keywords) => {
+            keywords.retain(|keyword, value| keyword != "description" || !value.is_string());
+            keywords.values_mut().for_each(|value| *value = undescribed(value.take()));
+        }
+        Value::Array(values) => {
+            values.iter_mut().for_each(|value| *value = undescribed(value.take()));
+        }
+        _ => {}
+    }
+    schema
 }
 
 /// Returns the released files that differ from the list of hashes.
@@ -212,7 +310,9 @@ fn unlisted(list: &str, files: &BTreeMap<String, String>) -> Vec<String> {
         match files.get(path) {
             None => problems.push(format!("{path} is missing; a released schema must stay")),
             Some(text) if hash(text) != expected => {
-                problems.push(format!("{path} changed; a released schema must not change"));
+                problems.push(format!(
+                    "{path} differs from {HASHES}; a released schema must not change"
+                ));
             }
             Some(_) => {}
         }

@@ -1,8 +1,13 @@
-//! Tests of the gate: each breaking change is refused in the direction that it breaks, and others are accepted.
+//! Tests of the gate: each breaking change is refused in the direction that it breaks, and others are accepted. Each
+//! schema must be released, and what a commit released must stay.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use contracts_gate::{Contracts, Direction, compare};
+use contracts_gate::{Contracts, Direction, HOOK_VARIABLES, compare};
 use serde_json::{Value, json};
 
 /// A schema in the form of the generated ones.
@@ -38,7 +43,8 @@ fn base() -> Value {
     })
 }
 
-/// A change of the schema and the number of problems: with outbound events, and with inbound ones.
+/// The name of a change, the change, and the number of problems that it causes: in an outbound schema, and in an
+/// inbound one.
 type Case = (&'static str, fn(&mut Value), usize, usize);
 
 fn field<'a>(data: &'a mut Value, name: &str) -> &'a mut Value {
@@ -133,7 +139,7 @@ fn a_schema_that_is_not_understood_is_a_problem() {
     }
 }
 
-/// A folder of contracts with one outbound and one inbound schema, both released.
+/// A git repository with one outbound and one inbound schema. Both are released, and the release is committed.
 struct Sandbox(PathBuf);
 
 impl Sandbox {
@@ -144,49 +150,109 @@ impl Sandbox {
         }
         fs::create_dir_all(folder.join("schemas")).expect("a folder");
         let sandbox = Self(folder);
+        sandbox.git(&["init", "--quiet", "--initial-branch=main"]);
         for name in ["SiteCreated.v1", "Bundle"] {
             sandbox.write(&format!("schemas/{name}.json"), &base());
         }
-        let added = sandbox.contracts().release().expect("a release");
-        assert_eq!(added, ["Bundle/1.json", "SiteCreated.v1/1.json"]);
+        assert_eq!(sandbox.release(), ["Bundle/1.json", "SiteCreated.v1/1.json"]);
+        sandbox.commit();
         assert_eq!(sandbox.problems(), Vec::<String>::new());
         sandbox
     }
 
-    fn contracts(&self) -> Contracts {
-        Contracts::new(&self.0)
+    fn release(&self) -> Vec<String> {
+        Contracts::new(&self.0, &[]).release().expect("a release")
     }
 
     fn problems(&self) -> Vec<String> {
-        self.contracts().check().expect("readable files")
+        Contracts::new(&self.0, &[]).check().expect("readable files")
     }
 
     fn write(&self, file: &str, schema: &Value) {
         fs::write(self.0.join(file), format!("{schema:#}\n")).expect("a file");
     }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.0.join(file)).expect("a file");
+    }
+
+    fn commit(&self) {
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "--allow-empty", "--message=change"]);
+    }
+
+    fn git(&self, arguments: &[&str]) -> String {
+        git(&self.0, arguments)
+    }
+
+    /// Asserts that the only problem is that these released files were changed or removed.
+    fn assert_lost(&self, lost: &[&str], case: &str) {
+        let problems = self.problems();
+        let found = problems.iter().map(|problem| {
+            let (path, rest) = problem.split_once(" of commit ").expect(problem);
+            assert!(rest.contains("was changed or removed"), "{case}: {problem}");
+            path
+        });
+        assert_eq!(found.collect::<Vec<_>>(), lost, "{case}: {problems:?}");
+    }
+}
+
+/// Runs git without the settings of this machine and of a hook. Returns its output.
+fn git(folder: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("git");
+    for variable in HOOK_VARIABLES {
+        command.env_remove(variable);
+    }
+    for (variable, value) in [
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_AUTHOR_NAME", "test"),
+        ("GIT_AUTHOR_EMAIL", "test@example.com"),
+        ("GIT_COMMITTER_NAME", "test"),
+        ("GIT_COMMITTER_EMAIL", "test@example.com"),
+    ] {
+        command.env(variable, value);
+    }
+    let output = command.arg("-C").arg(folder).args(arguments).output().expect("git");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Returns the schema with an optional field.
+fn with_field(name: &str) -> Value {
+    let mut schema = base();
+    *field(&mut schema["$defs"]["Data"], name) = json!({ "type": "string", "maxLength": 5 });
+    schema
+}
+
+fn described() -> Value {
+    let mut schema = base();
+    schema["description"] = json!("new");
+    schema
 }
 
 #[test]
-fn a_released_file_may_not_change_vanish_or_be_unlisted() {
-    let sandbox = Sandbox::new("immutable");
-    let mut described = base();
-    described["description"] = json!("new");
-    sandbox.write("released/Bundle/1.json", &described);
-    assert_eq!(sandbox.problems(), ["Bundle/1.json changed; a released schema must not change"]);
-    fs::remove_file(sandbox.0.join("released/Bundle/1.json")).expect("a file");
-    assert_eq!(sandbox.problems(), ["Bundle/1.json is missing; a released schema must stay"]);
+fn a_released_file_must_be_as_in_the_list_of_hashes() {
+    let sandbox = Sandbox::new("listed");
+    let has = |expected: &str| {
+        let problems = sandbox.problems();
+        assert!(problems.iter().any(|problem| problem == expected), "{problems:?}");
+    };
+    sandbox.write("released/Bundle/1.json", &described());
+    has("Bundle/1.json differs from SHA256SUMS; a released schema must not change");
+    sandbox.remove("released/Bundle/1.json");
+    has("Bundle/1.json is missing; a released schema must stay");
     sandbox.write("released/Bundle/1.json", &base());
     sandbox.write("released/Bundle/2.json", &base());
-    assert_eq!(
-        sandbox.problems(),
-        ["Bundle/2.json is not in SHA256SUMS; run `make release-schemas`"]
-    );
+    has("Bundle/2.json is not in SHA256SUMS; run `make release-schemas`");
+    assert_eq!(sandbox.release(), Vec::<String>::new());
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
 }
 
 #[test]
 fn a_released_schema_needs_a_current_one() {
     let sandbox = Sandbox::new("removed");
-    fs::remove_file(sandbox.0.join("schemas/SiteCreated.v1.json")).expect("a file");
+    sandbox.remove("schemas/SiteCreated.v1.json");
     assert_eq!(
         sandbox.problems(),
         ["SiteCreated.v1/1.json: schemas/SiteCreated.v1.json is missing"]
@@ -194,23 +260,215 @@ fn a_released_schema_needs_a_current_one() {
 }
 
 #[test]
-fn a_release_adds_only_changed_schemas_and_all_releases_are_compared() {
+fn a_new_or_changed_schema_must_be_released() {
+    let sandbox = Sandbox::new("unreleased");
+    sandbox.write("schemas/SiteChanged.v1.json", &base());
+    sandbox.write("schemas/Bundle.json", &with_field("note"));
+    // A field with the name `description` is no description.
+    sandbox.write("schemas/SiteCreated.v1.json", &with_field("description"));
+    let expected = ["Bundle", "SiteChanged.v1", "SiteCreated.v1"].map(|name| {
+        format!(
+            "schemas/{name}.json is new or changed, and not released; run `make release-schemas`, and commit what it \
+             adds"
+        )
+    });
+    assert_eq!(sandbox.problems(), expected);
+    let added = sandbox.release();
+    assert_eq!(added, ["Bundle/2.json", "SiteChanged.v1/1.json", "SiteCreated.v1/2.json"]);
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_changed_description_needs_no_release() {
+    let sandbox = Sandbox::new("described");
+    sandbox.write("schemas/Bundle.json", &described());
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
+    assert_eq!(sandbox.release(), Vec::<String>::new());
+}
+
+#[test]
+fn all_releases_are_compared() {
     let sandbox = Sandbox::new("releases");
-    assert_eq!(sandbox.contracts().release().expect("a release"), Vec::<String>::new());
-    let mut added = base();
-    *field(&mut added["$defs"]["Data"], "note") = json!({ "type": "string", "maxLength": 5 });
-    sandbox.write("schemas/SiteCreated.v1.json", &added);
-    assert_eq!(sandbox.problems(), Vec::<String>::new());
-    let released = sandbox.contracts().release().expect("a release");
-    assert_eq!(released, ["SiteCreated.v1/2.json"]);
-    assert_eq!(sandbox.problems(), Vec::<String>::new());
+    sandbox.write("schemas/SiteCreated.v1.json", &with_field("note"));
+    assert_eq!(sandbox.release(), ["SiteCreated.v1/2.json"]);
+    sandbox.commit();
     // Compatible with the first release, but not with the second.
     sandbox.write("schemas/SiteCreated.v1.json", &base());
     let problems = sandbox.problems();
     assert!(
-        problems.len() == 1 && problems[0].starts_with("SiteCreated.v1/2.json: "),
+        problems.len() == 1
+            && problems[0].starts_with("SiteCreated.v1/2.json: ")
+            && !problems[0].contains("you may delete it"),
         "{problems:?}"
     );
+}
+
+#[test]
+fn an_incompatible_schema_is_not_released() {
+    let sandbox = Sandbox::new("incompatible");
+    let mut narrowed = base();
+    field(&mut narrowed["$defs"]["Data"], "quantity")["maximum"] = json!(99);
+    sandbox.write("schemas/Bundle.json", &narrowed);
+    assert_eq!(sandbox.release(), Vec::<String>::new());
+    let problems = sandbox.problems();
+    assert!(problems.len() == 1 && problems[0].starts_with("Bundle/1.json: "), "{problems:?}");
+}
+
+#[test]
+fn a_file_that_no_commit_has_may_be_released_again() {
+    let sandbox = Sandbox::new("draft");
+    sandbox.write("schemas/SiteCreated.v1.json", &with_field("draft"));
+    assert_eq!(sandbox.release(), ["SiteCreated.v1/2.json"]);
+    sandbox.write("schemas/SiteCreated.v1.json", &with_field("note"));
+    let problems = sandbox.problems();
+    assert!(
+        problems.len() == 1
+            && problems[0].starts_with("SiteCreated.v1/2.json: ")
+            && problems[0].ends_with("you may delete it and run `make release-schemas`"),
+        "{problems:?}"
+    );
+    sandbox.remove("released/SiteCreated.v1/2.json");
+    assert_eq!(sandbox.release(), ["SiteCreated.v1/2.json"]);
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_commit_released_must_stay() {
+    /// A change of the released files. `make release-schemas` follows, so the list of hashes has no difference.
+    type Change = fn(&Sandbox);
+    let changes: [(&str, Change, &[&str]); 3] = [
+        (
+            "an edited file",
+            |sandbox| sandbox.write("released/Bundle/1.json", &described()),
+            &["Bundle/1.json"],
+        ),
+        ("a removed file", |sandbox| sandbox.remove("released/Bundle/1.json"), &["Bundle/1.json"]),
+        (
+            "a removed schema",
+            |sandbox| {
+                fs::remove_dir_all(sandbox.0.join("released/SiteCreated.v1")).expect("a folder");
+                sandbox.remove("schemas/SiteCreated.v1.json");
+            },
+            &["SiteCreated.v1/1.json"],
+        ),
+    ];
+    for (case, change, lost) in changes {
+        let sandbox = Sandbox::new("history");
+        let first = sandbox.git(&["rev-parse", "HEAD"]);
+        sandbox.write("schemas/Bundle.json", &with_field("note"));
+        sandbox.release();
+        sandbox.commit();
+        change(&sandbox);
+        sandbox.release();
+        sandbox.assert_lost(lost, case);
+        // What the message advises.
+        for path in lost {
+            sandbox.git(&["checkout", &first, "--", &format!("released/{path}")]);
+        }
+        sandbox.git(&["checkout", &first, "--", "schemas/SiteCreated.v1.json"]);
+        sandbox.release();
+        assert_eq!(sandbox.problems(), Vec::<String>::new(), "{case}, restored");
+        change(&sandbox);
+        sandbox.release();
+        sandbox.commit();
+        sandbox.commit();
+        sandbox.assert_lost(lost, &format!("{case}, committed"));
+    }
+}
+
+#[test]
+fn a_merge_drops_no_released_file() {
+    let sandbox = Sandbox::new("merge");
+    sandbox.git(&["checkout", "--quiet", "-b", "branch"]);
+    sandbox.write("schemas/Bundle.json", &with_field("note"));
+    sandbox.release();
+    sandbox.commit();
+    sandbox.git(&["checkout", "--quiet", "main"]);
+    // The merge keeps the tree of main.
+    sandbox.git(&["merge", "--quiet", "--no-ff", "--strategy=ours", "--message=merge", "branch"]);
+    sandbox.assert_lost(&["Bundle/2.json"], "dropped by a merge");
+}
+
+#[test]
+fn what_only_a_merge_released_must_stay() {
+    let sandbox = Sandbox::new("only-merge");
+    sandbox.git(&["checkout", "--quiet", "-b", "branch"]);
+    sandbox.commit();
+    sandbox.git(&["checkout", "--quiet", "main"]);
+    sandbox.git(&["merge", "--quiet", "--no-ff", "--no-commit", "branch"]);
+    sandbox.write("schemas/Bundle.json", &with_field("note"));
+    sandbox.release();
+    sandbox.commit();
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
+    sandbox.remove("released/Bundle/2.json");
+    sandbox.write("schemas/Bundle.json", &base());
+    sandbox.release();
+    sandbox.commit();
+    sandbox.assert_lost(&["Bundle/2.json"], "added by a merge");
+}
+
+#[test]
+fn a_released_file_may_get_another_number() {
+    let sandbox = Sandbox::new("renumbered");
+    let [from, to] =
+        ["Bundle/1.json", "Bundle/2.json"].map(|path| sandbox.0.join("released").join(path));
+    fs::rename(from, to).expect("a file");
+    sandbox.release();
+    sandbox.commit();
+    assert_eq!(sandbox.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_withdrawn_content_may_be_missing() {
+    let sandbox = Sandbox::new("withdrawn");
+    sandbox.write("released/Bundle/1.json", &described());
+    sandbox.release();
+    sandbox.commit();
+    sandbox.assert_lost(&["Bundle/1.json"], "no exception");
+    let id: &'static str = sandbox.git(&["rev-parse", "HEAD~1:released/Bundle/1.json"]).leak();
+    for (name, accepted) in [("Bundle", true), ("SiteCreated.v1", false)] {
+        let contracts = Contracts::new(&sandbox.0, vec![(name, id)].leak());
+        let problems = contracts.check().expect("readable files");
+        assert_eq!(problems.is_empty(), accepted, "{name}: {problems:?}");
+    }
+}
+
+#[test]
+fn an_incomplete_history_is_a_problem() {
+    let sandbox = Sandbox::new("origin");
+    let clones = sandbox.0.with_extension("clones");
+    if clones.exists() {
+        fs::remove_dir_all(&clones).expect("old clones");
+    }
+    fs::create_dir_all(&clones).expect("a folder");
+    sandbox.commit();
+    let origin = format!("file://{}", sandbox.0.display());
+    git(&clones, &["clone", "--quiet", &origin, "full"]);
+    git(&clones, &["clone", "--quiet", "--depth=1", &origin, "shallow"]);
+    git(&clones, &["init", "--quiet", "empty"]);
+    git(&clones, &["init", "--quiet", "other"]);
+    git(&clones.join("other"), &["commit", "--quiet", "--allow-empty", "--message=other"]);
+    for (clone, expected) in [
+        ("full", None),
+        ("shallow", Some("the clone is shallow; run `git fetch --unshallow`")),
+        ("empty", Some("git log failed: ")),
+        ("other", Some("no commit has a file in ")),
+    ] {
+        let folder = clones.join(clone);
+        if !folder.join("released").exists() {
+            fs::create_dir_all(folder.join("schemas")).expect("a folder");
+            fs::write(folder.join("schemas/Bundle.json"), base().to_string()).expect("a file");
+            Contracts::new(&folder, &[]).release().expect("a release");
+        }
+        let problems = Contracts::new(&folder, &[]).check().expect("readable files");
+        let prefix = "the history of the released files can't be checked: ";
+        let found: Vec<_> = problems.iter().map(|problem| problem.strip_prefix(prefix)).collect();
+        match (found.as_slice(), expected) {
+            ([], None) => {}
+            ([Some(problem)], Some(expected)) if problem.starts_with(expected) => {}
+            _ => panic!("{clone}: {problems:?}"),
+        }
+    }
 }
 
 /// Edits of the real schemas, as text. Each must be refused.
@@ -262,8 +520,7 @@ fn a_new_metric_is_accepted_in_registrations() {
 }
 
 #[test]
-fn the_current_schemas_are_compatible_with_all_released_ones() {
-    let contracts = Contracts::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/contracts"));
-    let problems = contracts.check().expect("readable files");
+fn the_current_schemas_are_released_and_compatible_with_all_released_ones() {
+    let problems = Contracts::of_this_repository().check().expect("readable files");
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
