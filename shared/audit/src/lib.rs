@@ -1,8 +1,8 @@
 //! The audit trail: an entry for each administrative action, with its actor.
 //!
 //! The entries are rows of the table `<environment>-audit`, which the service operators owns. An entry is never changed
-//! or deleted: [`Trail`] only creates rows, and no function has the permission to update or delete them. The trail is a
-//! table and not events on the bus, because an actor can be personal data, and because no consumer may change it.
+//! or deleted: [`Trail`] only creates rows, and no function has the permission to update or delete them. The entries
+//! are not events on the bus, because an actor can be personal data and the bus would copy it to every consumer.
 
 use contracts::{OperatorId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -22,13 +22,17 @@ pub enum Action {
     ReplaceKey,
     /// An API key was revoked. The target is its id.
     RevokeKey,
+    /// An administrator of another operator listed the operator's API keys. The target is the operator's id.
+    ListKeys,
+    /// An administrator of another operator read the operator's entries of the trail. The target is the operator's id.
+    ReadAudit,
     /// The name, the contact or the location of a site was changed. The target is its id.
     UpdateSite,
     /// The metadata of a sensor were changed. The target is its id.
     UpdateSensor,
     /// The decommissioning of a site was requested. The target is its id.
     DecommissionSite,
-    /// A failed message was sent again. The target is the id of the failure.
+    /// A replay of a failure was started. The target is the id of the failure.
     ReplayFailure,
     /// A failure was discarded. The target is its id.
     DiscardFailure,
@@ -36,6 +40,8 @@ pub enum Action {
     RecoverSaga,
     /// The rebuild of a consumer's rows from the event log was started or continued. The target is the function.
     RebuildConsumer,
+    /// The migration of the sites that have no operator was started. The target is the table `sites`.
+    MigrateSites,
     /// A source of appended events was released. The target is the source. The next operator that uses it owns it.
     ReleaseSource,
     /// A source of appended events was given to another operator. The target is the source.
@@ -43,18 +49,20 @@ pub enum Action {
 }
 
 /// An entry of the trail. Its key is the operator and the attribute `at`: `<time>/<random UUID>`.
+///
+/// A reader takes the action as a text, because a newer version may have written an action that it does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry {
-    /// The operator that the action concerns, which is not always the actor's.
+pub struct Entry<A = Action> {
+    /// The operator that the action concerns. It may differ from the actor's operator.
     pub operator_id: OperatorId,
     /// Who acted: the actor of the API's caller, or `iam:<ARN>` for a user of fieldctl.
     pub actor: String,
     /// What was done.
-    pub action: Action,
-    /// The id of the resource that the action changes.
+    pub action: A,
+    /// The id of the resource that the action changes or reads.
     pub target: String,
-    /// More about the action. It contains no secret and no payload.
+    /// More about the action, without secrets and payloads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<String>,
 }
@@ -70,13 +78,13 @@ impl Trail {
         Self(table)
     }
 
-    /// Adds the entry to the transaction of the action. If the action is refused, there is no entry.
+    /// Adds the entry to the transaction of the action. If the transaction is refused, there is no entry.
     #[must_use]
     pub fn add(&self, transaction: Transaction, entry: &Entry, now: Timestamp) -> Transaction {
         transaction.create(&self.0, &key(entry.operator_id, now), entry)
     }
 
-    /// Writes the entry. For actions that are not a transaction: call this before the action, and do not act if it
+    /// Writes the entry of an action that is not a transaction. Call this before the action, and do not act if this
     /// fails.
     ///
     /// # Errors

@@ -1,14 +1,15 @@
 //! Mode `every`: each event takes effect exactly once, in the order of its entity.
 //!
-//! A cursor row per entity has the sequence of the last applied event. The transaction that writes the effect also moves
-//! the cursor, and its condition is the cursor's previous value. So a repeated event is skipped, also if the function
-//! died after the transaction, and of two executions with the same event only one succeeds.
+//! Each entity has a cursor row with the sequence of its last applied event. The transaction that writes the effect
+//! also moves the cursor, on the condition that the cursor still has its previous value. So a repeated event is
+//! skipped, even if the function stopped right after the transaction. If two executions apply the same event, only one
+//! of them succeeds.
 //!
-//! If a batch lacks earlier events of an entity, the missing events are read from the log with strong consistency,
-//! starting after the cursor. The log never has a gap, because the writer of an event takes the next sequence in a
-//! transaction. If the log does have a gap, the later events of that entity fail, and the other entities of the batch are
-//! applied. Lambda then delivers the batch again from the first failed record on. Later batches of that shard wait until
-//! the gap is filled or Lambda gives up the record.
+//! If a batch lacks earlier events of an entity, the missing events are read from the log (the events table) with
+//! strong consistency, starting after the cursor. The log should have no gap, because the writer of an event takes the
+//! next sequence in a transaction. If the log has a gap nevertheless, the later events of that entity fail. The events
+//! of the other entities in the batch are applied. Lambda then delivers the batch again from the first failed record
+//! on. Later batches of that shard wait until the gap is filled or Lambda gives up the record.
 
 use std::{
     cell::RefCell,
@@ -28,13 +29,14 @@ use tokio::time::timeout;
 
 /// The maximum number of writes in a transaction of DynamoDB.
 const MAX_WRITES: usize = 100;
-/// The maximum size of the events of one transaction, as JSON. DynamoDB accepts 4 MB of rows.
+/// The maximum size of the events of one transaction, as JSON, in bytes. DynamoDB accepts 4 MB of rows in a
+/// transaction.
 const MAX_BYTES: usize = 2_000_000;
-/// The maximum size of the events of one run, except for its last event.
+/// A run whose events are larger than this gets no further event. The size is that of the events as JSON, in bytes.
 const MAX_RUN_BYTES: usize = 256 * 1024;
 /// The maximum number of events that are read from the log in one call.
 const PAGE: i32 = 200;
-/// The maximum number of entities whose events are read from the log before something is applied.
+/// The maximum number of entities whose events are read from the log before the events are applied.
 const MAX_LOG_LANES: usize = 25;
 /// The number of concurrent calls to DynamoDB.
 const CONCURRENT: usize = 8;
@@ -57,19 +59,20 @@ pub trait Effect {
 
     /// Returns the group of an entity. Only entities of the same group share a transaction.
     ///
-    /// A consumer that writes a row for several entities, such as a counter, must divide it by this group. Otherwise
-    /// transactions of concurrent executions conflict all the time.
+    /// A consumer may have rows that belong to several entities, such as counters. It must have one such row for each
+    /// group. Otherwise transactions of concurrent executions conflict all the time.
     fn group(&self, log_key: &str) -> u8;
 
-    /// Returns the state of an entity after an event, given its state before. It is kept in the cursor row, so it needs
-    /// no write of its own. `None` if the consumer needs no state.
+    /// Returns the state of an entity after an event, given its state before the event. The cursor row contains the
+    /// state, so the state needs no write of its own. Returns `None` if the consumer needs no state.
     fn state(&self, before: Option<&str>, event: &OpenEnvelope) -> Option<String>;
 
-    /// Adds the writes of all runs to a transaction. A transaction must not write a row twice, so what several runs write
-    /// to one row must be combined.
+    /// Adds the writes of all runs to a transaction. A transaction must not write a row twice, so the writes of several
+    /// runs to the same row must be combined into one.
     ///
-    /// The writes should have no conditions. If a condition does not hold, the runs are applied one by one, and the
-    /// event that is refused alone fails.
+    /// The writes should have no conditions. If a condition does not hold, the caller splits the runs into halves until
+    /// the refused event is alone in its transaction. That event fails, and the later events of its entity are not
+    /// applied.
     fn writes(&self, transaction: Transaction, runs: &[Run]) -> Result<Transaction, StoreError>;
 }
 
@@ -82,8 +85,9 @@ pub struct Run {
     pub events: Vec<OpenEnvelope>,
     /// The state of the entity before the first event; see [`Effect::state`].
     pub state: Option<String>,
-    /// Whether the events are applied to a generation that is being built, from the log or live. Effects that others can
-    /// see, such as notifications, must be omitted.
+    /// Whether this run is a part of a rebuild: its events come from `apply`, or are live events for the generation that is
+    /// being built. If so, the consumer must have no effect outside DynamoDB. A replay of one record in the current
+    /// generation is not a part of a rebuild.
     pub replay: bool,
     /// The size of the events as JSON.
     bytes: usize,
@@ -98,7 +102,7 @@ impl Run {
         self.events.last().map_or(0, |event| event.metadata.sequence)
     }
 
-    /// Splits the run into two. The second must be applied after the first.
+    /// Splits the run into halves. The second half must be applied after the first.
     fn split(mut self, effect: &impl Effect) -> (Self, Self) {
         let events = self.events.split_off(self.events.len() / 2);
         self.bytes /= 2;
@@ -118,9 +122,9 @@ impl Run {
 /// The events of one entity to apply.
 #[derive(Debug, Default)]
 pub struct Lane {
-    /// Events that are at hand, by sequence, with their size as JSON. Others are read from the log.
+    /// The delivered events by sequence, each with its size as JSON in bytes. Missing events are read from the log.
     pub events: BTreeMap<u64, (OpenEnvelope, usize)>,
-    /// Whether all later events in the log are applied, too.
+    /// Whether all later events in the log are applied too.
     pub to_the_end: bool,
 }
 
@@ -143,7 +147,7 @@ impl Outcome {
         self.applied += run.events.len() as u64;
     }
 
-    /// Returns the error of an entity whose event has this sequence. Returns `None` if the event was applied.
+    /// Returns why the entity's event with this sequence was not applied. Returns `None` if it was applied.
     #[must_use]
     pub fn failure(&self, log_key: &str, sequence: u64) -> Option<String> {
         if self.cursors.get(log_key).is_some_and(|cursor| cursor.sequence >= sequence) {
@@ -163,8 +167,8 @@ struct Cursor {
     state: Option<String>,
 }
 
-/// Applies the events of all lanes. At the deadline, it stops and returns the cursors that it has reached. The remaining
-/// events are not lost, because a repeated call continues from the cursors.
+/// Applies the events of all lanes. Stops at the deadline and returns the cursors that were reached. A repeated call
+/// continues from the cursors, so no event is lost.
 pub async fn apply<E: Effect>(
     effect: &E,
     log: &Table,
@@ -193,7 +197,7 @@ enum Attempt {
     Done,
     /// Another execution moved these entities' cursors.
     Moved(FailedConditions),
-    /// Nothing is committed, and the group has to be split to find the reason.
+    /// Nothing is committed. The group is too large, or it has to be split to find the event that causes the error.
     Split(StoreError),
     /// Nothing is committed. The same transaction may succeed later.
     Later(StoreError),
@@ -246,7 +250,7 @@ impl<E: Effect> Work<'_, E> {
         self.outcome.borrow_mut().errors.insert(log_key.to_owned(), error);
     }
 
-    /// Reads the cursors of these entities. An entity without a cursor row is at 0.
+    /// Reads the cursors of these entities. The cursor of an entity without a cursor row is 0.
     async fn read_cursors(&self, log_keys: &[String]) -> Result<(), StoreError> {
         if log_keys.is_empty() {
             return Ok(());
@@ -273,8 +277,9 @@ impl<E: Effect> Work<'_, E> {
         Ok(())
     }
 
-    /// Returns the next runs. `None` means that the lane is done. A lane that is not in the result has to wait: only some
-    /// lanes at a time are read from the log, so that their events fit into memory and the work makes progress.
+    /// Returns the next run of each lane, or `None` if the lane is done. A lane that is not in the result has to wait:
+    /// only [`MAX_LOG_LANES`] lanes at a time are read from the log, so that their events fit into memory and some
+    /// events are applied before the deadline.
     async fn next_runs(
         &self,
         lanes: &HashMap<String, Lane>,
@@ -305,7 +310,7 @@ impl<E: Effect> Work<'_, E> {
         self.outcome.borrow().cursors.get(log_key).cloned().unwrap_or_default()
     }
 
-    /// Returns the events at hand that follow the cursor without a gap.
+    /// Returns the delivered events that follow the cursor without a gap.
     fn at_hand(&self, log_key: &str, lane: &Lane) -> Run {
         let Cursor { sequence: cursor, state } = self.cursor(log_key);
         let (log_key, replay) = (log_key.to_owned(), self.replay);
@@ -320,10 +325,10 @@ impl<E: Effect> Work<'_, E> {
         run
     }
 
-    /// Adds the events that follow the cursor in the log to a run that is empty. Returns `None` at the end of the log.
+    /// Adds the events that follow the cursor in the log to an empty run. Returns `None` if the log ends at the cursor.
     ///
-    /// `has_later` says that a later event exists. Then it is an error if the log ends at the cursor. It is always an error
-    /// if the log has later events, but not the next one.
+    /// `has_later` is true if a later event was delivered. In this case, a log that ends at the cursor is an error. A
+    /// log with later events but without the next one is always an error.
     async fn read_log(&self, mut run: Run, has_later: bool) -> Result<Option<Run>, StoreError> {
         let log_key = run.log_key.clone();
         let cursor = self.cursor(&log_key).sequence;
@@ -362,8 +367,8 @@ impl<E: Effect> Work<'_, E> {
         Ok(None)
     }
 
-    /// Commits the runs in as few transactions as fit. Returns the entities whose cursors have to be read again, with
-    /// the reason.
+    /// Commits the runs with one transaction per group if they fit. Returns the entities whose cursors have to be read
+    /// again, with the reason.
     async fn commit_runs(&self, runs: Vec<Run>) -> Vec<(String, StoreError)> {
         let mut groups: BTreeMap<u8, Vec<Run>> = BTreeMap::new();
         for run in runs {
@@ -373,7 +378,8 @@ impl<E: Effect> Work<'_, E> {
         stream::iter(groups).buffer_unordered(CONCURRENT).concat().await
     }
 
-    /// Commits runs of one group. Splits them if they don't fit into a transaction or if it is refused.
+    /// Commits runs of one group. Splits them if they don't fit into one transaction or if DynamoDB refuses the
+    /// transaction.
     async fn commit_group(&self, runs: Vec<Run>) -> Vec<(String, StoreError)> {
         let mut again = Vec::new();
         let mut stack = vec![runs];
@@ -409,7 +415,8 @@ impl<E: Effect> Work<'_, E> {
                     let second = runs.split_off(runs.len() / 2);
                     match (runs.is_empty(), second.len()) {
                         (false, _) => stack.extend([second, runs]),
-                        // The only run, of several events. The second half is committed after the first, or refused.
+                        // There is only this run, and it has several events. Its first half is on top of the stack, so
+                        // it is committed first. If it fails, the condition on the cursor refuses the second half.
                         (true, 1) if second[0].events.len() > 1 => {
                             for run in second {
                                 let (first, second) = run.split(self.effect);
@@ -469,7 +476,8 @@ impl<E: Effect> Work<'_, E> {
         }
     }
 
-    /// Moves the cursor from before the run to its last event, if it is still there.
+    /// Adds the update that moves the cursor to the last event of the run. The condition is that the cursor is still at
+    /// the event before the run.
     fn move_cursor(&self, transaction: Transaction, run: &Run) -> Transaction {
         let number = |value: u64| AttributeValue::N(value.to_string());
         let key = self.effect.cursor(&run.log_key);

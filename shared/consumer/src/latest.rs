@@ -14,8 +14,8 @@ pub enum Projection {
 
 /// Replaces the row at `key`, unless it already has the same or a higher sequence.
 ///
-/// The row must have an attribute `sequence` with this value. All events that are projected into one row must be of the
-/// same entity.
+/// `row` must have an attribute `sequence` with the value of `sequence`. All events that are projected into one row
+/// must belong to the same entity.
 pub async fn project<R: Serialize>(
     table: &Table,
     key: &Key,

@@ -1,13 +1,14 @@
-//! Consumers of Fieldstation's events. [`contracts::consumers::EVENT_CONSUMERS`] lists them.
+//! Two modes of consuming Fieldstation's events. [`contracts::consumers::EVENT_CONSUMERS`] lists the consumers.
 //!
-//! - [`latest`]: a projection of the newest event of an entity. The sequence is kept in the projected row, older events
-//!   are skipped, and missing events are not read. It may read from the event bus.
-//! - [`every`]: each event takes effect exactly once, in the order of its entity. A consumer in this mode reads the stream
-//!   of all events, unfiltered. [`rebuild`] rebuilds its rows from the log.
+//! - [`latest`]: only the newest event of an entity counts. The projected row has the sequence of that event. Older
+//!   events are skipped, and missing events are not read. A consumer in this mode may read from the event bus.
+//! - [`every`]: each event takes effect exactly once, in the order of its entity. A consumer in this mode reads the
+//!   stream of all events without a filter. [`rebuild`] rebuilds the rows of such a consumer from the log.
 //!
-//! An effect outside DynamoDB can't be part of the transaction that moves a cursor. Such a consumer uses the fenced
-//! idempotency record ([`store::Idempotency`]) with the event id as its key, before the cursor moves. It does nothing
-//! outside DynamoDB while [`every::Run::replay`] is true.
+//! In mode `every`, a cursor is the sequence of the last applied event of an entity. An effect outside DynamoDB can't
+//! be part of the transaction that moves a cursor. A consumer with such an effect performs it before the cursor moves,
+//! under an idempotency record with a lock ([`store::Idempotency`]). The idempotency key is the event id. While
+//! [`every::Run::replay`] is true, the consumer must have no effect outside DynamoDB.
 
 pub mod every;
 pub mod latest;

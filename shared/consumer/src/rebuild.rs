@@ -1,18 +1,20 @@
-//! Rebuilding a consumer's rows from the log, while live events go on.
+//! Rebuilds a consumer's rows from the log, while live events are still applied.
 //!
-//! All rows of a consumer belong to a generation, which is the first part of their key. The state row names the current
-//! generation and the one that is being built. While one is built, live events are applied to both. Readers use the
-//! current one, so they see complete counts at any time.
+//! The log is the events table. All rows of a consumer, except the state row, belong to a generation. The first part of
+//! a row's key is the number of its generation. The state row names the current generation and the one that is being
+//! built. While a generation is built, live events are applied to both. Readers use the current generation, so they see
+//! complete counts at any time.
 //!
 //! No event is missed. An execution that read the state before `begin` applies its events only to the old generation.
-//! Those events were in the log before that execution read the state, so `apply`, which comes after `begin`, reads them
-//! from there. An event that is appended later is delivered to an execution that knows the new generation.
+//! Those events were in the log before that execution read the state. So `apply`, which comes after `begin`, reads them
+//! from the log. An execution that reads the state after `begin` applies its events to the new generation too.
 //!
-//! An event that can never be applied to the generation that is being built does not fail a live batch: a failed batch would
-//! stop the counts that readers see. (A transient error does fail the batch, and the batch is delivered again.) The event is
-//! logged and counted, and its entity is recorded in the state row. `finish` refuses the generation while an entity is
-//! recorded. `apply` forgets its entities, reads their events again from the log, and records
-//! and names those that still fail. The rebuild can be aborted.
+//! Some events can never be applied to the generation that is being built. Such an event does not fail a live batch,
+//! because a failed batch would stop the counts that readers see. (A transient error does fail the batch, and Lambda
+//! delivers the batch again.) The event is logged and counted, and its entity is recorded in the state row as
+//! unapplied. `finish` refuses the generation while an entity is recorded. `apply` removes the entities of its call
+//! from this record and reads their events from the log. If an entity fails, `apply` records it and names it in the
+//! reply. The rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -30,20 +32,21 @@ use store::{
 
 use crate::every::{self, Effect, Lane};
 
-/// The time after `finish` or `abort` in which an execution may still write to the generation that ended: more than the
-/// function's timeout.
+/// The time after `finish` or `abort` in which an execution may still write to the generation that ended, in
+/// milliseconds. It is longer than the function's timeout. Only after it, `clean` deletes the rows of that generation.
 const LINGER_MILLIS: i64 = 60_000;
-/// The number of rows that are read in one call while old generations are deleted.
+/// The number of rows that `clean` reads in one call to DynamoDB.
 const PAGE: i32 = 500;
 /// The maximum number of deletes in one call to DynamoDB.
 const MAX_DELETES: usize = 25;
 /// The maximum number of pages in one `clean`.
 const MAX_PAGES: u32 = 10;
-/// The maximum number of entities that are recorded because a live event could not be applied.
+/// The maximum number of entities that are recorded because an event could not be applied.
 const MAX_UNAPPLIED: usize = 100;
-/// Recorded instead of the entities if they are more than [`MAX_UNAPPLIED`]. No entity's key in the log is equal to it.
+/// The entry that is recorded instead of further entities if there would be more than [`MAX_UNAPPLIED`]. The entities
+/// that were recorded before stay. The entry is not the key of any entity in the log.
 const OTHERS: &str = "*";
-/// After the first page of a call, no page is started with less time than this.
+/// The minimum time before the deadline for `clean` to start a page after the first one.
 const PAGE_TIME: Duration = Duration::from_secs(2);
 
 /// A consumer whose rows belong to generations. Its table has the partition key `id` and the sort key `row`.
@@ -51,7 +54,8 @@ pub trait Generations {
     /// The effect on one generation.
     type Effect: Effect;
 
-    /// Returns the effect on a generation. All its keys must be from [`store::generation`] with this generation.
+    /// Returns the effect on a generation. The functions in [`store::generation`] must build all keys of the effect,
+    /// with this generation.
     fn effect(&self, generation: u64) -> Self::Effect;
 
     /// Returns the table of all generations.
@@ -75,7 +79,7 @@ fn failed(error: &StoreError) -> InvocationError {
     InvocationError::from_fault(error)
 }
 
-/// Starts a new generation, or returns the one that is being built.
+/// Starts a new generation. If one is already being built, returns that one.
 pub async fn begin(table: &Table) -> Result<Begun, InvocationError> {
     let state = State::read(table).await.map_err(|error| failed(&error))?;
     if let Some(generation) = state.building {
@@ -141,15 +145,17 @@ fn unapplied(state: &State) -> InvocationError {
     invalid(message)
 }
 
-/// Records that live events of these entities could not be applied to the generation that is being built, so that
-/// `finish` refuses it. Returns `false` if it is not being built any more. Then nothing is recorded.
+/// Records that events of these entities could not be applied to the generation that is being built, so that `finish`
+/// refuses the generation. Returns `false` and records nothing if there is something to record, but the generation is not
+/// being built any more.
 pub(crate) async fn record_unapplied(
     table: &Table,
     state: &State,
     generation: u64,
     entities: impl IntoIterator<Item = String>,
 ) -> Result<bool, StoreError> {
-    // An entity that is recorded stays so until an `apply` begins. That call then reads the event from the log.
+    // A recorded entity need not be recorded again: it stays recorded until an `apply` begins, and that `apply` reads
+    // the event from the log.
     let mut new: Vec<_> = entities.into_iter().filter(|it| !state.unapplied.contains(it)).collect();
     if new.is_empty() || state.unapplied.contains(OTHERS) {
         return Ok(true);
@@ -167,8 +173,8 @@ pub(crate) async fn record_unapplied(
     }
 }
 
-/// Forgets that events of these entities could not be applied, before they are applied again. Returns `false` if the
-/// generation is not being built any more.
+/// Removes these entities from the unapplied ones, before their events are applied again. Returns `false` if there is
+/// something to remove, but the generation is not being built any more.
 async fn forget_unapplied(
     table: &Table,
     state: &mut State,
@@ -209,16 +215,18 @@ pub async fn abort(table: &Table, now: Timestamp) -> Result<Aborted, InvocationE
     }
 }
 
-/// Applies all events in the log of these entities that the generation does not have yet. The reply names the entities
-/// that can't be applied; the others are applied.
+/// Applies all events of these entities that the log has and the generation does not have yet. The reply names the entities
+/// whose events can't all be applied. The events of the other entities are applied.
 ///
-/// Fails if the deadline passes first, or if DynamoDB is temporarily unavailable. What was applied stays, so the same call
-/// then continues.
+/// If the deadline passes first, or if DynamoDB is temporarily unavailable, the caller has to repeat the call. The events
+/// that were applied stay applied, so the repeated call continues. If the caller accepts a partial reply and an event was
+/// applied, the reply has `more`. Otherwise the call fails with a transient error.
 pub async fn apply<G: Generations>(
     consumer: &G,
     log: &Table,
     generation: u64,
     entities: Vec<String>,
+    partial: bool,
     deadline: Deadline,
 ) -> Result<Applied, InvocationError> {
     if entities.len() > Rebuild::MAX_ENTITIES {
@@ -230,7 +238,8 @@ pub async fn apply<G: Generations>(
         let message = format!("generation: {generation} is not being built; call begin first");
         return Err(invalid(message));
     }
-    // First forget, then read the log: it has all events that were recorded before. What is recorded later stays so.
+    // The entities are removed from the record before the log is read, so that an entity that a live batch records after
+    // this stays recorded. No event is lost: the log has all events that caused the removed entries.
     let forgotten = forget_unapplied(consumer.table(), &mut state, generation, &entities).await;
     if !forgotten.map_err(|error| failed(&error))? {
         return Err(busy());
@@ -239,13 +248,18 @@ pub async fn apply<G: Generations>(
     let lanes: HashMap<_, _> =
         entities.iter().map(|entity| (entity.clone(), to_the_end())).collect();
     let outcome = every::apply(&consumer.effect(generation), log, lanes, true, deadline).await;
+    // Why the call has to be repeated.
+    let mut unfinished = outcome
+        .timed_out
+        .then(|| "the function's deadline passed; send the same call again to continue".to_owned());
     let mut refused = Vec::new();
     for (entity, error) in &outcome.errors {
         let InvocationError { kind, message } = failed(error);
         if kind == ErrorKind::Transient {
-            return Err(InvocationError { kind, message: format!("{entity}: {message}") });
+            unfinished = Some(format!("{entity}: {message}"));
+        } else {
+            refused.push(FailedEntity { entity: entity.clone(), reason: message });
         }
-        refused.push(FailedEntity { entity: entity.clone(), reason: message });
     }
     refused.sort_unstable();
     if state.building == Some(generation) {
@@ -255,12 +269,13 @@ pub async fn apply<G: Generations>(
             return Err(busy());
         }
     }
-    if outcome.timed_out {
-        let message =
-            "the function's deadline passed; send the same call again to continue".to_owned();
-        return Err(InvocationError { kind: ErrorKind::Transient, message });
+    let more = unfinished.is_some();
+    match unfinished {
+        Some(message) if !partial || outcome.applied == 0 => {
+            Err(InvocationError { kind: ErrorKind::Transient, message })
+        }
+        _ => Ok(Applied { applied: outcome.applied, failed: refused, more }),
     }
-    Ok(Applied { applied: outcome.applied, failed: refused })
 }
 
 /// Deletes some rows of generations that are neither current nor being built.
@@ -297,8 +312,9 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     for keys in old.chunks(MAX_DELETES) {
         delete(table, keys).await?;
     }
-    // A crash before this update repeats the page, which then has no old rows. If another generation ended meanwhile, the
-    // scan starts again: `finish` and `abort` change `cleanAfter`.
+    // After a crash before this update, the next call repeats the page, which then has no old rows. If another
+    // generation ended in the meantime, the scan starts again: `finish` and `abort` change `cleanAfter`, so this update
+    // is refused.
     let text = |name| {
         let value = page.next.as_ref().and_then(|next| next.get(name)?.as_s().ok());
         value.map(|value| AttributeValue::S(value.clone()))
@@ -321,7 +337,8 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     }
 }
 
-/// Deletes rows by their keys. What DynamoDB leaves is an error, and the page is repeated.
+/// Deletes rows by their keys. Returns an error if DynamoDB does not delete all of them. The next `clean` then repeats
+/// the page.
 async fn delete(table: &Table, keys: &[Item]) -> Result<(), StoreError> {
     let delete = |key: &Item| {
         let request = DeleteRequest::builder().set_key(Some(key.clone())).build();

@@ -26,7 +26,7 @@ use crate::{
 /// A consumer in mode `every`.
 #[derive(Debug)]
 pub struct Consumer<G> {
-    /// Its rows and its effect.
+    /// The rows of the consumer and its effect.
     pub generations: G,
     /// The events table.
     pub log: Table,
@@ -40,7 +40,7 @@ struct Batch<'a> {
     records: Vec<Record<'a>>,
 }
 
-/// What fieldctl sends.
+/// A request of fieldctl.
 #[derive(Debug)]
 enum Call<'a> {
     /// One failed record, to be processed again.
@@ -58,7 +58,7 @@ enum Response {
     Rebuild(serde_json::Value),
 }
 
-/// Returns what fieldctl sends, or `None` for a batch.
+/// Returns the request of fieldctl, or `None` if the payload is a batch.
 fn call(payload: &RawValue) -> Result<Option<Call<'_>>, InvocationError> {
     if !payload.get().starts_with(START) {
         return Ok(None);
@@ -71,7 +71,7 @@ fn call(payload: &RawValue) -> Result<Option<Call<'_>>, InvocationError> {
     }))
 }
 
-/// Parses the event in a record, and returns it with its size as JSON. An error is permanent.
+/// Returns the event in a record, and its size as JSON in bytes. An error is permanent: a retry would fail again.
 fn event(record: &Record<'_>) -> Result<(OpenEnvelope, usize), String> {
     let data = STANDARD
         .decode(record.kinesis.data.as_bytes())
@@ -96,8 +96,9 @@ struct Outcomes {
 impl Outcomes {
     /// Returns why an event has to be delivered again. Returns `None` if there is no reason to do so.
     ///
-    /// A permanent error in the generation that is being built is no reason: it is recorded. A transient one is: without a repetition,
-    /// the event could be missing in the counts when the rebuild is finished.
+    /// An error in the current generation is always a reason. In the generation that is being built, only a transient
+    /// error is a reason: without another delivery, the event could be missing in the counts after the rebuild. A
+    /// permanent error there is recorded instead.
     fn failure(&self, log_key: &str, sequence: u64) -> Option<(ErrorKind, String)> {
         let kind = |outcome: &Outcome| {
             outcome.errors.get(log_key).map_or(ErrorKind::Transient, ErrorKind::from)
@@ -208,8 +209,9 @@ impl<G: Generations> Consumer<G> {
         Ok(outcomes)
     }
 
-    /// Records the entities whose events can't be applied to the generation that is being built. If that generation ended
-    /// meanwhile, the events are delivered again: it may be the current one.
+    /// Records the entities whose events can't be applied to the generation that is being built. If that generation was
+    /// finished or aborted in the meantime, makes the errors transient, so that the events are delivered again: the
+    /// generation may have become the current one.
     async fn record_unapplied(
         &self,
         state: &State,
@@ -232,7 +234,8 @@ impl<G: Generations> Consumer<G> {
         Ok(())
     }
 
-    /// Applies one record that an operator replays. A record that is not an event is not quarantined again.
+    /// Applies one record that an engineer on call replays. If the record is not an event, returns an error and does
+    /// not quarantine the record again.
     pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> ReplayResponse {
         let invalid = |problem: String| ReplayResponse::failed("InvalidInput", problem);
         let record: Record = match decode(record.get()) {
@@ -263,9 +266,10 @@ impl<G: Generations> Consumer<G> {
         let table = self.generations.table();
         Ok(match action {
             Rebuild::Begin => json!(rebuild::begin(table).await?),
-            Rebuild::Apply { generation, entities } => {
+            Rebuild::Apply { generation, entities, partial } => {
+                let consumer = &self.generations;
                 let apply =
-                    rebuild::apply(&self.generations, &self.log, generation, entities, deadline);
+                    rebuild::apply(consumer, &self.log, generation, entities, partial, deadline);
                 json!(apply.await?)
             }
             Rebuild::Finish { generation } => {
@@ -291,7 +295,8 @@ mod tests {
         assert!(call(&raw(r#"{"Records": []}"#)).expect("a batch").is_none());
         let begin = raw(r#"{"replay": true, "action": "begin"}"#);
         assert!(matches!(call(&begin), Ok(Some(Call::Rebuild(Rebuild::Begin)))));
-        let apply = Rebuild::Apply { generation: 2, entities: vec!["site#1".to_owned()] };
+        let entities = vec!["site#1".to_owned()];
+        let apply = Rebuild::Apply { generation: 2, entities, partial: true };
         let event = raw(&apply.event().expect("JSON"));
         assert!(matches!(call(&event), Ok(Some(Call::Rebuild(found))) if found == apply));
         let record = raw(r#"{"replay":{"kinesis":1}}"#);

@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::SiteId;
 
-/// The scope of an API key or of a token. Everything but [`Scope::Admin`] is limited to the caller's operator.
+/// The scope of an API key or of a token. It is valid for the caller's operator. [`Scope::Admin`] has rights beyond it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scope {
-    /// May do everything. May act for any operator, if the request names it.
+    /// May do everything that an operator may do, for its own operator. May manage all operators, and the keys and the audit
+    /// trail of an operator that the request names. For anything else of another operator, it creates a key of that
+    /// operator.
     Admin,
     /// May read and change everything of its operator, and manage its operator's keys.
     Operator,
@@ -38,6 +40,12 @@ impl Scope {
     #[must_use]
     pub fn may_write(self) -> bool {
         matches!(self, Self::Admin | Self::Operator)
+    }
+
+    /// Returns whether the caller may send readings of any site.
+    #[must_use]
+    pub fn may_send_some(self) -> bool {
+        matches!(self, Self::Admin | Self::Operator | Self::Logger(_))
     }
 
     /// Returns whether the caller may send readings of this site of its operator.
@@ -112,6 +120,16 @@ mod tests {
         }
         for wrong in ["", "Admin", "logger", "logger:", "logger:x", "admin operator", "*"] {
             assert_eq!(wrong.parse::<Scope>(), Err(InvalidScope), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_scope_that_may_send_for_a_site_may_send_some_readings() {
+        let own = site("a");
+        for scope in
+            [Scope::Admin, Scope::Operator, Scope::Logger(own), Scope::Read, Scope::Bootstrap]
+        {
+            assert_eq!(scope.may_send_some(), scope.may_send(own), "{scope}");
         }
     }
 

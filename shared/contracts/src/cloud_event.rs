@@ -45,7 +45,8 @@ const SOURCE: Parsed<String> = Parsed {
     expected: "1 to 128 printable ASCII characters without spaces, such as com.example.lims",
     parse: key_text,
 };
-/// It is the `detail-type` on the bus, which may have 128 characters or bytes.
+/// It is the `detail-type` on the bus, which has at most 128 characters. The type is ASCII, so it has as many bytes as
+/// characters.
 const TYPE: Parsed<String> = Parsed {
     expected: "1 to 128 printable ASCII characters without spaces, such as com.example.CalibrationDone",
     parse: key_text,
@@ -65,8 +66,9 @@ const SUBJECT: Parsed<OpenEntity> = Parsed {
 const TIME: Parsed<Timestamp> =
     Parsed::new("an RFC 3339 time with an offset, such as 2026-01-01T12:00:00Z");
 const CONTENT_TYPE: Parsed<()> = Parsed {
-    expected: "application/json or another type that ends with +json",
-    parse: |text| is_json(text).then_some(()),
+    expected: "application/json or another type that ends with +json, of at most 1024 characters without control and \
+               invisible characters",
+    parse: |text| (is_attribute(text) && is_json(text)).then_some(()),
 };
 const DATA_SCHEMA: Parsed<()> = Parsed {
     expected: "an absolute URI of at most 1024 characters",
@@ -156,6 +158,9 @@ impl FieldRule for Attributes {
         let correlation_id = fields.optional("correlationid", &ID, problems);
         let causation_id = fields.optional("causationid", &ID, problems);
         let attributes = attributes(&fields, problems);
+        for (_, data) in fields.members().filter(|(name, _)| *name == "data") {
+            refuse_duplicates(data, "data", problems);
+        }
         Some(CloudEvent {
             id: id?,
             source: source?,
@@ -168,6 +173,29 @@ impl FieldRule for Attributes {
             canonical: String::new(),
         })
     }
+}
+
+/// Adds a problem for each duplicate name at any depth. Readers of JSON differ in which of the values they take, so the
+/// content of such an event is not defined.
+fn refuse_duplicates(tree: &JsonValue, at: &str, problems: &mut Problems) {
+    match tree {
+        JsonValue::List(items) => {
+            for (index, item) in items.iter().enumerate().filter(|(_, item)| is_nested(item)) {
+                refuse_duplicates(item, &format!("{at}[{index}]"), problems);
+            }
+        }
+        JsonValue::Object(_) => {
+            let Some(fields) = Fields::open(tree, at, "an object", problems) else { return };
+            for (name, value) in fields.members().filter(|(_, value)| is_nested(value)) {
+                refuse_duplicates(value, &fields.path(&quoted_name(name)), problems);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_nested(value: &JsonValue) -> bool {
+    matches!(value, JsonValue::List(_) | JsonValue::Object(_))
 }
 
 /// Returns all attributes, and checks those that are extensions.
@@ -308,7 +336,7 @@ fn is_entity_type(text: &str) -> bool {
     text.len() <= MAX_ENTITY_TYPE && text.contains('.') && text.split('.').all(is_word)
 }
 
-/// Returns whether a media type is JSON. Parameters are ignored.
+/// Returns whether a media type is JSON. Its parameters are not parsed.
 fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let Some((group, format)) = kind.split_once('/') else { return false };
@@ -395,6 +423,8 @@ pub fn schema() -> Schema {
     let id = |description: &str| serde_json::json!({ "description": description, "type": "string", "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
     let optional_id = |description: &str| serde_json::json!({ "description": description, "type": ["string", "null"], "minLength": 1, "maxLength": MAX_ID, "pattern": text::id_pattern() });
     let key_text = format!("^[!-~]{{1,{MAX_ID}}}$");
+    // The pattern of `subject` is the released one. It accepts an empty id, which [`SUBJECT`] refuses. `make contracts`
+    // accepts no narrower pattern for the input of released senders.
     json_schema!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": CLOUD_EVENT,
@@ -424,7 +454,7 @@ pub fn schema() -> Schema {
                 "pattern": r"^[a-z][a-z0-9-]*(\.[a-z][a-z0-9-]*)+/",
                 "maxLength": MAX_ENTITY_TYPE + 1 + MAX_ID
             },
-            "time": { "description": "When it happened, for the sender. Events are in the order in which they were appended.", "type": ["string", "null"], "format": "date-time" },
+            "time": { "description": "When the event happened, according to the sender. Events are in the order in which they were appended.", "type": ["string", "null"], "format": "date-time" },
             "datacontenttype": { "description": "The media type of `data`: JSON.", "type": ["string", "null"], "maxLength": MAX_ATTRIBUTE },
             "dataschema": { "description": "The URI of the schema of `data`. It is not checked.", "type": ["string", "null"], "minLength": 1, "maxLength": MAX_ATTRIBUTE },
             "correlationid": optional_id("What connects this event with others. `GET /events?correlationId=` lists them."),

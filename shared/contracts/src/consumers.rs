@@ -2,7 +2,8 @@
 
 use crate::names::{self, Source};
 
-/// How a consumer processes events that are repeated or out of order. `shared/consumer` implements the modes.
+/// How a consumer processes events that are repeated or out of order. `shared/consumer` implements `Latest` and
+/// `Every`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Each event is one command. Its effect has a key of its own, so a repeated event has no second effect, and the

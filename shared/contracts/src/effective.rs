@@ -84,13 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn the_metadata_of_the_samples_time_apply() {
+    fn the_metadata_valid_at_the_samples_time_apply() {
         for (seconds, value, raw, calibrated) in [
             (0, 20.0, Some(20.0), Some(20.0)),
             (9, -9999.9, None, None),
             (9, -7999.0, Some(-7999.0), Some(-7999.0)),
             (10, 20.0, Some(20.0), Some(41.0)),
-            // A no-data value is a raw value.
+            // No-data values are compared with the raw value, before the calibration.
             (19, -9999.9, None, None),
             (20, -9999.9, Some(-9999.9), Some(-9999.9 * 2.0 + 1.0)),
             (20, -6999.0, None, None),

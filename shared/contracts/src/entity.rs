@@ -1,5 +1,5 @@
-//! The entities that emit events: the site, for each onboarding one entity of most other types, the readings of each
-//! sensor, and the stock of each metric's kits.
+//! The entities that emit events: each site; the reservation, the sensors, the subscription and the alerting
+//! configuration of each onboarding; the readings of each sensor; and the stock of each metric's kits.
 
 use std::fmt;
 

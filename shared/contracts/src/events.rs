@@ -169,12 +169,12 @@ pub enum RevisionKind {
     Retraction,
     /// The flags of samples changed, not the samples: the sensor has other values that mean "no data".
     Flag,
-    /// The samples are used in another way: the sensor has another calibration, or another moment of the interval is the
-    /// time of its samples.
+    /// The samples are used in another way: the sensor has another calibration, or its `stamp` changed: the time of a
+    /// sample is now the start of its interval instead of the end, or the reverse.
     Calibration,
-    /// A person annotated the range.
+    /// A person annotated the range. Reserved: this release does not emit it.
     Annotation,
-    /// The range was approved, or its approval was withdrawn.
+    /// The range was approved, or its approval was withdrawn. Reserved: this release does not emit it.
     Approval,
     /// A kind of a later release.
     #[serde(untagged)]
@@ -204,7 +204,8 @@ events! {
             /// The site's name.
             #[schemars(length(min = 1, max = MAX_NAME))]
             name: String,
-            /// The operator of the site.
+            /// The name of the site's operator, as free text for people. It gives no rights. `operatorId` in the
+            /// event's metadata is the operator that owns the site.
             #[schemars(length(min = 1, max = MAX_NAME))]
             operator: String,
             /// The location of the site.
@@ -342,15 +343,21 @@ events! {
             /// When the first reading beyond the limit was taken.
             breached_at: Timestamp,
         }
-        /// Stored readings of a sensor changed, or are to be read differently. What was computed from the range before is no longer right.
+        /// Stored readings of a sensor changed, or queries now interpret them differently. Discard results that were
+        /// computed from this range earlier.
         ReadingsRevised of Readings v 1 {
             /// The id of the sensor. It is also the id of the entity.
             sensor_id: SensorId,
-            /// What changed: `value`, `retraction`, `flag`, `calibration`, `annotation` or `approval`. A later release can add names. `flag` is a change of the sensor's values that mean "no data". `calibration` is a change of its calibrations, or of the moment of the interval that is the time of a sample (`stamp`).
+            /// What changed: `value`, `retraction`, `flag`, `calibration`, `annotation` or `approval`. A later release
+            /// can add names. `flag` is a change of the sensor's values that mean "no data". `calibration` is a change
+            /// of its calibrations or of its `stamp` (whether the time of a sample is the start or the end of its
+            /// interval).
             kind: RevisionKind,
             /// The start of the range, inclusive. It is 1970-01-01T00:00:00.000Z if all earlier readings are concerned.
             from: Timestamp,
-            /// The end of the range, exclusive. For a change of the sensor that also holds for readings to come, it is 15 minutes and a millisecond after the event: no reading that was stored before is later.
+            /// The end of the range, exclusive. If the change of the sensor also applies to future readings, the end is
+            /// 15 minutes and 1 ms after the event. No reading that was stored before the event is later, because a
+            /// sample is at most 15 minutes ahead of the clock.
             to: Timestamp,
             /// The bundle that has the revision. Present for `value` and `retraction`.
             #[serde(default, skip_serializing_if = "Option::is_none")]

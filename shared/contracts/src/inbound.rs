@@ -75,8 +75,9 @@ pub struct SiteRegistration {
     /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub name: String,
-    /// The operator of the site: 1 to 200 characters, not blank, without control or invisible characters. Leading and
-    /// trailing white space is removed.
+    /// The name of the site's operator, as free text for people: 1 to 200 characters, not blank, without control or
+    /// invisible characters. Leading and trailing white space is removed. It gives no rights: the site belongs to the
+    /// operator of the caller's key, or of the event's source.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub operator: String,
     /// The location of the site.

@@ -4,8 +4,9 @@
 //! systems is read in two steps: the JSON is parsed into a [`JsonValue`], then [`FieldRule`]s read the value and
 //! collect [`Problems`]. [`read`] does both.
 
-use std::{collections::BTreeSet, fmt, marker::PhantomData, str::FromStr};
+use std::{borrow::Cow, collections::BTreeSet, fmt, marker::PhantomData, str::FromStr};
 
+use memchr::memmem;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error as _, MapAccess, SeqAccess, Visitor},
@@ -18,7 +19,8 @@ use crate::{number, text};
 pub const MAX_PROBLEMS: usize = 100;
 /// The maximum length of a line of errors, in characters.
 pub const MAX_LINE: usize = 2_000;
-/// The minimum number of zeros after the decimal point of a number without an exponent that is read as 0.
+/// A number that is not 0 and has no exponent is read as 0 only if it is extremely small. Such a number has at least
+/// this many zeros after its decimal point.
 const MIN_ZEROS: usize = 300;
 /// The maximum number of levels that arrays and objects are nested. It is the limit of `serde_json`.
 const MAX_LEVELS: usize = 127;
@@ -26,7 +28,7 @@ const MAX_LEVELS: usize = 127;
 const MAX_QUOTED: usize = 80;
 
 /// The kind of a problem. The list is short, so refusals can be counted by it. The names are stable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Reason {
     /// The text is empty, is not JSON, or ends too early.
     InvalidJson,
@@ -45,16 +47,21 @@ pub enum Reason {
     TooLarge,
     /// A sample's time is ahead of the server's clock by more than the limit.
     ClockAhead,
-    /// A sample's time is before 1970: the sender's clock was never set.
+    /// A sample's time is before 1970, or a live sample is older than the maximum age: the sender's clock was never
+    /// set.
     ClockNotSet,
     /// A sample is not later than the sample before it.
     OutOfOrder,
-    /// All samples are later than the retirement of their sensor.
+    /// All samples are at or after the retirement of their sensor.
     RetiredSensor,
+    /// The scope of the credential does not allow this.
+    Forbidden,
+    /// The bundle is valid, but is not on the stream because the stream is busy.
+    StreamBusy,
 }
 
 impl Reason {
-    /// Returns the name that logs, metrics and counters use.
+    /// Returns the name that responses, logs, metrics and counters use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,6 +76,8 @@ impl Reason {
             Self::ClockNotSet => "ClockNotSet",
             Self::OutOfOrder => "OutOfOrder",
             Self::RetiredSensor => "RetiredSensor",
+            Self::Forbidden => "Forbidden",
+            Self::StreamBusy => "StreamBusy",
         }
     }
 }
@@ -80,8 +89,7 @@ pub struct FieldError {
     pub field: String,
     /// What is wrong, and which value is expected.
     pub message: String,
-    /// The kind of the problem. It is not part of the response.
-    #[serde(skip)]
+    /// The kind of the problem.
     pub reason: Reason,
 }
 
@@ -832,6 +840,40 @@ impl<R: FieldRule> FieldRule for List<R> {
     }
 }
 
+/// Literals for values that are no numbers, which JSON does not have, and the texts that samples may have instead.
+/// Python's `json.dumps` writes these literals.
+const NON_NUMBERS: [(&str, &str); 3] =
+    [("NaN", "\"NAN\""), ("-Infinity", "\"-INF\""), ("Infinity", "\"INF\"")];
+
+/// Replaces the literals `NaN`, `Infinity` and `-Infinity` by texts. One of them would make the whole JSON invalid.
+#[must_use]
+pub fn quote_non_numbers(json: &str) -> Cow<'_, str> {
+    let has = |word: &str| memmem::find(json.as_bytes(), word.as_bytes()).is_some();
+    if !has("NaN") && !has("Infinity") {
+        return Cow::Borrowed(json);
+    }
+    let mut quoted = String::with_capacity(json.len() + json.len() / 8);
+    let (mut copied, mut in_text, mut is_escaped) = (0, false, false);
+    for (at, byte) in json.bytes().enumerate() {
+        if in_text {
+            in_text = is_escaped || byte != b'"';
+            is_escaped = !is_escaped && byte == b'\\';
+            continue;
+        }
+        in_text = byte == b'"';
+        let rest = json.get(at..).filter(|_| at >= copied);
+        let found =
+            NON_NUMBERS.iter().find(|(word, _)| rest.is_some_and(|it| it.starts_with(word)));
+        if let Some((word, text)) = found {
+            quoted.push_str(&json[copied..at]);
+            quoted.push_str(text);
+            copied = at + word.len();
+        }
+    }
+    quoted.push_str(&json[copied..]);
+    Cow::Owned(quoted)
+}
+
 /// Reads JSON text by a rule.
 pub fn from_json<R: FieldRule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldError>> {
     let mut problems = Problems::default();
@@ -870,17 +912,17 @@ fn is_out_of_range(error: &serde_json::Error) -> bool {
 /// Returns whether the text has a number other than 0 that is too close to 0 for an `f64`. A reader of numbers takes
 /// it for 0.
 pub(crate) fn has_too_small_number(json: &str) -> bool {
-    // Only a number with a negative exponent, or with hundreds of digits, is that small.
+    // Only a number with a negative exponent, or with hundreds of zeros, is that small.
     let bytes = json.as_bytes();
-    let exponents =
-        json.match_indices(['e', 'E']).filter(|(at, _)| bytes.get(at + 1) == Some(&b'-'));
-    let zeros = "0".repeat(MIN_ZEROS);
-    let long = json.match_indices(&zeros);
-    has_too_small_number_at(json, exponents.map(|(at, _)| at))
-        || has_too_small_number_at(json, long.map(|(at, _)| at))
+    // Every `MIN_ZEROS`-th byte is checked, so each run of `MIN_ZEROS` zeros contains a checked byte.
+    let zeros = (0..bytes.len()).step_by(MIN_ZEROS).filter(|at| bytes[*at] == b'0');
+    has_too_small_number_at(json, memmem::find_iter(bytes, "e-"))
+        || has_too_small_number_at(json, memmem::find_iter(bytes, "E-"))
+        || has_too_small_number_at(json, zeros)
 }
 
-/// Returns whether one of the words at these places is such a number. The places ascend, and each word is read once.
+/// Returns whether a number at one of these byte positions is not 0 but is read as 0. The positions are in ascending
+/// order. A number that contains several positions is read once.
 fn has_too_small_number_at(json: &str, mut places: impl Iterator<Item = usize>) -> bool {
     let bytes = json.as_bytes();
     let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
@@ -894,7 +936,8 @@ fn has_too_small_number_at(json: &str, mut places: impl Iterator<Item = usize>) 
         let end =
             bytes[at..].iter().position(|byte| !is_part(byte)).map_or(bytes.len(), |to| at + to);
         read = end;
-        // In a string, the text is part of a longer word or stands between quotes.
+        // A number in JSON follows one of these characters or is at the beginning. Text in a string can also follow a
+        // space or a comma. Then the result is wrong, but the caller only uses its slower parser.
         let before = bytes[..start].last();
         before.is_none_or(|byte| b"[,: \t\r\n".contains(byte)) && is_too_small(&json[start..end])
     })

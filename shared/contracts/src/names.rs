@@ -7,7 +7,8 @@ use std::fmt;
 
 use crate::{OperatorId, consumers::WATCH_NETWORK};
 
-/// The services in the order of their first deployment. A service uses only resources of services before it.
+/// The services in the order of their first deployment. A service uses only resources of services before it. The
+/// exceptions are sites and billing, which call the state machines of onboarding at run time.
 pub const SERVICES: [&str; 12] = [
     "failures",
     "operators",

@@ -25,7 +25,7 @@ pub struct OpenEnvelope {
 pub struct OpenMetadata {
     /// The event id. A republished event has the same id, so consumers can use it as an idempotency key.
     pub event_id: EventId,
-    /// The event type, equal to EventBridge's `detail-type`.
+    /// The event type. EventBridge's `detail-type` is this type, followed by `.v<version>` from version 2 on.
     #[serde(rename = "type")]
     pub kind: String,
     /// The version of the payload's schema. Absent in events of other systems.

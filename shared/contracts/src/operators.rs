@@ -84,7 +84,7 @@ pub struct OperatorRegistration {
     /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub name: String,
-    /// The plan of the operator.
+    /// The plan of the operator. It selects the rate limit.
     pub plan: Plan,
 }
 

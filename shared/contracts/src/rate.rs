@@ -21,7 +21,7 @@ impl RateLimit {
     /// The limit of the calls that start sagas, of all operators together. It protects Step Functions and the payment
     /// provider: 10 onboardings per second are what the quotas allow for a long time (`docs/cost.md`).
     ///
-    /// No operator may use more than half of it, neither of its tokens per second nor of its bucket.
+    /// One operator may use at most half of it: half of the tokens per second, and half of the bucket.
     pub const ALL_SAGAS: Self = Self::new(10, 400);
 
     /// The limit of the calls that start sagas, of each operator.
@@ -77,7 +77,7 @@ impl Plan {
     /// 10 requests per second are 9,000 data loggers that send every 15 minutes. Each bucket is full again after 10
     /// seconds without requests.
     ///
-    /// Ten times the highest rate is half of what the stage accepts from all operators together (`ThrottlingRateLimit`
+    /// The highest rate is a twentieth of what the stage accepts from all operators together (`ThrottlingRateLimit`
     /// in the gateway's template). So an operator that sends too much is refused here, alone, and not by the stage,
     /// together with the others.
     #[must_use]

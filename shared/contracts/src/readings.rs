@@ -162,7 +162,8 @@ impl Origin {
 pub struct Bundle {
     /// The data logger's id of the bundle, unique at its site. With the revision, it is the idempotency key.
     pub bundle_id: BundleId,
-    /// The id of the site. The partition key of the record in the stream is or begins with it.
+    /// The id of the site. The partition key of the record in the stream is `<siteId>`, or `<siteId>/<operatorId>` if
+    /// the bundle was sent to the API.
     pub site_id: SiteId,
     /// The revision. Samples of a greater revision take precedence over those of a smaller one, whatever their bundle.
     #[serde(default = "first_revision", skip_serializing_if = "is_first_revision")]
@@ -192,14 +193,14 @@ pub struct Series {
     #[schemars(with = "TimeRange")]
     pub replaces: Option<TimeRange>,
     /// The samples. Each must be later than the one before. There must be at least one, unless the series replaces a
-    /// range. All times have a UTC offset, or none has; then the site must declare one.
+    /// range. Either all times have a UTC offset, or none has. If none has, the site must declare a `utcOffset`.
     #[schemars(length(min = 0, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
     /// The qualifiers of the samples. In JSON they are a part of each sample.
     #[schemars(skip)]
     pub qualifiers: Qualifiers,
-    /// Whether the times were sent without a UTC offset. Until [`Series::resolve`], they are then the times of the site's
-    /// clock, read as if they were UTC. In JSON they have no offset.
+    /// Whether the times were sent without a UTC offset. If so, they are local times of the site that are stored as if
+    /// they were UTC. [`Series::resolve`] converts them. In JSON they have no offset.
     #[schemars(skip)]
     pub is_local: bool,
 }
@@ -372,6 +373,8 @@ impl Series {
             self.replaces.map(|range| TimeRange { from: to_utc(range.from), to: to_utc(range.to) });
         self.is_local = false;
         let mut problems = Problems::default();
+        let replaces = self.replaces.map(|range| SentRange::new(range, false));
+        check_end(replaces, limits, || "replaces".to_owned(), &mut problems);
         let samples = self.samples.iter().map(|sample| Some(*sample));
         check_samples(samples, Some(limits), || "samples".to_owned(), &mut problems);
         problems.or(Some(()))
@@ -446,7 +449,7 @@ impl Bundle {
         input::from_json(json, &BundleRule { limits })
     }
 
-    /// Returns whether a value is 0. serde also reads a number as 0 that is too close to 0.
+    /// Returns whether a value is 0. serde reads a number that is too close to 0 for an `f64` as 0.
     fn has_zero(&self) -> bool {
         let mut samples = self.series.iter().flat_map(|series| &series.samples);
         samples.any(|sample| sample.value == Some(0.0))
@@ -468,6 +471,7 @@ impl Bundle {
             let at = |name: &str| format!("series[{index}].{name}");
             let replaces = series.replaces.map(|range| SentRange::new(range, series.is_local));
             check_replaces(replaces, self.revision, || at("replaces"), &mut problems);
+            check_end(replaces, limits, || at("replaces"), &mut problems);
             let count = series.samples.len();
             check_count(count, replaces.is_some(), || at("samples"), &mut problems);
             let samples = series.samples.iter().map(|sample| Some(*sample));
@@ -595,6 +599,24 @@ fn check_replaces(
     }
 }
 
+/// Checks that a replaced range does not end in the future. It would hide the live samples to come. An end without a UTC
+/// offset has no limit.
+fn check_end(
+    replaces: Option<SentRange>,
+    limits: TimeLimits,
+    at: impl Fn() -> String,
+    problems: &mut Problems,
+) {
+    let Some(SentRange { to, .. }) = replaces.filter(|range| !range.to.is_local) else { return };
+    if to.at.millis() > limits.newest_millis() {
+        let now = limits.now;
+        let message = format!(
+            "ends at {to}, more than 15 minutes ahead of our clock, {now}; give a `to` up to which you have replaced the readings"
+        );
+        problems.add_as(Reason::ClockAhead, at(), message);
+    }
+}
+
 /// Checks the number of samples. Only a series that replaces a range may have none.
 fn check_count(count: usize, replaces: bool, at: impl Fn() -> String, problems: &mut Problems) {
     if count > MAX_SAMPLES || count == 0 && !replaces {
@@ -646,7 +668,7 @@ fn check_samples(
         if let Some((reason, message)) = limits.and_then(|limits| limits.problem(time)) {
             problems.add_as(reason, at.as_str(), message);
         } else if millis <= previous {
-            let message = "is not after the sample before it; sort them, one each time";
+            let message = "is not later than the sample before it; sort the samples by time, and give one sample for each time";
             problems.add_as(Reason::OutOfOrder, at.as_str(), format!("{sent} {message}"));
         } else {
             previous = millis;
@@ -775,6 +797,7 @@ impl FieldRule for SeriesRule {
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
         let replaces = fields.optional("replaces", &RangeRule, problems);
         check_replaces(replaces, self.revision, || fields.path("replaces"), problems);
+        check_end(replaces, self.limits, || fields.path("replaces"), problems);
         let samples = fields.required("samples", &SamplesRule, problems);
         let Some(read) = samples else { return Some((sensor_id, None)) };
         let at = || fields.path("samples");
@@ -853,7 +876,8 @@ impl FieldRule for RangeRule {
     }
 }
 
-/// The rule of the samples of a series. Their number is checked with the range that they replace.
+/// The rule of the samples of a series. `check_count` checks their number, because a series that replaces a range may
+/// have no samples.
 struct SamplesRule;
 
 impl FieldRule for SamplesRule {
@@ -1041,7 +1065,7 @@ mod tests {
             // Two different texts of the same millisecond.
             (
                 vec![(0, &["2026-01-01T11:00:00.0001Z", "2026-01-01T11:00:00.0002Z"])],
-                "series[0].samples[1]: 2026-01-01T11:00:00.000Z is not after the sample before it",
+                "series[0].samples[1]: 2026-01-01T11:00:00.000Z is not later than the sample before it",
             ),
         ] {
             let refused = check(series).expect_err(expected);
@@ -1168,7 +1192,8 @@ mod tests {
             assert!(line.starts_with(&format!("series[0].samples[0]{expected}")), "{line}");
             assert_eq!(actual, reason, "{line}");
         }
-        // In one bundle, the second of these is refused like in a bundle of its own.
+        // The second time, if rounded, would equal the first. It must be refused for its own reason, not as out of
+        // order.
         let twice = r#"["2026-11-27T23:59:59Z", 1], ["2026-11-27T23:59:60Z", 2]"#;
         assert_eq!(problem(twice).0, Reason::InvalidValue);
         let twice = r#"["2026-11-27T12:00:00.000Z", 1], ["2026-11-27T12:00:00.0005Z", 2]"#;
@@ -1289,6 +1314,39 @@ mod tests {
     }
 
     #[test]
+    fn a_replaced_range_does_not_end_in_the_future() {
+        let revision = r#""revision": 2, "reason": "the clock was fast","#;
+        let range = |to: &str| {
+            let from =
+                if to.ends_with('Z') { "2026-11-27T10:00:00Z" } else { "2026-11-27T10:00:00" };
+            format!(r#""replaces": {{ "from": "{from}", "to": "{to}" }},"#)
+        };
+        let problem = "replaces: ends at 2062-11-27T12:00:00.000Z, more than 15 minutes ahead of our clock, 2026-11-28T00:00:00.000Z; ";
+        for samples in [r#"["2026-11-27T12:00:00Z", 1]"#, ""] {
+            for read in both(revision, &range("2026-11-28T00:15:00Z"), samples) {
+                assert!(read.is_ok(), "{read:?}");
+            }
+            for to in ["2026-11-28T00:15:00.001Z", "2062-11-27T12:00:00Z"] {
+                for read in both(revision, &range(to), samples) {
+                    let errors = read.expect_err("a range into the future");
+                    let start = if to.starts_with("2062") { problem } else { "replaces: ends at " };
+                    assert!(errors.starts_with(&format!("series[0].{start}")), "{errors}");
+                }
+            }
+        }
+        // The end of a range without an offset is compared when the offset is known.
+        for (to, is_good) in [("2026-11-27T17:15:00", true), ("2026-11-27T17:15:00.001", false)] {
+            for read in both(revision, &range(to), r#"["2026-11-27T12:00:00", 1]"#) {
+                let mut series = read.expect("a bundle").series.remove(0);
+                let resolved = series.resolve(Some(offset("-07:00")), at(NOW).into());
+                assert_eq!(resolved.is_ok(), is_good, "{to}: {resolved:?}");
+                let reasons = resolved.err().into_iter().flatten().map(|error| error.reason);
+                assert!(reasons.eq((!is_good).then_some(Reason::ClockAhead)));
+            }
+        }
+    }
+
+    #[test]
     fn the_times_of_a_series_have_all_an_offset_or_none() {
         let revision = r#""revision": 2, "reason": "the clock was fast","#;
         let range =
@@ -1336,7 +1394,7 @@ mod tests {
     }
 
     #[test]
-    fn times_without_an_offset_have_the_limits_of_their_instants_in_utc() {
+    fn the_limits_of_a_local_time_apply_to_its_utc_time() {
         let limits = TimeLimits::new(at(NOW), at(NOW), 400);
         for (time, utc_offset, expected) in [
             // NOW is the midnight before 2026-11-28.
@@ -1387,7 +1445,7 @@ mod tests {
         let (reason, line) = problem(twice);
         assert_eq!(reason, Reason::OutOfOrder);
         assert!(
-            line.starts_with("series[0].samples[1]: 2026-11-27T10:00:00 is not after"),
+            line.starts_with("series[0].samples[1]: 2026-11-27T10:00:00 is not later than"),
             "{line}"
         );
         assert!(problem(r#"["2026-11-27T23:59:60", 1]"#).1.contains("which is a leap second"));

@@ -1,4 +1,4 @@
-//! The event with which an operator replays one stream record or one queue message.
+//! The event with which an engineer on call replays one stream record or one queue message.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -14,8 +14,8 @@ pub struct ReplayEvent<'a> {
     pub replay: &'a RawValue,
 }
 
-/// The event with which an operator rebuilds a replayable consumer from the log:
-/// `{"replay": true, "action": "begin"}` and so on.
+/// The event with which an engineer on call rebuilds a replayable consumer from the log: `{"replay": true, "action":
+/// "begin"}` and so on.
 ///
 /// `begin` creates an empty generation of the consumer's rows, `apply` applies the events of some entities to it,
 /// `finish` makes it the one that readers see, `abort` gives it up, and `clean` deletes the rows of generations that are
@@ -31,6 +31,10 @@ pub enum Rebuild {
         generation: u64,
         /// The entities' keys in the log, at most [`Rebuild::MAX_ENTITIES`].
         entities: Vec<String>,
+        /// Whether the caller repeats the call if [`Applied::more`] is true. An earlier fieldctl, which takes every
+        /// reply as complete, does not send this. It gets a transient error instead of a partial reply.
+        #[serde(default, skip_serializing_if = "is_false")]
+        partial: bool,
     },
     /// Makes the generation the current one. The reply is an empty object.
     Finish {
@@ -69,6 +73,15 @@ pub struct Applied {
     /// The entities whose events can't all be applied, at most [`Rebuild::MAX_ENTITIES`]. A repeated call fails again.
     #[serde(default)]
     pub failed: Vec<FailedEntity>,
+    /// Whether events may be left. If so, the same call has to be sent again. At least one event was applied, so the
+    /// caller gets to the end.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An entity whose events can't all be applied.
@@ -102,11 +115,16 @@ mod tests {
 
     #[test]
     fn a_rebuild_is_a_flat_object_that_begins_with_replay() {
-        let apply = Rebuild::Apply { generation: 2, entities: vec!["site#1".to_owned()] };
-        let event = apply.event().unwrap();
+        let apply = |partial| {
+            let apply =
+                Rebuild::Apply { generation: 2, entities: vec!["site#1".to_owned()], partial };
+            let event = apply.event().unwrap();
+            assert_eq!(serde_json::from_str::<Rebuild>(&event).unwrap(), apply);
+            event
+        };
         let wire = r#"{"replay":true,"action":"apply","generation":2,"entities":["site#1"]}"#;
-        assert_eq!(event, wire);
-        assert_eq!(serde_json::from_str::<Rebuild>(&event).unwrap(), apply);
+        assert_eq!(apply(false), wire, "the call of an earlier fieldctl");
+        assert_eq!(apply(true), wire.replace('}', r#","partial":true}"#));
         assert_eq!(Rebuild::Begin.event().unwrap(), r#"{"replay":true,"action":"begin"}"#);
         assert_eq!(Rebuild::Abort.event().unwrap(), r#"{"replay":true,"action":"abort"}"#);
     }

@@ -295,9 +295,9 @@ impl TryFrom<UncheckedSensors> for ContextWithSensors {
     }
 }
 
-/// The error for an id that does not belong to the site in the same input.
+/// The error for an id that is not the one expected for the site in the same input.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {found} does not belong to site {site_id}; this site's is {expected}")]
+#[error("{field} {found} is not the id that was expected for site {site_id}: {expected}")]
 pub struct IdMismatch {
     /// The JSON field with the wrong id.
     pub field: &'static str,
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teardown_input_is_read_as_step_functions_and_as_rust_write_it() {
+    fn a_teardown_input_from_step_functions_and_one_from_rust_are_both_read() {
         let failure = OnboardingFailure {
             step: "ReserveKits".to_owned(),
             error: "KitsOutOfStock".to_owned(),
@@ -428,7 +428,7 @@ mod tests {
         assert_eq!(
             read::<SagaContext>(mixed),
             Err(format!(
-                "onboardingId {} does not belong to site {}; this site's is {}",
+                "onboardingId {} is not the id that was expected for site {}: {}",
                 other().onboarding_id,
                 saga().site_id,
                 saga().onboarding_id
@@ -461,7 +461,7 @@ mod tests {
             [[sensor(saga(), 0), sensor(other(), 1)], [sensor(saga(), 1), sensor(saga(), 0)]]
         {
             let refused = read(wrong).expect_err("a wrong sensor");
-            assert!(refused.contains("does not belong to site"), "{refused}");
+            assert!(refused.contains("is not the id that was expected for site"), "{refused}");
         }
     }
 }

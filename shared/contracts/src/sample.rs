@@ -161,7 +161,8 @@ impl Sample {
         Self { at, value: Some(value + 0.0), flag }
     }
 
-    /// Creates a sample from what a sender gave. Without a flag, the value decides it.
+    /// Creates a sample from what a sender gave. If the sender gave no flag, it is `NotEvaluated` with a value and
+    /// `Missing` without one.
     pub(crate) fn sent(
         at: Timestamp,
         value: Option<f64>,
@@ -190,7 +191,7 @@ impl Sample {
         self.value.filter(|_| counts)
     }
 
-    /// Returns whether the flag is the one that a sample without a flag has.
+    /// Returns whether the flag can be left out in JSON: a reader then sets the same flag.
     fn has_default_flag(self) -> bool {
         matches!(self.flag, Flag::NotEvaluated | Flag::Missing)
     }

@@ -1,7 +1,8 @@
 //! The metadata of a sensor: how its samples are taken, and what turns a raw value into a calibrated one.
 //!
-//! A registration gives plain values ([`RegisteredMetadata`]). [`SensorChange`] changes them later. What changes the
-//! meaning of samples is dated ([`Dated`]), so that samples of the past keep theirs.
+//! A registration gives plain values ([`RegisteredMetadata`]). [`SensorChange`] changes them later. Most values that
+//! change the meaning of samples are dated ([`Dated`]), so that earlier samples keep their meaning. `stamp` is not
+//! dated: a change applies to all samples.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +91,7 @@ impl SensorKind {
     }
 }
 
-/// The moment of a sample's interval that the time of the sample gives.
+/// Whether the time of a sample is the start or the end of its interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stamp {
@@ -197,7 +198,7 @@ pub struct SensorDescription {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "kind")]
     pub kind: Option<SensorKind>,
-    /// Which moment of its interval the time of a sample is.
+    /// Whether the time of a sample is the start or the end of its interval, or the sample has no interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "stamp")]
     pub stamp: Option<Stamp>,
@@ -368,7 +369,7 @@ pub struct SensorChange {
     #[serde(default)]
     #[schemars(schema_with = "label")]
     pub label: Change<String>,
-    /// Which moment of its interval the time of a sample is.
+    /// Whether the time of a sample is the start or the end of its interval, or the sample has no interval.
     #[serde(default)]
     #[schemars(schema_with = "stamp")]
     pub stamp: Change<Stamp>,
@@ -597,8 +598,7 @@ impl FieldRule for SensorChangeRule {
             && change.no_data_values.is_keep()
             && change.calibration.is_keep();
         if !change.valid_from.is_keep() && dates_nothing {
-            let message =
-                "dates nothing; give intervalSeconds, noDataValues or calibration, or leave it out";
+            let message = "has no effect without a value to date; give intervalSeconds, noDataValues or calibration, or leave it out";
             problems.add(fields.path("validFrom"), message);
         }
         Some(change)
@@ -620,7 +620,10 @@ impl Input for Calibration {
         let gain = fields.required("gain", &Number::ANY, problems);
         let offset = fields.required("offset", &Number::ANY, problems);
         if gain == Some(0.0) {
-            problems.add(fields.path("gain"), "is 0; give the factor, which is 1 for none");
+            problems.add(
+                fields.path("gain"),
+                "is 0; give another factor, or 1 to leave values unscaled",
+            );
         }
         Some(Self { gain: gain?, offset: offset? })
     }

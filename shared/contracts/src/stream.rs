@@ -4,7 +4,16 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Timestamp;
+use crate::{OperatorId, SiteId, Timestamp};
+
+/// Returns the partition key of a bundle that an operator sends through the API: `<siteId>/<operatorId>`.
+///
+/// A producer with permission to put records on the stream uses the plain `<siteId>`. Kinesis keeps only records with
+/// the same partition key in order, so a producer that sends through the API too uses the key of the API.
+#[must_use]
+pub fn partition_key(site: SiteId, sender: OperatorId) -> String {
+    format!("{site}/{sender}")
+}
 
 /// A record of the stream in the format of Lambda's event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// Why the offset can't be changed.
-pub(crate) const FIXED: &str = "can't be changed, because bundles that are sent again would get other times; correct \
-     readings with a revision that replaces a range, or leave it out";
+pub(crate) const FIXED: &str = "can't be changed, because bundles that are sent again would get other times; leave \
+     it out. To correct stored readings, send a revision that replaces their range";
 const MILLIS_PER_MINUTE: i64 = 60_000;
 /// The minimum and the maximum in minutes.
 const RANGE: std::ops::RangeInclusive<i16> = -12 * 60..=14 * 60;

@@ -17,6 +17,21 @@ fn kits(json: &str) -> String {
 }
 
 #[test]
+fn literals_of_python_that_json_does_not_have_become_texts() {
+    for (json, quoted) in [
+        ("", ""),
+        ("[1, null]", "[1, null]"),
+        ("[NaN,-Infinity, Infinity]", r#"["NAN","-INF", "INF"]"#),
+        (r#"{"NaN": ["a NaN", NaN]}"#, r#"{"NaN": ["a NaN", "NAN"]}"#),
+        (r#"["a\"NaN", "\\", NaN, "ä NaN"]"#, r#"["a\"NaN", "\\", "NAN", "ä NaN"]"#),
+        (r#""NaN"#, r#""NaN"#),
+        ("ä NaN", "ä \"NAN\""),
+    ] {
+        assert_eq!(input::quote_non_numbers(json), quoted);
+    }
+}
+
+#[test]
 fn every_missing_wrong_and_unknown_field_is_named_at_once() {
     let body = json!({
         "operator": 7,

@@ -77,7 +77,7 @@ fn a_bundle_has_1_to_100_series() {
 }
 
 #[test]
-fn a_sample_is_after_1970_in_order_and_at_most_15_minutes_ahead() {
+fn samples_are_from_1970_or_later_in_order_and_at_most_15_minutes_ahead() {
     let newest = NOON + MAX_AHEAD_MILLIS;
     assert_eq!(wrong(&bundle(1, &[0, 1, NOON, newest])), None);
     for (millis, at) in [

@@ -170,7 +170,7 @@ fn each_wrong_field_is_named() {
         ),
         (
             json!({ "calibration": { "gain": 0, "offset": 1 } }),
-            "sensors[0].calibration.gain: is 0; give the factor, which is 1 for none",
+            "sensors[0].calibration.gain: is 0; give another factor, or 1 to leave values unscaled",
         ),
         (
             json!({ "calibration": [1, 0] }),
@@ -203,7 +203,7 @@ fn largest_metadata() -> Value {
         SensorMetadata::from(&register(metadata).expect("a sensor").metadata).bytes()
     };
     let rest = MAX_METADATA_BYTES - bytes(&metadata);
-    // Four bytes each, as far as the label may have so many characters.
+    // Fills the label with characters of four bytes, up to its maximum length.
     metadata["label"] = json!("\u{1f321}".repeat((rest / 4).min(99)));
     let rest = MAX_METADATA_BYTES - bytes(&metadata);
     let rest = rest - r#","s":"""#.len();
@@ -414,7 +414,7 @@ fn a_wrong_change_names_each_field() {
     let errors = input::from_json(&undated.to_string(), &SensorChangeRule).expect_err("wrong");
     assert_eq!(
         join_errors(&errors),
-        "validFrom: dates nothing; give intervalSeconds, noDataValues or calibration, or leave it out"
+        "validFrom: has no effect without a value to date; give intervalSeconds, noDataValues or calibration, or leave it out"
     );
     let list = input::from_json("[]", &SensorChangeRule).expect_err("wrong");
     assert!(join_errors(&list).starts_with("is an array; give an object with the fields label,"));

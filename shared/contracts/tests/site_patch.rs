@@ -69,8 +69,7 @@ fn required_values_can_not_be_removed() {
     assert_eq!(
         errors(&json!({ "utcOffset": "+01:00" })),
         [
-            "utcOffset: can't be changed, because bundles that are sent again would get other times; correct readings \
-          with a revision that replaces a range, or leave it out"
+            "utcOffset: can't be changed, because bundles that are sent again would get other times; leave it out. To correct stored readings, send a revision that replaces their range"
         ]
     );
     assert_eq!(

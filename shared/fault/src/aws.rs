@@ -5,14 +5,14 @@ use std::error::Error;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErrorMetadata};
 
-/// The reason why an AWS call failed. It applies to all AWS services.
+/// The reason why an AWS call failed. The reasons are the same for all AWS services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AwsErrorKind {
-    /// The service throttles calls, or the call conflicts with another one. The call had no effect. A later one may
+    /// The service throttles calls, or the call conflicts with another one. The call had no effect. A later call may
     /// succeed.
     Busy,
     /// No usable response: a server error, a timeout or a broken connection. The call may have had its effect. A later
-    /// one may succeed.
+    /// call may succeed.
     NoResponse,
     /// The credentials are invalid or have expired.
     Credentials,
@@ -22,7 +22,7 @@ pub enum AwsErrorKind {
     Refused,
 }
 
-/// Codes of [`AwsErrorKind::Busy`]. Codes that contain `Throttl` are also of this kind.
+/// The beginnings of the codes of [`AwsErrorKind::Busy`]. Codes that contain `Throttl` are also of this kind.
 const BUSY_CODES: [&str; 8] = [
     "ExecutionLimitExceeded",
     "LimitExceededException",
@@ -33,7 +33,8 @@ const BUSY_CODES: [&str; 8] = [
     "TransactionConflict",
     "TransactionInProgressException",
 ];
-/// Codes of [`AwsErrorKind::NoResponse`] that may come with a client error status or without a status.
+/// The beginnings of the codes of [`AwsErrorKind::NoResponse`] that may come with a client error status or without a
+/// status.
 const NO_RESPONSE_CODES: [&str; 4] =
     ["InternalFailure", "InternalServerError", "RequestTimeout", "ServiceUnavailable"];
 const CREDENTIALS_CODES: [&str; 10] = [
@@ -51,7 +52,7 @@ const CREDENTIALS_CODES: [&str; 10] = [
 const DENIED_CODES: [&str; 3] = ["AccessDenied", "NotAuthorized", "UnauthorizedOperation"];
 
 impl AwsErrorKind {
-    /// Classifies an error of a call: by its code, then by its HTTP status.
+    /// Classifies an error of a call by its code. If the code is unknown, classifies the error by its HTTP status.
     pub fn classify<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
         match error {
             SdkError::ServiceError(service) => {

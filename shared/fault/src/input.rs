@@ -17,7 +17,7 @@ pub struct InvalidInput {
 }
 
 impl From<Vec<FieldError>> for InvalidInput {
-    /// Converts one error with its field. Several errors become one line, and the field is `.`.
+    /// Converts the errors. A single error keeps its field. Several errors become one line, and the field is `.`.
     fn from(mut errors: Vec<FieldError>) -> Self {
         match errors.pop() {
             Some(FieldError { field, message, .. }) if errors.is_empty() => {
@@ -36,9 +36,9 @@ fn path_prefix(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
 
-/// Parses JSON that AWS or another step wrote. The error names the first invalid field.
+/// Parses JSON that AWS or Fieldstation wrote. The error names the first invalid field.
 ///
-/// For JSON from outside use [`contracts::input`], which reports all invalid fields.
+/// For JSON from outside, use [`contracts::input`], which reports all invalid fields.
 pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
     // Tracking the path costs as much as parsing, and valid input does not need it.
     if let Ok(value) = serde_json::from_str(json) {
@@ -59,7 +59,7 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     Ok(value)
 }
 
-/// Truncates a message of serde, which quotes the input at any length.
+/// Truncates a path or a message. Such a text may quote the input, which can have any length.
 fn cut(text: String) -> String {
     input::truncate(text, MAX_LINE)
 }

@@ -4,15 +4,15 @@ use std::fmt;
 
 use crate::InvalidInput;
 
-/// The error names that functions return. They are stable: state machines match them, and alarms and runbooks
-/// contain them.
+/// The kind of an error that a function returns. The names must not change: state machines match them, and alarms and
+/// runbooks contain them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The payment provider declined the payment. Not retried.
     CardDeclined,
     /// There are too few kits in stock. Not retried.
     KitsOutOfStock,
-    /// The step's undo ran before the step. The step changed nothing. Not retried.
+    /// The undo of the step ran before the step, so the step changed nothing. Not retried.
     Superseded,
     /// Throttling, a timeout or a busy service. A retry may succeed.
     Transient,
@@ -37,7 +37,7 @@ impl ErrorKind {
     }
 }
 
-/// A service's error type. Each of its cases has one of the stable names.
+/// An error type of a service. It assigns an [`ErrorKind`] to each of its errors.
 pub trait Fault: std::error::Error {
     /// Returns the kind, which determines the error's name.
     fn kind(&self) -> ErrorKind;

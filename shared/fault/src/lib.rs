@@ -1,6 +1,6 @@
-//! The errors of the services. State machines, alarms and people rely on their names.
+//! The errors of the services. State machines, alarms and people rely on the names of these errors.
 //!
-//! Functions and fieldctl use this crate, so it must not depend on the Lambda runtime.
+//! fieldctl uses this crate as well as the functions, so the crate must not depend on the Lambda runtime.
 
 mod aws;
 mod input;

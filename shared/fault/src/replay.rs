@@ -1,4 +1,4 @@
-//! The outcome of a replay. A function returns it and fieldctl reads it.
+//! The outcome of a replay, which a function returns and fieldctl reads.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,10 +13,10 @@ pub enum ReplayResponse {
     /// There is nothing left to do.
     #[serde(rename = "MOOT")]
     NothingToDo {
-        /// Why.
+        /// The reason, for people.
         message: String,
     },
-    /// It failed again.
+    /// The work failed again.
     Failed {
         /// The error's stable name.
         error: String,
@@ -32,7 +32,7 @@ impl ReplayResponse {
         Self::Failed { error: error.to_owned(), message: message.into() }
     }
 
-    /// Creates the outcome of a replay that failed with [`ErrorKind::Transient`]. A later one may succeed.
+    /// Creates the outcome of a replay that failed with [`ErrorKind::Transient`]. A later replay may succeed.
     #[must_use]
     pub fn transient(message: impl Into<String>) -> Self {
         Self::failed(ErrorKind::Transient.name(), message)

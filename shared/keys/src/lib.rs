@@ -5,9 +5,9 @@
 //! scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the key is enough:
 //! nobody can find a key by trying.
 //!
-//! Only the hash is stored. The [visible prefix](ApiKey::visible_prefix) identifies a key in lists and logs.
+//! Only the hash of a key is stored. The [visible prefix](ApiKey::visible_prefix) identifies a key in lists and logs.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, ops::Range};
 
 use contracts::Scope;
 use sha2::{Digest, Sha256};
@@ -26,7 +26,7 @@ const VISIBLE: usize = 12;
 /// The number of characters of a key.
 const LENGTH: usize = PREFIX + RANDOM + CHECKSUM;
 
-/// The start of the credential that consists of the first administrator's secret.
+/// The prefix of the first administrator's credential. The rest of the credential is the value of a secret.
 pub const BOOTSTRAP_PREFIX: &str = "fsb_";
 
 /// The kind of a key, which its third character shows. It helps people to recognise a key. The rights of a key are in
@@ -48,7 +48,9 @@ pub enum Kind {
 impl Kind {
     const ALL: [Self; 5] = [Self::Admin, Self::Operator, Self::Logger, Self::Read, Self::Bootstrap];
 
-    fn prefix(self) -> &'static str {
+    /// Returns the first four characters of the keys of this kind.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
         match self {
             Self::Admin => "fsa_",
             Self::Operator => "fso_",
@@ -74,11 +76,11 @@ impl From<Scope> for Kind {
 /// Why a text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
-    /// It does not have the format of a key.
-    #[error("it does not have the format of a key")]
+    /// The text does not have the format of a key.
+    #[error("the text does not have the format of a key")]
     Format,
-    /// Its checksum does not match: the key was mistyped or made up.
-    #[error("its checksum does not match")]
+    /// The checksum does not match: the key was mistyped or made up.
+    #[error("the checksum of the key does not match")]
     Checksum,
 }
 
@@ -106,7 +108,7 @@ impl ApiKey {
         let mut bytes = [0; 64];
         while key.len() < PREFIX + RANDOM {
             getrandom::fill(&mut bytes).map_err(NoRandomness)?;
-            // 248 is a multiple of 62. With the bytes above it, some digits would be more frequent than others.
+            // 248 is a multiple of 62. With the bytes from 248 on, some digits would be more frequent than others.
             let digits = bytes.iter().filter(|byte| **byte < 248);
             let digits = digits.map(|byte| char::from(DIGITS[usize::from(byte % 62)]));
             key.extend(digits.take(PREFIX + RANDOM - key.len()));
@@ -129,7 +131,7 @@ impl ApiKey {
         Ok(Self(text.to_owned()))
     }
 
-    /// Returns whether the text starts like a key. Such a text is not a token.
+    /// Returns whether the text starts like a key. A credential that does not is treated as a token.
     #[must_use]
     pub fn is_key_like(text: &str) -> bool {
         Kind::ALL.into_iter().any(|kind| text.starts_with(kind.prefix()))
@@ -147,7 +149,7 @@ impl ApiKey {
         &self.0[..VISIBLE]
     }
 
-    /// Returns the SHA-256 of the key, in hex. It is the key of the row.
+    /// Returns the SHA-256 of the key, in hex. The row of the API key has this hash as its key.
     #[must_use]
     pub fn hash(&self) -> String {
         let digest = Sha256::digest(&self.0);
@@ -164,6 +166,43 @@ fn checksum(text: &str) -> String {
         rest /= 62;
     }
     digits.map(char::from).iter().collect()
+}
+
+/// The start of a JSON Web Token: the base64 of `{"`.
+const TOKEN_PREFIX: &str = "eyJ";
+/// A shorter text is not a token.
+const MIN_TOKEN: usize = 32;
+
+/// Hides the secret part of each credential in a text that quotes a caller's input, such as an error.
+///
+/// The visible prefix of an API key stays. Of a token and of the first administrator's secret, only the start that shows
+/// the kind stays. Callers put credentials into wrong fields by mistake, and errors are logged.
+#[must_use]
+pub fn mask(text: &str) -> Cow<'_, str> {
+    let mut masked = String::new();
+    let mut rest = text;
+    let find = |text: &str| (0..text.len()).find_map(|at| Some((at, secret(text.get(at..)?)?)));
+    while let Some((at, secret)) = find(rest) {
+        masked.push_str(&rest[..at + secret.start]);
+        masked.push('…');
+        rest = &rest[at + secret.end..];
+    }
+    if masked.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(masked + rest) }
+}
+
+/// Returns the position of the secret part of the credential that the text starts with.
+fn secret(text: &str) -> Option<Range<usize>> {
+    let end = |is_part: fn(char) -> bool| text.find(|c| !is_part(c)).unwrap_or(text.len());
+    let secret = if ApiKey::is_key_like(text) {
+        let visible = if text.starts_with(BOOTSTRAP_PREFIX) { PREFIX } else { VISIBLE };
+        visible..end(|c| c.is_ascii_alphanumeric() || c == '_')
+    } else if text.starts_with(TOKEN_PREFIX) {
+        let end = end(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        TOKEN_PREFIX.len()..Some(end).filter(|end| *end >= MIN_TOKEN)?
+    } else {
+        return None;
+    };
+    Some(secret).filter(|secret| !secret.is_empty())
 }
 
 /// A long secret that callers send as a credential. Only its hash is in memory.
@@ -184,8 +223,8 @@ impl SharedSecret {
         Self(Sha256::digest(credential).into())
     }
 
-    /// Returns whether the credential is the secret. The time that this takes does not depend on the characters that
-    /// match.
+    /// Returns whether the credential is the secret. The comparison takes the same time for all credentials of one
+    /// length, so a caller can't guess the secret from the response time.
     #[must_use]
     pub fn matches(&self, credential: &str) -> bool {
         let other: [u8; 32] = Sha256::digest(credential).into();
@@ -273,6 +312,26 @@ mod tests {
         }
         assert!(ApiKey::is_key_like("fsl_x") && ApiKey::is_key_like("fsb_x"));
         assert!(!ApiKey::is_key_like("fsx_x") && !ApiKey::is_key_like("eyJ"));
+    }
+
+    #[test]
+    fn a_text_shows_only_the_visible_part_of_a_credential() {
+        let key = new(Kind::Logger);
+        let (whole, prefix) = (key.reveal(), key.visible_prefix());
+        let token = format!("eyJhbGciOiJub25lIn0.{}.x-_y", "a".repeat(30));
+        for (text, masked) in [
+            (String::new(), String::new()),
+            ("no key, fso_short, eyJ, ä".to_owned(), "no key, fso_short, eyJ, ä".to_owned()),
+            (whole.to_owned(), format!("{prefix}…")),
+            (prefix.to_owned(), prefix.to_owned()),
+            (format!("\"{whole}\"; ä {whole}0!"), format!("\"{prefix}…\"; ä {prefix}…!")),
+            // A key with a missing character is as secret as the key.
+            (format!("x{}", &whole[..39]), format!("x{prefix}…")),
+            ("fsb_secret, x".to_owned(), "fsb_…, x".to_owned()),
+            (format!("[{token}]"), "[eyJ…]".to_owned()),
+        ] {
+            assert_eq!(mask(&text), masked, "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::http::{Problem, Request};
 /// The caller of a request. API Gateway passes it from the authorizer to each function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The operator that the caller belongs to. The caller sees and changes only what belongs to it.
+    /// The operator that the caller belongs to. The caller sees and changes only what belongs to it. Only an
+    /// administrator may also manage other operators and their keys, and read their audit trail.
     pub operator: OperatorId,
     /// What the caller may do.
     pub scope: Scope,
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_logger_key_has_a_limit_of_its_own_and_only_a_caller_that_may_write_takes_sagas() {
+    fn only_a_logger_key_has_its_own_limit_and_only_writers_take_tokens_of_sagas() {
         let site = SiteId::registered(OperatorId::DEFAULT, "http", "a");
         for (scope, logger_key, may_start_sagas) in [
             (Scope::Admin, None, true),

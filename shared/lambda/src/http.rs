@@ -20,7 +20,6 @@ use limits::{Holder, Limits, Refusal};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use store::StoreError;
 use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
@@ -142,9 +141,35 @@ impl Problem {
         }
     }
 
-    /// Converts a fault to a 503 (retry later) or a 500. The fault's details are only logged.
-    #[must_use]
-    pub fn from_fault(fault: &impl Fault) -> Self {
+    /// Hides credentials in the texts for people. They quote the request, and callers put credentials into wrong fields by
+    /// mistake. Extension members are data for programs and stay as they are.
+    fn masked(mut self) -> Self {
+        self.detail = keys::mask(&self.detail).into_owned();
+        self.errors = self.errors.iter().map(masked).collect();
+        self
+    }
+
+    /// Creates a 500. Its cause is only logged.
+    fn internal() -> Self {
+        Self::new(
+            500,
+            "internal",
+            "Internal error",
+            "The request was not carried out. Tell the people who run Fieldstation the time and your request id.",
+        )
+    }
+}
+
+/// Hides credentials in a field error.
+#[must_use]
+pub fn masked(error: &FieldError) -> FieldError {
+    let mask = |text: &str| keys::mask(text).into_owned();
+    FieldError { field: mask(&error.field), message: mask(&error.message), reason: error.reason }
+}
+
+/// Converts a fault to a 503 (retry later) or a 500. The fault's details are only logged.
+impl<F: Fault> From<F> for Problem {
+    fn from(fault: F) -> Self {
         tracing::error!(error = fault.kind().name(), reason = %fault, "request failed");
         match fault.kind() {
             ErrorKind::Transient => Self::new(
@@ -156,23 +181,6 @@ impl Problem {
             ),
             _ => Self::internal(),
         }
-    }
-
-    /// Creates a 500. Its cause is only logged.
-    fn internal() -> Self {
-        Self::new(
-            500,
-            "internal",
-            "Internal error",
-            "The request was not carried out. Tell the operator the time and your request id.",
-        )
-    }
-}
-
-/// A failed call to a table is a fault.
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        Self::from_fault(&error)
     }
 }
 
@@ -214,8 +222,8 @@ impl Response {
     }
 }
 
-/// Returns the relative reference from the URL of `request` to `target`. `resource` is the route of the request. Both
-/// are paths below the API's root, as in the template: `/sites` or `/sites/{siteId}`.
+/// Returns the relative reference from the URL of `request` to `target`. `resource` is the route of the request.
+/// `resource` and `target` are paths below the API's root, such as `/sites` or `/sites/{siteId}`.
 #[must_use]
 pub fn relative_location(request: &Request, resource: &str, target: &str) -> String {
     let path = request.path.as_deref().unwrap_or_default();
@@ -278,6 +286,14 @@ pub fn reject_query(request: &Request) -> Result<(), Problem> {
     Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
 
+/// Returns the error of a query parameter that the route does not have. `known` lists those that it has, such as
+/// `limit or next`.
+#[must_use]
+pub fn unknown_parameter(name: &str, known: &str) -> FieldError {
+    FieldError::new(format!("query {name}"), format!("is not known; give {known}"))
+        .with_reason(Reason::UnknownField)
+}
+
 /// Returns a header's value. The name is case-insensitive.
 #[must_use]
 pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
@@ -300,6 +316,7 @@ pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
             if let Some(seconds) = problem.retry_after {
                 headers.insert(HeaderName::from_static("retry-after"), seconds.into());
             }
+            let problem = problem.masked();
             let body = serde_json::to_string(&problem).unwrap_or_else(|_| "{}".to_owned());
             (problem.status, "application/problem+json", body)
         }
@@ -425,7 +442,7 @@ impl Caching {
     }
 }
 
-/// Returns the entity tag of a response with this body, of this version of the resource if it has one.
+/// Returns the entity tag of a response with this body. If the resource has a version, the tag begins with it.
 fn entity_tag(body: &[u8], version: Option<u64>) -> String {
     let hash = &Sha256::digest(body)[..16];
     let tag = hash.iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
@@ -531,12 +548,12 @@ impl RequestOrigin {
     }
 }
 
-/// Prepares a text that may contain a caller's input for the log. The text is truncated; control and invisible
-/// characters are escaped.
+/// Prepares a text that may contain a caller's input for the log. The text is truncated, credentials are hidden, and
+/// control and invisible characters are escaped.
 #[must_use]
 pub fn loggable(text: &str) -> String {
     let mut escaped = String::new();
-    for character in text.chars().take(MAX_LOGGED + 1) {
+    for character in keys::mask(text).chars().take(MAX_LOGGED + 1) {
         let mut as_debug = character.escape_debug();
         if character.is_control() || as_debug.clone().nth(1) == Some('u') {
             escaped.extend(as_debug.by_ref());
@@ -555,6 +572,7 @@ mod tests {
     };
 
     use serde_json::json;
+    use store::StoreError;
 
     use super::*;
 
@@ -582,7 +600,7 @@ mod tests {
                 "title": "The request is not valid",
                 "status": 400,
                 "detail": "Correct sensors[2].unit and send the request again.",
-                "errors": [{ "field": "sensors[2].unit", "message": "is missing" }],
+                "errors": [{ "field": "sensors[2].unit", "message": "is missing", "reason": "InvalidValue" }],
             })
         );
     }
@@ -622,7 +640,7 @@ mod tests {
         for (fault, status) in
             [(StoreError::Transient(inside()), 503), (StoreError::Internal(inside()), 500)]
         {
-            let problem = Problem::from_fault(&fault);
+            let problem = Problem::from(fault);
             assert_eq!(problem.status, status);
             assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");
         }
@@ -687,6 +705,19 @@ mod tests {
         let logged = loggable(&format!("is \u{1b}[2J\u{202e}{}", "x".repeat(1_000)));
         assert!(logged.starts_with("is \\u{1b}[2J\\u{202e}xx"), "{logged}");
         assert!(logged.chars().count() <= MAX_LOGGED + 4, "{logged}");
+    }
+
+    #[test]
+    fn a_credential_in_a_wrong_field_is_neither_returned_nor_logged() {
+        let key = "fso_0123456789abcdefghijklmnopqrstuvwxyz";
+        let error = FieldError::new(format!("query {key}"), format!("is \"{key}\"; give a UUID"));
+        let problem = Problem::invalid(vec![error]).with("bundles", vec!["fso_a", "eyJ"]);
+        let origin = RequestOrigin::new(&request(""));
+        let lines = logged(|| origin.log_refusal(&problem));
+        let response = serde_json::to_string(&response(Err(problem))).expect("JSON");
+        for text in [json!(lines).to_string(), response] {
+            assert!(text.contains("fso_01234567…") && !text.contains("fso_012345678"), "{text}");
+        }
     }
 
     /// Returns the JSON lines that the work logs within an invocation.

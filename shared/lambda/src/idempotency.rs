@@ -38,7 +38,8 @@ pub fn idempotency_key<'a>(request: &'a Request, what: &str) -> Result<&'a str, 
     }
 }
 
-/// Creates a 409 for a key that an earlier request used, with another registration, for the `what` with this id.
+/// Creates a 409 for a reused key. An earlier request sent the same key with another registration, and created the
+/// `what` with this id.
 pub fn idempotency_key_reused(what: &str, id: impl Display) -> Problem {
     let detail = format!(
         "Send a new Idempotency-Key for a new {what}. To repeat the earlier request, send its registration \

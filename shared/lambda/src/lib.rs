@@ -1,6 +1,7 @@
-//! The runtime of every function. A `bin/<step>.rs` calls [`Aws::start`], creates the step with its tables and
-//! clients, and calls one of [`serve_step`], [`serve_http`], [`serve_queue`], [`serve_commands`], [`serve_stream`],
-//! [`serve_raw`].
+//! The runtime of every function. A `bin/<function>.rs` calls [`Aws::start`], creates the function's struct with its
+//! tables and clients, and calls one of [`serve_step`], [`serve_http`], [`http::serve_http_with_deadline`],
+//! [`serve_queue`], [`serve_commands`], [`serve_stream`]. watch-network calls `serve` of the crate consumer, which
+//! calls [`serve_raw`].
 
 mod aws;
 mod batch;

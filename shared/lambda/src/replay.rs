@@ -1,4 +1,4 @@
-//! Replays: an operator calls a function with one failed record or message, and waits for the outcome.
+//! Replays: an engineer on call calls a function with one failed record or message, and waits for the outcome.
 //!
 //! The response to a batch does not show whether the work succeeded: a record that was quarantined, or a command that
 //! was sent back to its queue, counts as success. So a replay has its own event and response. In a replay nothing is
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::{Deadline, Error, serve_raw};
 
-/// A response to Lambda, or to an operator.
+/// A response to Lambda, or to an engineer on call.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Response<R> {

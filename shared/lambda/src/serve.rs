@@ -32,7 +32,7 @@ pub trait Step {
     ) -> impl Future<Output = Result<Self::Reply, Self::Error>>;
 }
 
-/// Serves a step to state machines, EventBridge rules and schedules.
+/// Serves a step to state machines, EventBridge rules, schedules and, for authorise-caller, API Gateway.
 pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
     let step = &step;
     serve_raw(async |payload, deadline| {

@@ -56,7 +56,7 @@ fn parse_level(name: &str) -> LevelFilter {
     }
 }
 
-/// Writes the metrics since the last call. One invocation writes one document.
+/// Writes the metrics since the last call. One invocation writes one document for each distinct set of labels.
 pub(crate) fn flush(request_id: &str) {
     if let Some(collector) = METRICS.get()
         && let Err(error) = write(collector, request_id, std::io::stdout())

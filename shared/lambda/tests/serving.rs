@@ -1,25 +1,15 @@
 //! Functions under a fake of Lambda's Runtime API.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Duration,
 };
 
 use aws_sdk_dynamodb::Client;
-use axum::{
-    Router,
-    extract::{Path, State},
-    http::StatusCode,
-    response::{AppendHeaders, IntoResponse},
-    routing::{get, post},
-};
 use contracts::{OnboardingId, OperatorId, Timestamp};
 use fault::{ErrorKind, Fault};
 use lambda::{
-    Error, Step,
+    Step,
     http::{Caller, Problem, Response, serve_http_with_deadline},
     serve_http, serve_queue, serve_step,
 };
@@ -31,84 +21,13 @@ use testkit::{
     dynamo::{Dynamo, LIMITS},
     http::config,
     measured::measured,
+    runtime::run_function,
     sample::{self, saga},
 };
-use tokio::{net::TcpListener, sync::Notify};
 
 /// The function's timeouts. Half a second is reserved for the response.
 const LONG_TIMEOUT: Duration = Duration::from_mins(1);
 const SHORT_TIMEOUT: Duration = Duration::from_millis(800);
-
-/// The state of the fake: the payloads to deliver, and the responses that it received.
-struct RuntimeApi {
-    timeout: Duration,
-    payloads: Mutex<Vec<Value>>,
-    received: Mutex<Vec<(String, Value)>>,
-    done: Notify,
-}
-
-async fn next(State(api): State<Arc<RuntimeApi>>) -> impl IntoResponse {
-    let payload = api.payloads.lock().expect("the state").pop();
-    let Some(payload) = payload else {
-        api.done.notify_one();
-        return std::future::pending().await;
-    };
-    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + api.timeout;
-    let headers = AppendHeaders([
-        ("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned()),
-        ("Lambda-Runtime-Deadline-Ms", deadline.as_millis().to_string()),
-        ("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:eu-central-1:1:function:f".into()),
-    ]);
-    (headers, payload.to_string())
-}
-
-async fn receive(
-    State(api): State<Arc<RuntimeApi>>,
-    Path((_, outcome)): Path<(String, String)>,
-    body: String,
-) -> StatusCode {
-    let body = serde_json::from_str(&body).expect("JSON");
-    api.received.lock().expect("the state").push((outcome, body));
-    StatusCode::ACCEPTED
-}
-
-/// Returns the function's response to each payload: `response` or `error`, and the body.
-async fn run_function(
-    function: impl Future<Output = Result<(), Error>>,
-    timeout: Duration,
-    payloads: impl IntoIterator<Item = Value>,
-) -> Vec<(String, Value)> {
-    let mut payloads: Vec<_> = payloads.into_iter().collect();
-    payloads.reverse();
-    let api = Arc::new(RuntimeApi {
-        timeout,
-        payloads: Mutex::new(payloads),
-        received: Mutex::default(),
-        done: Notify::new(),
-    });
-    let app = Router::new()
-        .route("/2018-06-01/runtime/invocation/next", get(next))
-        .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(receive))
-        .with_state(Arc::clone(&api));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
-    let server = tokio::spawn(async { axum::serve(listener, app).await });
-    let variables = [
-        ("AWS_LAMBDA_RUNTIME_API", Some(address.as_str())),
-        ("AWS_LAMBDA_FUNCTION_NAME", Some("f")),
-        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", Some("128")),
-        ("AWS_LAMBDA_FUNCTION_VERSION", Some("7")),
-    ];
-    temp_env::async_with_vars(variables, async {
-        tokio::select! {
-            ended = function => panic!("the function ended: {ended:?}"),
-            () = api.done.notified() => {}
-        }
-    })
-    .await;
-    server.abort();
-    api.received.lock().expect("the state").clone()
-}
 
 struct CountStep;
 
@@ -298,7 +217,7 @@ async fn a_request_beyond_a_limit_of_sagas_names_the_limit() {
         ),
     ] {
         let dynamo = Dynamo::start().await;
-        // The bucket is full in a minute, and fills in less than that, so it is empty now.
+        // The bucket will be full in a minute. An empty bucket fills in at most 40 seconds, so this one is empty now.
         let tat = Timestamp::now().millis() + 60_000;
         dynamo.put(LIMITS, json!({ "id": id, "tat": tat, "expiresAt": 0 })).await;
         let handler = async |_, _: Caller| Response::new(202, &"it");
@@ -313,11 +232,12 @@ async fn a_request_beyond_a_limit_of_sagas_names_the_limit() {
         let body: Value = serde_json::from_str(body).expect("a problem as JSON");
         assert_eq!(body["type"], "urn:fieldstation:problem:rate-limited");
         assert!(body["detail"].as_str().expect("text").starts_with(detail), "{body}");
-        // Functions that start no sagas have other limits.
+        // Functions that start no sagas do not use these buckets.
         let served = serve_http(limits(), handler);
         let received = run_function(served, LONG_TIMEOUT, [request.clone()]).await;
         assert_eq!(status(&received[0]), ("response", &json!(202)), "{id}");
-        // The handler refuses a caller that may only read.
+        // A caller that may only read takes no token of sagas, so its request reaches the handler. A real handler would
+        // refuse it.
         request["requestContext"]["authorizer"]["scope"] = json!("read");
         let served = serve_http(limits().of_sagas(), handler);
         let received = run_function(served, LONG_TIMEOUT, [request]).await;

@@ -13,8 +13,8 @@ use fault::AwsErrorKind;
 
 use crate::{LedgerError, PayloadFile};
 
-/// The maximum size of a file that is read. An event of Lambda has at most 6 MB. As an escaped string in the file's
-/// JSON, it has at most twice that size.
+/// The maximum size of a file that is read, in bytes. The largest files contain an event of Lambda, which has at most 6
+/// MB. The event is an escaped string in the file's JSON, so it takes at most twice that size.
 pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// The timeout for reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,8 +36,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Creates a client from this configuration. A custom endpoint is an emulator: there the bucket is part of the
-    /// path, since its name can't be resolved as a host.
+    /// Creates a client from this configuration. A custom endpoint belongs to an emulator. Requests to an emulator have
+    /// the bucket in the path, because a host name that contains the bucket can't be resolved.
     #[must_use]
     pub fn new(config: &SdkConfig) -> Self {
         let emulator = config.endpoint_url().is_some();
@@ -45,8 +45,7 @@ impl Files {
         Self { client: Client::from_conf(config) }
     }
 
-    /// Reads a file. S3 reports a missing file as missing, and not as forbidden, only if the caller has
-    /// `s3:ListBucket`.
+    /// Reads a file. If the caller lacks the permission `s3:ListBucket`, S3 reports a missing file as forbidden.
     ///
     /// # Errors
     /// Returns an error if a retry may succeed.

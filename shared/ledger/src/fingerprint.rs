@@ -26,9 +26,10 @@ pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
 /// The number of bytes of the hash of the sender in a group id: six hex digits.
 const SENDER_BYTES: usize = 3;
 
-/// Returns the id of the group that a failure belongs to. Failures of one cause are one group: its id is their
-/// fingerprint. The cause of quarantined readings is their sender, so each combination of site, sensor and sender has
-/// its own group: the fingerprint, `-`, and six hex digits.
+/// Returns the id of the group that a failure belongs to. Failures with the same fingerprint form a group, and the
+/// fingerprint is the id of the group. Quarantined readings are divided further, because their cause is their sender:
+/// each combination of site, sensor and sender has its own group. The id of such a group is the fingerprint, `-`, and
+/// six hex digits.
 #[must_use]
 pub fn group_id(fingerprint: &str, source: &str, kind: Kind, affected_ids: &AffectedIds) -> String {
     if source != STORE_READINGS || kind != Kind::Quarantined {
@@ -160,7 +161,7 @@ mod tests {
         let same = fingerprint("project-site", &error);
         assert_ne!(same, fingerprint("import-site", &error));
         assert_ne!(same, fingerprint("project-site", &ErrorInfo::new("Transient", "no")));
-        // This value must not change: operators note fingerprints and compare them.
+        // This value must not change: engineers on call note fingerprints and compare them.
         assert_eq!(same, "918940a1cd53");
     }
 }

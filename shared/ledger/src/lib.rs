@@ -1,9 +1,9 @@
 //! The ledger of failures: one row for each failed piece of work.
 //!
-//! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, also
+//! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, even
 //! after a replay, the same row gets one more attempt. The index `byStatus` lists the rows of each status,
-//! ordered by the time of their last attempt. The function `record-failure` writes the rows. Operators read, replay
-//! and discard them with fieldctl.
+//! ordered by the time of their last attempt. The function `record-failure` writes the rows. Engineers on call read,
+//! replay and discard failures with fieldctl.
 
 mod error;
 pub mod files;
@@ -24,7 +24,7 @@ pub use table::{
     RecordResult, ReplayOutcome,
 };
 
-/// The maximum number of replays of a failure, unless the operator forces a further one.
+/// The maximum number of replays of a failure. An engineer on call can force further replays.
 pub const MAX_REPLAYS: u32 = 5;
 
 /// The maximum size of a payload in a row, in bytes. A longer payload is stored in a file, since an item of DynamoDB
@@ -38,7 +38,7 @@ const MAX_NAME_LENGTH: usize = 200;
 /// The UUID namespace of the ids of failures.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
 
-/// The id of a failed piece of work.
+/// The id of a failed piece of work: a UUID that is derived from the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FailureId(Uuid);
@@ -67,7 +67,8 @@ impl FromStr for FailureId {
     }
 }
 
-/// How a piece of work failed. This determines how it is replayed. The descriptions are also fieldctl's help texts.
+/// How a piece of work failed. The kind determines how the work is replayed. The doc comments of the variants are also
+/// fieldctl's help texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "SCREAMING_SNAKE_CASE"))]
@@ -84,8 +85,8 @@ pub enum Kind {
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message or a file that can't be read, work whose row the table refuses, or an event that could not be published
-    /// to a topic. The payload is stored unchanged. It can't be replayed.
+    /// A message or a file that can't be read, work whose row the table refuses, or an event that could not be
+    /// published to a topic. The payload is stored unchanged. Such a failure can't be replayed.
     Unreadable,
 }
 
@@ -97,7 +98,7 @@ pub enum Status {
     Open,
     /// A replay succeeded, or the work was done in another way.
     Replayed,
-    /// An operator decided that the failure needs no replay.
+    /// An engineer on call decided that the failure needs no replay.
     Discarded,
 }
 
@@ -120,9 +121,9 @@ pub struct ErrorInfo {
     pub name: String,
     /// A message for people, of up to 2,000 characters.
     pub message: String,
-    /// The site, sensor and sender that the failure concerns. They are part of the error because the index `byStatus`
-    /// projects the errors, and an index's projection can't be changed in place. Rows of earlier versions don't have
-    /// them.
+    /// The site, sensor and sender that the failure concerns. They are part of the error so that the index `byStatus`
+    /// contains them: the index projects the errors, and its projection can't be changed in place. Rows of earlier
+    /// versions don't have these ids.
     #[serde(rename = "concerns", default, skip_serializing_if = "Option::is_none")]
     pub affected_ids: Option<AffectedIds>,
 }
@@ -131,22 +132,22 @@ pub struct ErrorInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AffectedIds {
-    /// The site that the payload names. For readings it is only what the sender claims.
+    /// The site that the payload names. In readings, this site is only the sender's claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
     /// The sensor that the error is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_id: Option<SensorId>,
-    /// The site at which that sensor is registered.
+    /// The site to which the sensor register assigns the sensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_site_id: Option<SiteId>,
-    /// The partition key of a stream's record, if it is not the id of a site. At most 100 characters.
+    /// The partition key of the stream record, truncated to 100 characters. `None` if the record names a site.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
 }
 
 impl AffectedIds {
-    /// Returns whether the failure concerns the site, by the payload or by the register.
+    /// Returns whether the payload names the site, or the register assigns the sensor to the site.
     #[must_use]
     pub fn include_site(&self, site: SiteId) -> bool {
         [self.site_id, self.sensor_site_id].contains(&Some(site))
@@ -178,9 +179,9 @@ pub struct PayloadFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ReplayState {
-    /// The replay is claimed: it is being sent, or its sender was interrupted.
+    /// The replay is claimed. It is being sent, or its sender was interrupted.
     Sending,
-    /// The claim has ended. The outcome is in the row, unless it is not known yet.
+    /// The claim has ended. If the outcome of the replay is known, it is in the row.
     Ended,
 }
 
@@ -196,8 +197,8 @@ pub struct Replay {
     pub by: Option<String>,
     /// The state of the replay.
     pub state: ReplayState,
-    /// The row's number of attempts when it was claimed. If the row has more attempts, the work has failed again
-    /// since.
+    /// The row's number of attempts when the replay was claimed. If the row now has more attempts, the work has failed
+    /// again since.
     pub attempts: u32,
 }
 
@@ -208,11 +209,11 @@ pub struct FailedWork {
     pub id: FailureId,
     /// The function or state machine that failed. If it is not known: the queue.
     pub source: String,
-    /// How it failed.
+    /// How the work failed.
     pub kind: Kind,
     /// The payload that a replay sends.
     pub payload: Payload,
-    /// Why it failed.
+    /// Why the work failed.
     pub error: ErrorInfo,
     /// The onboarding that the work belongs to.
     pub correlation_id: Option<OnboardingId>,
@@ -227,7 +228,7 @@ pub struct FailedWork {
 pub enum Payload {
     /// The text, as it was received.
     Text(String),
-    /// A file that contains it.
+    /// A file that contains the payload.
     File(PayloadFile),
 }
 
@@ -244,7 +245,7 @@ pub struct FailureRow {
     /// The payload that a replay sends. `None` if it is in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
-    /// The payload's file, if the payload is too long for the row, or if it is a file that can't be read.
+    /// The file with the payload, if the payload is too long for the row, or if it is itself a file that can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_file: Option<PayloadFile>,
     /// Why the work failed last.
@@ -272,7 +273,7 @@ pub struct FailureRow {
     /// The ids of the messages about the failure, by which a redelivered message is recognized. At most 100.
     #[serde(default, serialize_with = "serde_dynamo::string_set::serialize")]
     pub messages: BTreeSet<String>,
-    /// How often the failure was claimed for a replay, without the replays that were not sent.
+    /// The number of replays that were claimed and not withdrawn. A replay that was not sent is withdrawn.
     pub replays: u32,
     /// The last replay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -296,8 +297,9 @@ impl FailureRow {
         self.error.affected_ids.clone().unwrap_or_else(site_only)
     }
 
-    /// Returns the name of the execution that replays this failed execution. Call it on the row after the claim: the
-    /// name contains the number of the replay, so one replay starts at most one execution.
+    /// Returns the name of the execution that replays this failed execution. The name contains the number of the
+    /// replay, so one replay starts at most one execution. Call this on the row after the claim, because the claim
+    /// counts the replay.
     #[must_use]
     pub fn execution_name(&self) -> String {
         format!("replay-{}-{}", self.id, self.replays)

@@ -7,6 +7,8 @@ use contracts::{
 
 /// The function that quarantines bundles that it can't store.
 pub const STORE_READINGS: &str = "store-readings";
+/// The function that starts the teardown of an onboarding that ended without one.
+pub const RECOVER_ONBOARDING: &str = "recover-onboarding";
 
 /// The functions that events and schedules invoke asynchronously.
 const ASYNCHRONOUS: [&str; 12] = [
@@ -18,18 +20,18 @@ const ASYNCHRONOUS: [&str; 12] = [
     "project-site",
     "receive-kits",
     "reconcile-subscriptions",
-    "recover-onboarding",
+    RECOVER_ONBOARDING,
     "report-failures",
     "start-onboarding",
     "sweep-events",
 ];
 
-/// Returns whether a failure of this source can be closed after a teardown of the failure's onboarding succeeded. The
-/// teardown runs every undo, and no step of the onboarding has an effect after its undo.
+/// Returns whether a failure of this source can be closed once a teardown of the failure's onboarding has succeeded.
+/// The failed work is then obsolete: the teardown runs the undo of every step, and a step has no effect after its undo.
 #[must_use]
 pub fn is_done_by_teardown(source: &str) -> bool {
     let mut steps = STEPS.iter().flat_map(|step| [step.function(), step.undo_function()]);
-    [SITE_TEARDOWN, "recover-onboarding"].contains(&source) || steps.any(|step| step == source)
+    [SITE_TEARDOWN, RECOVER_ONBOARDING].contains(&source) || steps.any(|step| step == source)
 }
 
 /// Returns the functions and state machines whose work can fail permanently.
@@ -42,8 +44,8 @@ pub fn workers() -> Vec<&'static str> {
     workers
 }
 
-/// Returns all known sources: the workers, and the queues whose messages may name no worker. The ledger accepts any
-/// source; this list is for checking what an operator types.
+/// Returns all known sources: the workers, and the queues whose messages may name no worker. fieldctl checks the names
+/// that its users type against this list. The ledger itself accepts any source.
 #[must_use]
 pub fn known() -> Vec<&'static str> {
     let queues = CONSUMERS.iter().filter(|it| it.function == RECORD_FAILURE);

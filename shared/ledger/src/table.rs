@@ -1,8 +1,8 @@
 //! Reads and changes the rows of failures: record, list, claim for a replay, finish and discard.
 //!
-//! A claim, finish or discard is decided on the current row and committed on the condition that the row is unchanged.
-//! If the condition fails, it is decided again on the new row. Recording a failure and marking it as replayed do not
-//! read the row first.
+//! A claim, finish or discard reads the row, decides on the change, and commits the change on the condition that the
+//! row is unchanged (`IF_UNCHANGED`). If the condition fails, it reads the row and decides again. Recording a failure
+//! and marking a failure as replayed do not read the row first.
 
 use std::collections::HashMap;
 
@@ -23,11 +23,11 @@ const BY_STATUS: &str = "byStatus";
 /// The maximum number of attempts to change a row that other writers change at the same time.
 const MAX_CHANGE_ATTEMPTS: u32 = 5;
 
-/// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
-/// a row is limited.
+/// The maximum number of message ids that a row keeps. The size of a row is limited, so a full row loses all its ids
+/// before the next one is added. That is acceptable, because a message is redelivered soon or not at all.
 const MAX_MESSAGES: u32 = 100;
 
-/// The condition that the row has not changed since a change was decided.
+/// The condition that the attempts, the replays and the status have not changed since the row was read.
 const IF_UNCHANGED: &str = "#attempts = :previous_attempts \
     AND #replays = :previous_replays AND #status = :previous_status";
 
@@ -63,9 +63,9 @@ pub struct FailureSummary {
     /// The onboarding that the work belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// How often the failure was claimed for a replay, without the replays that were not sent.
+    /// The number of replays that were claimed and not withdrawn. A replay that was not sent is withdrawn.
     pub replays: u32,
-    /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
+    /// The site, sensor and sender that the failure concerns. In the table, they are part of the error.
     #[serde(flatten, skip_deserializing)]
     pub affected_ids: AffectedIds,
 }
@@ -98,7 +98,7 @@ impl From<FailureRow> for FailureSummary {
     }
 }
 
-/// The site of a row of an earlier version, whose error does not contain it.
+/// The site of a row of an earlier version. The error of such a row does not contain the site.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RowSite {
@@ -106,7 +106,7 @@ struct RowSite {
     site_id: Option<SiteId>,
 }
 
-/// The start of a page: it begins after this failure.
+/// The failure after which a page starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cursor {
@@ -130,7 +130,7 @@ pub enum RecordResult {
 pub struct ClaimOptions {
     /// Allow more replays than [`MAX_REPLAYS`].
     pub over_limit: bool,
-    /// Allow a claim after an interrupted replay, which may have been sent.
+    /// Allow a claim although another replay has claimed the failure and has not ended. That replay may have been sent.
     pub in_doubt: bool,
 }
 
@@ -138,13 +138,14 @@ pub struct ClaimOptions {
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "only the claimant may send the replay"]
 pub enum ClaimResult {
-    /// The row after the claim. The caller must send the replay and finish it.
+    /// The replay is claimed. Contains the row after the claim. The caller must send the replay and then call
+    /// [`Ledger::finish`].
     Claimed(Box<FailureRow>),
     /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// The failure was replayed [`MAX_REPLAYS`] times.
     LimitReached,
-    /// This replay claimed the failure and has not ended. It is running, or it was interrupted.
+    /// This other replay has claimed the failure and has not ended. It is running, or it was interrupted.
     InDoubt(Replay),
     /// There is no such failure.
     NotFound,
@@ -208,8 +209,8 @@ impl Ledger {
         self.failures.get(&FailureRow::key(id)).await
     }
 
-    /// Records a failure from a message. Creates a row. If the same work failed before, its row gets one more attempt
-    /// and is open again, and its history is kept.
+    /// Records a failure from a message. Creates the row. If the same work failed before, adds an attempt to the
+    /// existing row and opens it again. The row keeps the time of the first message, the replays and the note.
     pub async fn record(
         &self,
         failure: &FailedWork,
@@ -270,7 +271,7 @@ impl Ledger {
         Err(LedgerError::Contended(failure.id))
     }
 
-    /// Removes the message ids from a row, to make room for new ones.
+    /// Removes these message ids from the row, to make room for new ones.
     async fn remove_message_ids(&self, row: FailureRow) -> Result<(), StoreError> {
         let messages = AttributeValue::Ss(row.messages.into_iter().collect());
         let values = [("messages", messages)];
@@ -315,7 +316,7 @@ impl Ledger {
         Ok((rows, next.map_err(|error| corrupt(&error))?))
     }
 
-    /// Reads the sites of old rows. The index does not have them.
+    /// Reads the sites of rows of earlier versions from the table, because the index does not have them.
     async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
         let keys = ids.iter().map(|id| FailureRow::key(*id));
         let items = self.failures.batch_get(keys).project("id, siteId").send().await?;
@@ -333,7 +334,7 @@ impl Ledger {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
-    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds, unless [`ClaimOptions::in_doubt`]
+    /// Claims a failure for a replay. Only one of several concurrent claims succeeds, unless [`ClaimOptions::in_doubt`]
     /// allows a claim of a failure that another replay has claimed.
     pub async fn claim(
         &self,
@@ -348,7 +349,7 @@ impl Ledger {
                 return Ok(Decision::nothing(ClaimResult::NotOpen(row.status)));
             }
             match &row.replay {
-                // This replay's own claim: the response to it was lost.
+                // This replay has already claimed the failure, and the response to that call was lost.
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
                     return Ok(Decision::nothing(ClaimResult::Claimed(Box::new(row))));
                 }
@@ -410,14 +411,14 @@ impl Ledger {
                     FinishResult::Unchanged(row.status)
                 }
                 ReplayOutcome::Failed(error) => {
-                    // The replay processed the same record, so it concerns the same site.
+                    // The replay processed the same record, so its error concerns the same site, sensor and sender.
                     let error = ErrorInfo { affected_ids: row.error.affected_ids, ..error.clone() };
                     set.push(("error", attribute(&error)?));
                     set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
                     FinishResult::Unchanged(row.status)
                 }
                 ReplayOutcome::NotSent => {
-                    // If this is reported twice, the claim is withdrawn once.
+                    // A repeated call withdraws the claim only once.
                     let withdrawn = u32::from(previous == ReplayState::Sending);
                     set.push(("replays", number(row.replays.saturating_sub(withdrawn))));
                     FinishResult::Unchanged(row.status)
@@ -455,8 +456,8 @@ impl Ledger {
         }
     }
 
-    /// Decides on the current row and commits the decision if the row is unchanged. Makes at most
-    /// [`MAX_CHANGE_ATTEMPTS`] attempts.
+    /// Reads the row, calls `decide`, and commits the decision if the row is unchanged. Otherwise tries again, up to
+    /// [`MAX_CHANGE_ATTEMPTS`] attempts. Returns `None` if there is no such row.
     async fn change<A>(
         &self,
         id: FailureId,

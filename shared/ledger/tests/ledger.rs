@@ -21,7 +21,7 @@ const DESPITE_DOUBT: ClaimOptions = ClaimOptions { over_limit: false, in_doubt: 
 /// The number of failures that are listed and counted.
 const FAILURE_COUNT: u32 = 10_050;
 
-/// Returns a failure whose work is this text.
+/// Returns a failed piece of work whose payload and identity are this text.
 fn failed_work(work: &str) -> FailedWork {
     let mut hash = [0; 32];
     hash[..work.len()].copy_from_slice(work.as_bytes());
@@ -237,7 +237,7 @@ async fn an_interrupted_replay_is_in_doubt_until_a_claim_allows_doubt() {
     }
     assert!(matches!(world.claim(id, 3, DESPITE_DOUBT).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
-    // The first replay was only slow, and has lost its claim.
+    // The first replay was slow, not interrupted. It has lost its claim.
     assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
     assert_eq!(world.finish(id, 3, ReplayOutcome::Done).await, FinishResult::Replayed);
 }
@@ -308,7 +308,7 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
                     "id": failure.id, "source": "project-site", "kind": "UNREADABLE",
                     "status": "OPEN", "error": failure.error, "fingerprint": "0123456789ab",
                     "attempts": 1, "replays": 0, "payload": "x".repeat(100),
-                    // Each time belongs to two rows, so that the index has to order rows of the same time.
+                    // Two rows share each time, so the index has to order rows of the same time.
                     "firstAt": noon(index / 2), "lastAt": noon(index / 2),
                 }),
             );

@@ -1,34 +1,37 @@
-//! A bucket in the memory of an execution environment. Decides whether a request needs a lease, and how large it is.
+//! The state of a bucket in the memory of an execution environment. The state decides whether a request needs a lease,
+//! and how many tokens to lease.
 
 use contracts::RateLimit;
 
 use crate::{is_ahead, is_due};
 
-/// The lifetime of a lease, in milliseconds.
+/// The lifetime of a lease or a credit, in milliseconds.
 pub const LIFETIME_MILLIS: i64 = 10_000;
 /// The maximum size of a lease, in tokens.
 const MAX_LEASE: u32 = 100;
-/// The minimum time for which a refusal is remembered, in milliseconds. It is the unit of `Retry-After`.
+/// The minimum time for which a refusal is remembered, in milliseconds: one second, because `Retry-After` has
+/// whole seconds.
 const MIN_REFUSAL_MILLIS: i64 = 1_000;
 /// The maximum time for which a refusal is remembered, in milliseconds.
 const MAX_REFUSAL_MILLIS: i64 = 60_000;
 
-/// What an execution environment knows of a bucket. All times are in milliseconds since the epoch.
+/// What an execution environment knows about a bucket. All times are in milliseconds since the epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
-    /// The size of the last lease, or what was used of it before it expired.
+    /// The size of the last lease in tokens, or the number of its tokens that were used before it expired.
     size: u32,
-    /// The leased tokens that are not used.
+    /// The leased tokens that are not used yet.
     tokens: u32,
-    /// The tokens that were taken on credit.
+    /// The tokens that were taken on credit. The next lease pays for them.
     owed: u32,
-    /// When the lease, the credit or the refusal no longer counts.
+    /// Until when the bucket is in use: see `is_in_use`.
     expires_at: i64,
     /// Until when requests are refused.
     refused_until: i64,
-    /// A `tat` that the row has reached.
+    /// The last `tat` of the bucket's row that this environment has seen. Other environments may have increased it
+    /// since.
     tat: Option<i64>,
-    /// Whether the last lease found that other environments use the bucket, too.
+    /// Whether the last lease found that other environments use the bucket too.
     shared: bool,
     /// The number of refusals that no log line has reported.
     refusals: u64,
@@ -49,13 +52,13 @@ pub(crate) enum Decision {
 /// What to lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// The tokens that pay a credit. They can't be used.
+    /// The tokens that pay for the credit. They serve no further request.
     pub owed: u32,
-    /// The wanted tokens, beyond those.
+    /// The tokens to lease in addition to `owed`.
     pub wanted: u32,
-    /// A `tat` that the row has reached. `None` if the environment does not know one.
+    /// The last `tat` of the row that the environment has seen. `None` if it has seen none.
     pub tat: Option<i64>,
-    /// Whether the last lease found that other environments use the bucket, too.
+    /// Whether the last lease found that other environments use the bucket too.
     pub shared: bool,
 }
 
@@ -64,12 +67,13 @@ pub(crate) struct Lease {
 pub(crate) enum Outcome {
     /// Tokens were taken, including those that were owed.
     Taken { tokens: u32, tat: i64, shared: bool },
-    /// There are not enough tokens before this time. Nothing was taken.
+    /// There are not enough tokens before `until`. Nothing was taken.
     Empty { until: i64, tat: i64 },
 }
 
 impl Bucket {
-    /// Takes a token, if that is possible without the table. Without blocks, each request leases one token.
+    /// Decides on a request. Takes a token if that is possible without the table. If `blocks` is false, each request
+    /// leases one token from the table.
     pub fn take(&mut self, limit: RateLimit, blocks: bool, now: i64) -> Decision {
         if is_ahead(self.refused_until, now, MAX_REFUSAL_MILLIS) {
             return Decision::Refused { until: self.refused_until };
@@ -108,7 +112,7 @@ impl Bucket {
                 (self.tat, self.shared) = (Some(tat), shared);
                 self.owed = self.owed.saturating_sub(lease.owed);
                 self.size = tokens.saturating_sub(lease.owed);
-                // Another request may have leased at the same time.
+                // A concurrent request may have leased tokens too, so those are kept.
                 self.tokens = self.tokens.saturating_add(self.size).saturating_sub(1);
                 self.refused_until = 0;
                 self.expires_at = now.saturating_add(LIFETIME_MILLIS);
@@ -126,7 +130,8 @@ impl Bucket {
         }
     }
 
-    /// Returns whether the bucket has a lease, a credit or a refusal that still counts.
+    /// Returns whether the bucket has a lease or a credit whose lifetime has not passed, or a refusal that ended less
+    /// than [`LIFETIME_MILLIS`] ago or has not ended.
     pub fn is_in_use(&self, now: i64) -> bool {
         is_ahead(self.expires_at, now, LIFETIME_MILLIS + MAX_REFUSAL_MILLIS)
     }

@@ -1,29 +1,34 @@
 //! The rate limits that Fieldstation enforces itself.
 //!
-//! Each operator has a token bucket, and each logger key has one more ([`contracts::RateLimit`]). Each request takes a
-//! token. A call that starts a saga takes two more: from a second bucket of its operator, and from a bucket of all
-//! operators. The limits table has one row per bucket, which is the state of the algorithm GCRA: `tat`, the time at which
-//! the bucket is full again, in milliseconds. Taking `n` tokens adds `n` intervals to it, in one conditional update
-//! without an earlier read.
+//! Each operator has a token bucket ([`contracts::RateLimit`]). Each logger key has a bucket of its own. Each request
+//! takes a token from the bucket of its operator. A request with a logger key first takes a token from the bucket of
+//! that key. A call that starts a saga (the onboarding or the teardown of a site) takes two more tokens: one from a
+//! second bucket of its operator, and one from a bucket of all operators.
 //!
-//! An execution environment leases tokens in blocks and serves requests from its lease, so a busy one writes once in
-//! 100 requests. A block has at most half of the bucket: 50 tokens for the plan community, 60 for a logger key. It has one
-//! token at first and doubles while it is used up quickly, so that idle environments do not hold the tokens of a small plan.
-//! What is left of a lease after [`LIFETIME_MILLIS`] is lost. A refusal is remembered until its end, so that refused
-//! requests cost no writes.
+//! The limits table has one row per bucket. The row has the state of the generic cell rate algorithm (GCRA): `tat`, the
+//! time at which the bucket is full again, in milliseconds since the epoch. Taking `n` tokens adds `n` intervals to
+//! `tat`. An interval is the time between two new tokens. Tokens are taken by a conditional update, without an earlier
+//! read.
 //!
-//! A request takes a token on credit if its environment has no lease, no credit and no refusal of the bucket. The next lease
-//! pays for it. If there is none within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends every 15
-//! minutes costs no write at all.
+//! An execution environment leases tokens in blocks and serves requests from its lease. So a busy environment writes
+//! about once in 100 requests. A block has at most 100 tokens and at most half of the bucket: 50 tokens for the plan
+//! community, 60 for a logger key. The first block has one token. The size doubles each time that a block is used up
+//! quickly. So idle environments do not hold the tokens of a small plan. Tokens that are left of a lease after
+//! [`LIFETIME_MILLIS`] are lost. An environment remembers a refusal until the refusal ends, so refused requests cost no
+//! writes.
 //!
-//! In any `t` seconds, the accepted requests of a bucket that is always in use are at most
-//! `rate * (t + 10) + burst`, and one for each execution environment. 10 seconds are the lifetime of a lease: its tokens
-//! may have been taken from the bucket that much earlier. The clocks of the environments may differ: a clock that is
-//! ahead by `s` seconds adds at most `rate * s`, once.
+//! A request takes a token on credit if its environment has no lease, no credit and no refusal for the bucket. The next
+//! lease pays for the credit. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So a data
+//! logger that sends every 15 minutes costs no write at all.
 //!
-//! The buckets of sagas have no leases and no credit: each request takes its token from the row, or is refused. Their
-//! rates are small, so a lease would hold a large part of them, and their requests are rare, so they may cost a write.
-//! In any `t` seconds, the accepted requests of such a bucket are at most `rate * t + burst`, however many environments
+//! In any `t` seconds, a bucket that is always in use accepts at most `rate * (t + 10) + burst` requests, plus one on
+//! credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may have been taken
+//! from the row up to 10 seconds before they are used. The clocks of the environments may differ: a clock that is ahead
+//! by `s` seconds adds at most `rate * s` requests, once.
+//!
+//! The buckets of sagas have no blocks and no credit: each request takes its token from the row, or is refused. Their
+//! rates are small, so a block would hold a large part of the tokens. Their requests are rare, so each may cost a
+//! write. In any `t` seconds, such a bucket accepts at most `rate * t + burst` requests, however many environments
 //! there are.
 
 mod bucket;
@@ -44,12 +49,12 @@ use crate::{
     row::Row,
 };
 
-/// The maximum number of buckets in memory. One is about 200 bytes.
+/// The maximum number of buckets in memory. A bucket takes about 200 bytes.
 const MAX_BUCKETS: usize = 2_000;
 /// The timeout of a lease. After it, the request is allowed.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(1);
-/// After a failed lease, requests are allowed without a lease for this time, in milliseconds. So a table that fails
-/// slowly does not make every request slow.
+/// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
+/// table that responds slowly with errors does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;
@@ -97,9 +102,11 @@ pub struct Sender<'a> {
     pub operator: OperatorId,
     /// The plan of the operator.
     pub plan: Plan,
-    /// What identifies the logger key among the keys of the operator. `None` for all other callers.
+    /// The id of the logger key, which is unique among the keys of the operator. `None` if the caller uses no logger
+    /// key.
     pub logger_key: Option<&'a str>,
-    /// Whether the caller may start sagas. Other callers are refused later, and must not take the tokens of sagas.
+    /// Whether the caller may start sagas. If not, the function refuses the call later, so the call must not take the
+    /// tokens of sagas.
     pub may_start_sagas: bool,
 }
 
@@ -107,7 +114,7 @@ pub struct Sender<'a> {
 #[derive(Debug)]
 pub struct Limits {
     table: Table,
-    /// Whether each request starts a saga.
+    /// Whether the requests of this function start sagas.
     start_sagas: bool,
     state: Mutex<State>,
 }
@@ -115,7 +122,7 @@ pub struct Limits {
 #[derive(Debug, Default)]
 struct State {
     buckets: HashMap<String, Bucket>,
-    /// Leases are not tried before this time, in milliseconds.
+    /// No lease is tried before this time, in milliseconds since the epoch.
     paused_until: i64,
     failure_logged_at: Option<i64>,
 }
@@ -138,7 +145,7 @@ impl Limits {
     /// If the table can't be used, the request is allowed.
     pub async fn check(&self, sender: Sender<'_>, now: Timestamp) -> Result<(), Refusal> {
         let operator = sender.operator;
-        // The key's bucket first: what it refuses takes nothing from the other requests of the operator.
+        // The key's bucket comes first, so a request that it refuses takes no token of the operator.
         if let Some(key) = sender.logger_key {
             let id = format!("key#{operator}#{key}");
             self.take(id, Holder::LoggerKey, RateLimit::LOGGER_KEY, now.millis()).await?;
@@ -149,7 +156,7 @@ impl Limits {
         if !(self.start_sagas && sender.may_start_sagas) {
             return Ok(());
         }
-        // The operator's bucket first: what it refuses takes nothing from the other operators.
+        // The operator's bucket comes first, so a request that it refuses takes no token of the other operators.
         let id = format!("sagas#{operator}");
         let limit = RateLimit::sagas_of_operator(operator);
         self.take(id, Holder::OperatorSagas, limit, now.millis()).await?;
@@ -212,12 +219,14 @@ impl Limits {
 }
 
 impl State {
-    /// Returns the bucket. Buckets that are not in use are removed if there are too many.
+    /// Returns the bucket, which is new if it is not in memory. If memory has too many buckets, first removes those
+    /// that are not in use, or all if that does not suffice.
     fn bucket(&mut self, id: &str, now: i64) -> &mut Bucket {
         if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(id) {
             self.buckets.retain(|_, bucket| bucket.is_in_use(now));
             if self.buckets.len() >= MAX_BUCKETS {
-                // The leased tokens are lost, and the refusals are found again in the table.
+                // The leased tokens are lost. The refusals are forgotten too, but the next lease finds in the table
+                // that the bucket is empty.
                 self.buckets.clear();
             }
         }
@@ -244,8 +253,8 @@ fn is_due(logged_at: Option<i64>, now: i64) -> bool {
     })
 }
 
-/// Returns whether `time` is after `now`, but at most `by` milliseconds. A time that is further ahead was stored before
-/// the clock was set back, and must not have an effect.
+/// Returns whether `time` is after `now` by at most `by` milliseconds. A time that is further ahead was stored before
+/// the clock was set back, so it must not have an effect.
 fn is_ahead(time: i64, now: i64, by: i64) -> bool {
     (1..=by).contains(&time.saturating_sub(now))
 }
@@ -268,7 +277,7 @@ mod tests {
             state.bucket(&id.to_string(), 0).take(RateLimit::LOGGER_KEY, true, 0);
             assert!(state.buckets.len() <= MAX_BUCKETS);
         }
-        // A bucket that is in use is kept if the others are not.
+        // A bucket that is in use is kept if the other buckets are not in use.
         let later = LIFETIME_MILLIS;
         state.bucket("in use", later).take(RateLimit::LOGGER_KEY, true, later);
         for id in 0..MAX_BUCKETS {

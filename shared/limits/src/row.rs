@@ -11,17 +11,18 @@ use crate::bucket::{Lease, Outcome};
 
 /// The maximum number of updates of one lease.
 const MAX_UPDATES: usize = 4;
-/// A `tat` that is further ahead than a full window plus this time, in milliseconds, was written by a clock that was
-/// wrong. The row is then started again.
+/// How far a `tat` may be ahead of a full window because clocks differ, in milliseconds. A `tat` that is further ahead
+/// was written with a wrong clock. The next update then starts the row again, as if the bucket were full.
 const MAX_SKEW_MILLIS: i64 = 60_000;
-/// The row is deleted this long after its last lease, in seconds.
+/// The time after which DynamoDB may delete an unused row, in seconds. It begins one window after the last lease, when
+/// the bucket is full in any case.
 const RETENTION_SECONDS: i64 = 3_600;
 
 /// A row of the limits table. Its key is the id of the bucket.
 ///
-/// `tat` is the theoretical arrival time: the bucket is full from that time on. Each token that is missing until then
-/// moves it by one interval into the future. It is at most one window (`burst` intervals) ahead, because the bucket is
-/// empty then.
+/// `tat` is the theoretical arrival time: the bucket is full from that time on. Each token that is taken moves `tat` by
+/// one interval into the future. A bucket whose `tat` is one window (`burst` intervals) ahead is empty, so no update
+/// moves `tat` further ahead of the clock of its environment.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub table: &'a Table,
@@ -38,14 +39,16 @@ enum Update {
 }
 
 impl Row<'_> {
-    /// Takes as many tokens as wanted, or as many as there are.
+    /// Takes the owed and the wanted tokens, or as many as there are. Takes nothing if no token would be left after the
+    /// owed ones are paid.
     pub async fn lease(&self, lease: Lease, now: i64) -> Result<Outcome, StoreError> {
         let interval = self.limit.interval_millis();
         let window = self.window();
         let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
-        // The first update is a guess from what the environment knows, without a read. If the guess is right, it is the only
-        // update. If other environments use the bucket, they have probably moved a `tat` of the last window into the
-        // future, so the guess is then that the bucket is not full.
+        // The first update needs no read: it guesses from the last known `tat` whether the bucket is full. If the guess
+        // is right, there is no second update. A `tat` that passed less than one window ago suggests a full bucket. But
+        // if other environments use the bucket, they have probably moved `tat` into the future, so the guess is "not
+        // full".
         let mut seen = match lease.tat {
             Some(tat) if lease.shared && (now - window..now).contains(&tat) => Some(now),
             tat => tat,
@@ -53,10 +56,11 @@ impl Row<'_> {
         for _ in 0..MAX_UPDATES {
             let not_full = seen.filter(|tat| *tat >= now && !self.is_wrong(*tat, now));
             let update = if let Some(tat) = not_full {
-                // Negative if the clock is behind that of another execution environment.
+                // The difference is negative if the clock is behind that of another environment. Then nothing is
+                // available.
                 let available = u32::try_from((now + window - tat) / interval).unwrap_or_default();
                 if available <= lease.owed {
-                    // The tokens that are owed, and one for the request.
+                    // The owed tokens, and one for this request.
                     let needed = i64::from(lease.owed + 1) * interval;
                     return Ok(Outcome::Empty { until: tat + needed - window, tat });
                 }
@@ -77,7 +81,7 @@ impl Row<'_> {
                 Err(row) => seen = tat(&row),
             }
         }
-        // Other leases were faster each time.
+        // Another environment changed the row before each update.
         Ok(Outcome::Empty { until: now, tat: seen.unwrap_or(now) })
     }
 
@@ -130,7 +134,7 @@ impl Row<'_> {
     }
 }
 
-/// Returns the row's `tat`. Returns `None` if the row does not exist or has none that this crate wrote.
+/// Returns the row's `tat`. Returns `None` if the row does not exist, or if its `tat` is not an integer.
 fn tat(item: &Item) -> Option<i64> {
     item.get("tat").and_then(|tat| tat.as_n().ok()).and_then(|tat| tat.parse().ok())
 }

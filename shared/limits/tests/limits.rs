@@ -12,7 +12,7 @@ use testkit::{
     sample::noon,
 };
 
-/// A plan with 20 requests per second, and 200 at once.
+/// A plan with a rate of 20 requests per second and a burst of 200.
 const SMALL: Plan = Plan::Standard;
 
 fn fleet(dynamo: &Dynamo, environments: usize) -> Vec<Limits> {
@@ -87,7 +87,7 @@ async fn an_operator_at_ten_times_its_rate_gets_its_rate_and_the_others_lose_not
         let limits = &fleet[request % fleet.len()];
         let result = limits.check(greedy, now).await;
         accepted += usize::from(result.is_ok());
-        // Half of its rate.
+        // The modest operator sends at half of its rate.
         if request % 20 == 0 {
             assert_eq!(limits.check(modest, now).await, Ok(()));
             refused_while_modest += usize::from(result.is_err());
@@ -109,7 +109,7 @@ async fn a_full_bucket_has_exactly_its_burst() {
         let burst = usize::try_from(plan.rate_limit().burst()).expect("a size");
         let sender = sender(plan.name(), *plan);
         assert_eq!(accepted(limits, sender, at(0), burst + 50).await, burst, "{plan:?}");
-        // After the refusal, what has accumulated since.
+        // The refusal ends after a second. Until then, the bucket gets the tokens of that second.
         let rate = usize::try_from(plan.rate_limit().per_second()).expect("a size");
         assert_eq!(accepted(limits, sender, at(1_000), burst).await, rate, "{plan:?}");
     }
@@ -128,7 +128,7 @@ async fn a_busy_environment_writes_about_once_in_100_requests() {
             assert_eq!(accepted, 60 * per_second, "{plan:?}");
             f64::from(writes(&dynamo))
         };
-        // In the first minute, the leases grow.
+        // The leases grow in the first minute, so its writes do not count.
         minute(0).await;
         let writes = minute(1).await + minute(2).await;
         let requests = u32::try_from(120 * per_second).expect("a number");
@@ -194,7 +194,7 @@ async fn two_environments_that_race_for_the_last_tokens_take_no_more_than_there_
         let sender = sender("racing", SMALL);
         let requests = fleet.iter().map(|limits| accepted(limits, sender, at(0), 20));
         let sum: usize = join_all(requests).await.into_iter().sum();
-        // Each environment takes one token on credit. An environment that gets no lease does not pay for it.
+        // Each environment takes one token on credit. An environment that gets no lease does not pay for this token.
         let last = usize::try_from(last).expect("a number");
         assert!((last..=last + 2).contains(&sum), "{sum} of {last}");
         let tat = row(&dynamo, &id).await["tat"].as_i64().expect("a number");
@@ -248,13 +248,13 @@ async fn what_is_left_of_a_lease_expires() {
     let dynamo = Dynamo::start().await;
     let limits = &fleet(&dynamo, 1)[0];
     let sender = sender("idle", SMALL);
-    // On credit, a lease of one token, and one of two tokens.
+    // The first request is on credit. The second leases one token, and the third leases two.
     assert_eq!(accepted(limits, sender, at(0), 3).await, 3);
     assert_eq!(writes(&dynamo), 2);
     // The fourth request takes what is left, if it comes in time.
     assert_eq!(accepted(limits, sender, at(LIFETIME_MILLIS - 1), 1).await, 1);
     assert_eq!(writes(&dynamo), 0);
-    // A new lease of two tokens, and half of it expires.
+    // A new lease has two tokens. One of them is used, and the other expires.
     assert_eq!(accepted(limits, sender, at(LIFETIME_MILLIS - 1), 1).await, 1);
     assert_eq!(writes(&dynamo), 1);
     let later = at(3 * LIFETIME_MILLIS);
@@ -273,7 +273,7 @@ async fn a_logger_key_has_its_own_bucket() {
     assert_eq!(accepted(limits, with_key("key:fsl_broken00"), at(0), 500).await, burst);
     let refusal = limits.check(with_key("key:fsl_broken00"), at(0)).await.expect_err("empty");
     assert_eq!((refusal.of, refusal.limit), (Holder::LoggerKey, limit));
-    // What the key's bucket refused has taken nothing from the operator.
+    // The requests that the key's bucket refused took no tokens from the operator's bucket.
     assert_eq!(accepted(limits, operator_only, at(0), 40).await, 40);
     assert_eq!(accepted(limits, with_key("key:fsl_healthy0"), at(0), 100).await, 40);
     let refusal = limits.check(with_key("key:fsl_healthy0"), at(0)).await.expect_err("empty");
@@ -313,7 +313,7 @@ async fn a_table_that_fails_allows_every_request_and_is_asked_once_a_second() {
         let stub = Stub::start(move |_| (status, body.clone())).await;
         let client = aws_sdk_dynamodb::Client::new(&stub.config());
         let limits = Limits::new(Table::new(client, "limits"));
-        // One on credit, which needs no lease.
+        // The first request is on credit, so it needs no lease.
         assert_eq!(limits.check(sender("any", SMALL), at(0)).await, Ok(()));
         let requests = async {
             for millis in (0..3_000).step_by(10) {
@@ -365,7 +365,7 @@ async fn wrong_numbers_in_a_row_and_wrong_clocks_do_no_harm() {
         let stored = row(&dynamo, &id).await["tat"].clone();
         assert_eq!(stored, at(10_000).millis(), "{tat}");
     }
-    // Years before and after the row's time. An empty bucket is full again.
+    // With a clock that is years behind or ahead of the row, the empty bucket counts as full.
     let limits = &fleet(&dynamo, 1)[0];
     for clock in [i64::MAX, i64::MIN, 0, at(0).millis()] {
         let now = Timestamp::from_millis(clock);
@@ -394,15 +394,15 @@ async fn buckets_that_are_removed_from_memory_are_found_again_in_the_table() {
         let sender = Sender { logger_key: Some(&key), ..sender("network", Plan::Professional) };
         limits.check(sender, at(0)).await.ok();
     }
-    // One request on credit.
+    // Memory no longer has the refusal, so one request is accepted on credit. The table refuses the lease of the next.
     assert_eq!(accepted(limits, greedy, at(0), 100).await, 1);
 }
 
-/// How long the simulations of sagas take, in seconds. Each accepted request costs writes, so this is short.
+/// The simulated duration of the tests of sagas, in seconds. It is short, because each accepted request costs writes.
 const SAGA_SECONDS: u32 = 20;
 
-/// Sends requests, each in turn to another environment. A sender is `(who, requests per second)`. Returns the results of each
-/// sender.
+/// Sends the requests of all senders to the environments in turn. An entry of `senders` is a sender and its requests
+/// per second. Returns the results of each sender.
 async fn load_of_sagas(
     fleet: &[Limits],
     senders: &[(Sender<'_>, u32)],
@@ -436,7 +436,7 @@ async fn an_operator_at_ten_times_its_rate_of_sagas_gets_its_rate_and_the_others
         // The others send at their own rate.
         let senders = [(greedy, 10 * limit.per_second()), (first, 2), (second, 2)];
         let results = load_of_sagas(&saga_fleet(&dynamo, 8), &senders).await;
-        // No environment adds a token.
+        // There is no credit, so the number of environments adds nothing to the bound.
         let accepted = accepted_of(&results[0]);
         let rate = SAGA_SECONDS * limit.per_second();
         assert!((rate..=rate + limit.burst()).contains(&accepted), "{accepted}");
@@ -447,7 +447,7 @@ async fn an_operator_at_ten_times_its_rate_of_sagas_gets_its_rate_and_the_others
         for others in &results[1..] {
             assert!(others.iter().all(Result::is_ok), "{others:?}");
         }
-        // An accepted request costs about two writes, and at most twice as many. A refusal is remembered for a second.
+        // An accepted request costs two to four writes. An environment remembers a refusal for at least a second.
         let writes = writes(&dynamo);
         let accepted: u32 = results.iter().map(|results| accepted_of(results)).sum();
         assert!(writes <= 4 * accepted + 8 * SAGA_SECONDS, "{writes} for {accepted}");
@@ -459,7 +459,7 @@ async fn all_operators_together_start_no_more_sagas_than_their_limit() {
     let dynamo = Dynamo::start().await;
     let fleet = saga_fleet(&dynamo, 8);
     let names: Vec<_> = (0..20).map(|number| format!("operator {number}")).collect();
-    // Each keeps its own limit. Together they send four times the limit of all.
+    // Each operator keeps its own limit. Together the operators send four times the limit of all.
     let senders: Vec<_> = names.iter().map(|name| (sender(name, SMALL), 2)).collect();
     let results = load_of_sagas(&fleet, &senders).await;
     let limit = RateLimit::ALL_SAGAS;
@@ -470,7 +470,7 @@ async fn all_operators_together_start_no_more_sagas_than_their_limit() {
     for refusal in results.iter().flatten().filter_map(|result| result.err()) {
         assert_eq!((refusal.of, refusal.limit), (Holder::AllSagas, limit));
     }
-    // Nobody is shut out.
+    // Each operator gets at least half of an equal share.
     assert!(of_each.iter().all(|accepted| *accepted >= sum / 40), "{of_each:?}");
 }
 
@@ -480,7 +480,7 @@ async fn a_token_of_a_saga_is_taken_from_the_row_for_each_request_and_for_no_ref
     let who = sender("greedy", SMALL);
     let limit = RateLimit::sagas_of_operator(who.operator);
     let burst = usize::try_from(limit.burst()).expect("a size");
-    // Each request reaches an environment that is new to the operator.
+    // Each request reaches an environment that knows nothing about the bucket.
     for limits in saga_fleet(&dynamo, burst) {
         assert_eq!(limits.check(who, at(0)).await, Ok(()));
     }
@@ -496,6 +496,25 @@ async fn a_token_of_a_saga_is_taken_from_the_row_for_each_request_and_for_no_ref
     assert_eq!(tat("sagas#all").await, all);
     // Other requests of the operator take no tokens of sagas.
     assert_eq!(accepted(&fleet(&dynamo, 1)[0], who, at(0), 50).await, 50);
+}
+
+/// Checks the number of write units that `docs/cost.md` states.
+#[tokio::test]
+async fn a_call_that_starts_a_saga_costs_two_to_four_write_units() {
+    let dynamo = Dynamo::start().await;
+    let who = sender("any", SMALL);
+    let mut units = Vec::new();
+    for limits in saga_fleet(&dynamo, 2) {
+        for second in 0..5 {
+            assert_eq!(limits.check(who, at(1_000 * second)).await, Ok(()));
+            units.push(dynamo.take_usage().write_units);
+        }
+    }
+    // There is one update for each of the two buckets of sagas. There is a further update if the operator's other
+    // bucket needs a lease, or if the first update of a bucket was refused, because the environment did not know its
+    // state.
+    assert!(units.iter().all(|units| (2.0..=4.0).contains(units)), "{units:?}");
+    assert!(units.contains(&2.0), "{units:?}");
 }
 
 #[tokio::test]

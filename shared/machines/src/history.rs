@@ -1,4 +1,4 @@
-//! Reads the history of an execution into its tasks.
+//! Derives the tasks of an execution from its history.
 
 use aws_sdk_sfn::{
     Client,
@@ -132,7 +132,7 @@ impl History {
     }
 }
 
-/// Returns the ARN of the execution that a task started, from the task's output or cause.
+/// Returns the ARN of the execution that a task started. `text` is the output of the task, or the cause of its failure.
 fn started_execution(text: Option<&str>) -> Option<String> {
     let json: Value = serde_json::from_str(text?).ok()?;
     let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| json[name].as_str())?;

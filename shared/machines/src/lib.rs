@@ -18,8 +18,8 @@ use fault::{AwsErrorKind, ErrorKind, Fault};
 
 pub use history::{History, Task, TaskFailure, events};
 
-/// The number of last events that is sure to include the event of entering the current state: a state has at most
-/// nine attempts, with four events each.
+/// The number of last events that are read to find the current state. It is sufficient, because a state has at most
+/// nine attempts with four events each.
 const LAST_EVENTS: i32 = 100;
 
 /// A state machine.
@@ -34,7 +34,8 @@ pub struct StateMachine {
 /// The result of starting an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartResult {
-    /// This call started the execution.
+    /// This call started the execution, or an earlier call with the same input started it and it is still running. Step
+    /// Functions gives both calls the same response.
     Started,
     /// An earlier call started the execution.
     AlreadyStarted,
@@ -126,7 +127,7 @@ impl StateMachine {
         Ok((running.collect(), listed.next_token))
     }
 
-    /// Returns the progress of an execution, which may have ended.
+    /// Returns the progress of an execution. The execution may have ended.
     pub async fn progress(&self, execution: &str) -> Result<ExecutionProgress, MachineError> {
         let history = self
             .client
@@ -148,7 +149,7 @@ impl StateMachine {
         })
     }
 
-    /// Returns whether the ARN is that of an execution of this state machine. This makes no call.
+    /// Returns whether the ARN is that of an execution of this state machine. Compares only the ARNs, without a call.
     #[must_use]
     pub fn owns(&self, execution: &str) -> bool {
         let executions = self.arn.replacen(":stateMachine:", ":execution:", 1);
@@ -193,7 +194,7 @@ pub async fn describe(
     }
 }
 
-/// Converts a time of Step Functions, to the millisecond.
+/// Converts a time of Step Functions to a timestamp with milliseconds.
 #[must_use]
 pub fn timestamp(time: DateTime) -> Timestamp {
     Timestamp::from_millis(time.to_millis().unwrap_or(i64::MAX))

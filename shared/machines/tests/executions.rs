@@ -1,4 +1,4 @@
-//! Executions and their histories, in the format of Step Functions.
+//! Tests of reading executions and their histories, against a stub of Step Functions.
 
 use aws_sdk_sfn::Client;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use store::Key;
 use uuid::Uuid;
 
-/// An error of a call to the provider, for operators. It never contains the API key.
+/// The error of a call to the payment provider, as an engineer on call sees it. It never contains the API key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallError {
@@ -15,7 +15,7 @@ pub struct CallError {
     pub message: String,
     /// When the call was made.
     pub at: Timestamp,
-    /// When the function had read the API key of the call.
+    /// When the function read the API key that it used for the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_read_at: Option<Timestamp>,
 }
@@ -26,7 +26,7 @@ pub struct CallError {
 pub struct CircuitState {
     /// Incremented by each change. The condition on it prevents a lost update.
     pub sequence: u64,
-    /// Failures since the last success.
+    /// The number of failed calls since the last success.
     pub failures: u32,
     /// How many times in a row the circuit opened.
     pub opened: u32,
@@ -36,7 +36,7 @@ pub struct CircuitState {
     /// The command that probes the provider. Its right to probe ends at `open_until`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Uuid>,
-    /// The last failure since the last success.
+    /// The last error since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<CallError>,
 }

@@ -1,4 +1,4 @@
-//! Rows about the payment provider that billing writes and fieldctl also reads.
+//! Rows about the payment provider that the service billing writes and that fieldctl reads too.
 
 mod circuit;
 mod report;

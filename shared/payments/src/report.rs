@@ -4,10 +4,10 @@ use contracts::{SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::Key;
 
-/// The comparison runs every hour. A report that is older than this is outdated.
+/// The age from which a report is outdated, in milliseconds. The comparison runs every hour.
 const MAX_AGE_MILLIS: i64 = 3 * 60 * 60 * 1000;
 
-/// The kind of difference between a row and the provider.
+/// The kind of difference between a row of billing and the subscriptions at the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum FindingKind {
@@ -50,23 +50,25 @@ pub struct Finding {
     pub last_seen: Timestamp,
 }
 
-/// The report of the last comparison. There is one row of it. A resolved finding is not in the next report.
+/// The report of the last comparison. Each comparison replaces the same row. A resolved finding is not in the next
+/// report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// When the comparison began.
     pub at: Timestamp,
-    /// `at` in milliseconds. The condition on it keeps an older report from replacing a newer one.
+    /// `at` in milliseconds since the epoch. A condition on it keeps an older report from replacing a newer one.
     pub sequence: u64,
-    /// The number of sites' subscriptions that are running at the provider.
+    /// The number of subscriptions that are running at the provider and name a site.
     pub running: usize,
     /// The number of ACTIVE rows.
     pub active: usize,
-    /// The number of provider subscriptions without a site. This stack did not create them, so they are not compared.
+    /// The number of subscriptions that are running at the provider and name no site. This stack did not create them,
+    /// so they are not compared.
     pub foreign: usize,
     /// The number of all findings, including those that are not in `findings`.
     pub found: usize,
-    /// The findings that were seen first, up to a limit.
+    /// The findings with the earliest `first_seen`, up to a limit.
     pub findings: Vec<Finding>,
 }
 

@@ -1,7 +1,7 @@
 //! Quarantine for stream records that can never be processed.
 //!
-//! The whole record goes to a failure queue with the reason. The shard moves on, and the record can be replayed after
-//! the cause is fixed.
+//! The whole record is sent to a failure queue with the reason. Lambda then continues with the later records of the
+//! shard. The record can be replayed after the cause is fixed.
 
 use aws_sdk_sqs::Client;
 use contracts::{SensorId, SiteId, quarantine::Quarantined};
@@ -15,11 +15,12 @@ pub struct Quarantine {
     pub queues: Client,
     /// The queue's URL.
     pub url: String,
-    /// The function that processes a quarantined record when it is replayed. It becomes the failure's source.
+    /// The function that processes a quarantined record when the record is replayed. Its name becomes the source of the
+    /// failure.
     pub source: &'static str,
 }
 
-/// Why a record can't be processed, and the sensor and site if they are known.
+/// Why a record can't be processed, with the sensor and its site if they are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Reason<'a> {
     /// The error's stable name.
@@ -47,9 +48,11 @@ impl Quarantine {
         Ok(Self { queues: Client::new(aws.config()), url, source })
     }
 
-    /// Sends a record to the quarantine. If that fails, the caller must report the record as failed, not as done.
+    /// Sends a record to the quarantine. If this returns an error, the caller must report the record as failed, so that
+    /// Lambda delivers it again.
     pub async fn put(&self, record: &impl Serialize, reason: Reason<'_>) -> Result<(), String> {
         let Reason { error: name, message, .. } = reason;
+        let message = &*keys::mask(message);
         let body = self.message(record, reason)?;
         let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
         match sent {
@@ -60,18 +63,21 @@ impl Quarantine {
             }
             Err(error) => {
                 let error = fault::describe(&error);
-                Err(format!("{message}; and the quarantine queue can't be reached: {error}"))
+                Err(format!(
+                    "{message}; and the record can't be sent to the quarantine queue: {error}"
+                ))
             }
         }
     }
 
-    /// Returns the message about a quarantined record: a [`Quarantined`] in ASCII.
+    /// Returns the message about a quarantined record: a [`Quarantined`] as JSON in ASCII. The reason may quote the record,
+    /// so credentials in it are hidden. The record stays as it is.
     pub fn message(&self, record: &impl Serialize, reason: Reason<'_>) -> Result<String, String> {
         let Reason { error, message, sensor_id, sensor_site_id } = reason;
         let quarantined = Quarantined {
             source: self.source.into(),
             error: error.into(),
-            reason: message.into(),
+            reason: keys::mask(message),
             sensor_id,
             sensor_site_id,
             record,
@@ -82,7 +88,7 @@ impl Quarantine {
     }
 }
 
-/// Escapes all characters outside ASCII. SQS refuses some characters that JSON allows.
+/// Escapes all characters outside ASCII, because SQS refuses some characters that JSON allows.
 fn ascii(json: &str) -> String {
     let mut ascii = String::with_capacity(json.len());
     for character in json.chars() {

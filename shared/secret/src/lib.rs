@@ -1,4 +1,4 @@
-//! Secrets of Secrets Manager, cached in memory with a maximum age.
+//! Secrets from AWS Secrets Manager, cached in memory up to a maximum age.
 
 use std::{fmt, time::Duration};
 
@@ -35,7 +35,7 @@ impl<T> fmt::Debug for Source<T> {
 /// Why a secret can't be used. The error never contains the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError<E> {
-    /// Secrets Manager did not return it.
+    /// Secrets Manager did not return the secret.
     #[error("{message}")]
     ReadFailed {
         /// The kind of the error.
@@ -58,12 +58,19 @@ pub struct Value<T> {
     read: Instant,
 }
 
-/// A cached secret. It is first read when it is needed. The `Debug` output of `T` must not contain the secret.
+/// The last value that was read, and the last attempt to read it.
+struct Cached<T> {
+    value: Value<T>,
+    attempted: Instant,
+}
+
+/// A cached secret. The first use reads it. The `Debug` output of `T` must not contain the secret, because [`Value`]
+/// prints it.
 pub struct Secret<T, E> {
     source: Source<T>,
     parse: fn(&str) -> Result<T, E>,
     max_age: Duration,
-    cached: Mutex<Option<Value<T>>>,
+    cached: Mutex<Option<Cached<T>>>,
 }
 
 impl<T, E> fmt::Debug for Secret<T, E> {
@@ -82,12 +89,14 @@ impl<T: Clone, E> Secret<T, E> {
     /// Returns the secret. Fails if the cached value is too old and reading it again fails.
     pub async fn get(&self) -> Result<Value<T>, SecretError<E>> {
         let mut cached = self.cached.lock().await;
-        if let Some(cached) = &*cached
-            && cached.read.elapsed() < self.max_age
+        if let Some(Cached { value, .. }) = &*cached
+            && value.read.elapsed() < self.max_age
         {
-            return Ok(cached.clone());
+            return Ok(value.clone());
         }
-        Ok(cached.insert(self.read().await?).clone())
+        let value = self.read().await?;
+        *cached = Some(Cached { attempted: value.read, value: value.clone() });
+        Ok(value)
     }
 
     /// Returns the secret. If reading it again fails, calls `failed` with the error and returns the cached value.
@@ -102,21 +111,22 @@ impl<T: Clone, E> Secret<T, E> {
         match &*self.cached.lock().await {
             Some(old) => {
                 failed(&error);
-                Ok(old.clone())
+                Ok(old.value.clone())
             }
             None => Err(error),
         }
     }
 
-    /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if there was none.
+    /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if no value is cached.
+    /// After a failed attempt, the cached value stays as old as it was.
     pub async fn refresh(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
         let mut cached = self.cached.lock().await;
         match &mut *cached {
-            Some(cached) if cached.read.elapsed() >= min_age => {
-                // Set before the call, so that a failed call is not repeated at once.
-                cached.read = Instant::now();
-                *cached = self.read().await?;
-                Ok(Some(cached.clone()))
+            Some(cached) if cached.attempted.elapsed() >= min_age => {
+                // The time is set before the call, so that a failed call is not repeated at once.
+                cached.attempted = Instant::now();
+                cached.value = self.read().await?;
+                Ok(Some(cached.value.clone()))
             }
             _ => Ok(None),
         }
@@ -186,7 +196,7 @@ mod tests {
         to.clone_into(&mut text.lock().expect("a text"));
     }
 
-    /// Advances the time. The clock is paused only here, because it must run during calls.
+    /// Advances tokio's clock. The clock is paused only here, because it must run during calls.
     async fn advance(time: Duration) {
         tokio::time::pause();
         tokio::time::advance(time).await;
@@ -254,6 +264,9 @@ mod tests {
         assert_eq!(newer().await.expect("it was tried a moment ago"), None);
         assert_eq!(stub.take_calls().len(), 0);
         assert_eq!(secret.get().await.expect("the cached secret").secret, "two");
+        // The failed attempt did not make the value newer.
+        advance(MAX_AGE).await;
+        secret.get().await.expect_err("the cached secret is too old");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Rows that telemetry writes and fieldctl also reads: the samples of a bundle ([`SeriesRow`]), the revisions of a
-//! sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
+//! Rows that the service telemetry writes and that fieldctl reads too: the samples of a bundle ([`SeriesRow`]), the
+//! revisions of a sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
 
 pub mod packing;
 mod refusal;
@@ -25,9 +25,10 @@ const PAGE_ROWS: i32 = 100;
 /// The maximum number of entries in [`SeriesRow::earlier`].
 const MAX_EARLIER: usize = 100;
 
-/// One sensor's samples of one bundle. All of them cost one write.
+/// The samples of one sensor in one bundle, as one row. So all samples of the row cost one write.
 ///
-/// A bundle that was sent again with more samples has a further row for the samples that were new.
+/// A series that exceeds [`Self::MAX_SPAN_MILLIS`] or [`Self::MAX_SAMPLES`] has several rows. A bundle that was sent
+/// again with more samples has a further row for the new samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeriesRow {
@@ -37,24 +38,25 @@ pub struct SeriesRow {
     pub end: i64,
     /// The time of storage, in milliseconds since the epoch.
     pub stored_at: i64,
-    /// The first arrival of a record that had all samples of the row. Rows of earlier releases have none; `storedAt` takes
-    /// its place.
+    /// The first arrival of a record that had all samples of the row. Rows of earlier releases have no arrival;
+    /// `storedAt` takes its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrival: Option<Arrival>,
-    /// The first arrivals of records that had only the first samples of the row, and arrived before `arrival`: the number
-    /// of samples and the arrival, both ascending. Nearly all rows have none.
+    /// The first arrivals of records that had only the first samples of the row and arrived before `arrival`. An entry
+    /// is the number of samples and the arrival. Both ascend from entry to entry. Nearly all rows have no entry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<(usize, Arrival)>,
     /// The samples, encoded by [`packing`].
     pub samples: ByteBuf,
-    /// A hash of the samples, independent of the encoding. It distinguishes a repeated bundle from a changed one.
+    /// The hash of the samples ([`packing::hash`]). A repeated bundle has the same hash. If the hashes differ, the
+    /// samples are compared.
     pub hash: ByteBuf,
 }
 
 impl SeriesRow {
     /// The maximum time span of a row, in milliseconds. It limits how far back a query must look.
     pub const MAX_SPAN_MILLIS: i64 = 24 * 60 * 60 * 1000;
-    /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
+    /// The maximum number of samples in a row. In any encoding, a row is smaller than DynamoDB's limit of 400 KB.
     pub const MAX_SAMPLES: usize = 10_000;
 
     /// Returns the key of a row.
@@ -83,15 +85,16 @@ impl SeriesRow {
         earlier.map_or_else(|| self.first_arrival(), |(_, arrival)| arrival.clone())
     }
 
-    /// Returns the row's arrivals after another arrival of a record with its first `samples` samples. `all` is the number
-    /// of the row's samples. Returns `None` if that changes nothing.
+    /// Returns the row with its arrivals after the arrival of another record. That record has the first `samples`
+    /// samples of the row, and `all` is the number of samples of the row. Returns `None` if the arrival changes
+    /// nothing, or if the row has no room for another entry in `earlier`.
     #[must_use]
     pub fn with_arrival(&self, samples: usize, all: usize, arrival: &Arrival) -> Option<Self> {
         if *arrival >= self.arrival_of(samples.checked_sub(1)?) {
             return None;
         }
         let mut row = self.clone();
-        // What arrived later than this record no longer counts for the samples that the record had.
+        // An entry for at most as many samples is obsolete if it did not arrive before this record.
         row.earlier.retain(|(count, earlier)| *count > samples || earlier < arrival);
         if samples >= all {
             row.arrival = Some(arrival.clone());
@@ -106,7 +109,7 @@ impl SeriesRow {
 
     /// Reads a sensor's newest rows, newest first.
     ///
-    /// Returns all rows that start at `since` or later. If these are fewer than `min_rows`, older rows follow.
+    /// Returns all rows that start at `since` or later. If there are fewer than `min_rows` of them, adds older rows.
     /// Returns at most `max_rows` rows.
     pub async fn newest(
         readings: &Table,
@@ -148,7 +151,8 @@ impl SeriesRow {
     }
 }
 
-/// The sort key of a [`SeriesRow`]: `<first sample's time>/<bundleId>`, followed by `/<revision>` above the first revision.
+/// The sort key of a [`SeriesRow`]: `<first sample's time>/<bundleId>`. From the second revision on, `/<revision>`
+/// follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowKey<'a> {
     /// The time of the first sample.
@@ -249,7 +253,7 @@ mod tests {
             let millis = 900 - i64::try_from(n).expect("a small number");
             stored = stored.with_arrival(400 - n, 500, &arrival(millis)).unwrap_or(stored);
         }
-        // Each record had fewer samples and arrived before the others.
+        // Each record had fewer samples than the previous one and arrived before it.
         assert_eq!(stored.earlier.len(), MAX_EARLIER);
     }
 

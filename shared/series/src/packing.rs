@@ -1,39 +1,40 @@
 //! The encoding of a series' samples in a row. `docs/decisions.md` has the reasons, with figures.
 //!
 //! The first byte is the encoding's version, so rows of all versions can be read. The second byte is the number of
-//! decimal digits of the values (0 to 6), or 255 if the values are stored as they are. The rest are varints (zigzag
-//! where signed):
+//! decimal digits of the values (0 to 6), or 255 if the values are stored unscaled. The following parts consist of
+//! varints (zigzag where signed), unless stated otherwise:
 //! - the number of samples;
 //! - the first time, in milliseconds since the epoch;
-//! - for the other times the differences of differences. A 0 is followed by the number of further zeros, so the times
+//! - for the other times, the differences of differences. A 0 is followed by the number of further zeros, so the times
 //!   of a logger with a fixed interval take a dozen bytes, however many there are;
 //! - in version 2 only: the flags and the qualifiers;
-//! - the values as integers with that number of decimal digits, each as the difference from the one before. If one of
-//!   the values could not be restored bit for bit, all are stored as eight bytes, little endian. Missing values are
-//!   left out.
+//! - the values as integers, scaled by that number of decimal digits. Each is stored as the difference from the
+//!   previous one. If no number of digits restores all values bit for bit, each value is stored as eight bytes, little
+//!   endian. Missing values are left out.
 //!
-//! Version 1 has no flags and no qualifiers: all samples have a value and the default flag. It is used whenever that is
-//! so. The flags of version 2 are runs: a flag and a length. The qualifiers are a dictionary, then runs of samples with
-//! the same qualifiers: the number of samples before the run that have none, the length, and the list of entries in the
-//! dictionary.
+//! Version 1 has no flags and no qualifiers. It is used whenever all samples have a value and the default flag, and
+//! none has a qualifier. The flags of version 2 are runs: a flag as one byte, and a length. The qualifiers are a
+//! dictionary of texts, followed by runs of samples with the same qualifiers. A run is the number of samples without
+//! qualifiers before it, its length, and the indexes of its qualifiers in the dictionary.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use contracts::{
     Timestamp,
     sample::{Flag, MAX_QUALIFIERS, MAX_SERIES_QUALIFIERS, Qualifier, Qualifiers, Sample},
 };
 use integer_encoding::VarInt;
-use sha2::{Digest, Sha256};
 
 /// The version for samples that all have a value, the default flag and no qualifiers.
 const PLAIN: u8 = 1;
 /// The version for all other samples.
 const FLAGGED: u8 = 2;
 const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
-/// Takes the place of the number of digits if the values are stored unchanged.
+/// Takes the place of the number of digits if the values are stored unscaled.
 const UNSCALED: u8 = u8::MAX;
-/// More samples than any row has. The limit keeps damaged data from allocating too much memory.
+/// The maximum number of samples that can be decoded. It is greater than that of any row. The limit keeps damaged data
+/// from allocating too much memory.
 const MAX_SAMPLES: usize = 1 << 17;
 
 /// The error for bytes that can't be decoded.
@@ -75,31 +76,24 @@ pub fn pack(samples: &[Sample], qualifiers: &Qualifiers) -> Vec<u8> {
     packed
 }
 
-/// Returns the first half of the SHA-256 of the samples. It does not depend on how they are packed.
+/// Returns the first half of a SHA-256 that identifies packed samples.
 ///
-/// For samples without flags and qualifiers it is the hash of their times and values, as in all releases.
+/// For version 1, the hash covers the times and values of the samples, so it is the same in all releases. For version
+/// 2, the hash covers the packed bytes. If a later release packs the same samples in another way, these hashes differ.
 #[must_use]
-pub fn hash(samples: &[Sample], qualifiers: &Qualifiers) -> Vec<u8> {
-    let mut hash = Sha256::new();
-    for sample in samples {
-        hash.update(sample.at.millis().to_le_bytes());
-        // A value is never NaN.
-        hash.update(sample.value.unwrap_or(f64::NAN).to_le_bytes());
-    }
-    if !is_plain(samples, qualifiers) {
-        for sample in samples {
-            hash.update([u8::from(sample.flag)]);
+pub fn hash(samples: &[Sample], packed: &[u8]) -> Vec<u8> {
+    let hash = if packed.first() == Some(&PLAIN) {
+        let mut bytes = Vec::with_capacity(16 * samples.len());
+        for Sample { at, value, .. } in samples {
+            bytes.extend(at.millis().to_le_bytes());
+            // A plain sample has a value.
+            bytes.extend(value.unwrap_or_default().to_le_bytes());
         }
-        for (index, qualifiers) in qualifiers.iter() {
-            hash.update((index as u64).to_le_bytes());
-            for qualifier in qualifiers {
-                // A qualifier has no control character, so each of them is terminated.
-                hash.update(qualifier.as_str());
-                hash.update([0]);
-            }
-        }
-    }
-    hash.finalize()[..16].to_vec()
+        digest(&SHA256, &bytes)
+    } else {
+        digest(&SHA256, packed)
+    };
+    hash.as_ref()[..16].to_vec()
 }
 
 /// Decodes samples without their qualifiers. The values are restored bit for bit.
@@ -322,7 +316,8 @@ fn values(samples: &[Sample]) -> impl Iterator<Item = f64> {
     samples.iter().filter_map(|sample| sample.value)
 }
 
-/// Returns the smallest number of decimal digits that restores all values bit for bit, with the integers.
+/// Returns the smallest number of decimal digits that restores all values bit for bit, and the values as integers.
+/// Returns `None` if there is no such number.
 fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
     (0_u8..).zip(POWERS).find_map(|(digits, power)| {
         let numbers: Option<_> = values(samples).map(|value| number(value, power)).collect();
@@ -332,7 +327,7 @@ fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
 
 #[expect(clippy::cast_possible_truncation, reason = "the comparison detects a truncated value")]
 fn number(float: f64, power: f64) -> Option<i64> {
-    // round() would be a function call on the instruction set that Lambda guarantees.
+    // On x86_64 without extensions, `round()` would be a function call, which is slower.
     let scaled = float * power;
     let number = (scaled + 0.5_f64.copysign(scaled)) as i64;
     (value(number, power).to_bits() == float.to_bits()).then_some(number)
@@ -349,10 +344,16 @@ fn value(number: i64, power: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*, test_runner::RngSeed};
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
-    /// Generates ascending times, with a fixed interval or not, and values of instruments as well as unusual ones.
+    fn hash_of(samples: &[Sample], qualifiers: &Qualifiers) -> Vec<u8> {
+        hash(samples, &pack(samples, qualifiers))
+    }
+
+    /// Generates samples at ascending times, at a fixed interval or at irregular ones. The values are those of
+    /// instruments, or unusual ones.
     fn samples() -> impl Strategy<Value = Vec<Sample>> {
         let reading = (-1_000_000..1_000_000_i32, 0..7_i32)
             .prop_map(|(number, digits)| f64::from(number) / 10_f64.powi(digits));
@@ -451,7 +452,7 @@ mod tests {
                 expected.update(sample.value.expect("a value").to_le_bytes());
             }
             let expected = &expected.finalize()[..16];
-            prop_assert_eq!(&hash(&samples, &Qualifiers::default())[..], expected);
+            prop_assert_eq!(&hash_of(&samples, &Qualifiers::default())[..], expected);
         }
 
         #[test]
@@ -462,10 +463,10 @@ mod tests {
             let plain: Vec<_> =
                 samples.iter().map(|it| Sample::new(it.at, it.value.unwrap_or(0.0))).collect();
             let hashes = [
-                (hash(&samples, &qualifiers), (&samples, &qualifiers)),
-                (hash(&plain, &Qualifiers::default()), (&plain, &Qualifiers::default())),
-                (hash(&samples, &Qualifiers::default()), (&samples, &Qualifiers::default())),
-                (hash(&others, &other_qualifiers), (&others, &other_qualifiers)),
+                (hash_of(&samples, &qualifiers), (&samples, &qualifiers)),
+                (hash_of(&plain, &Qualifiers::default()), (&plain, &Qualifiers::default())),
+                (hash_of(&samples, &Qualifiers::default()), (&samples, &Qualifiers::default())),
+                (hash_of(&others, &other_qualifiers), (&others, &other_qualifiers)),
             ];
             for (a, b) in hashes.iter().flat_map(|a| hashes.iter().map(move |b| (a, b))) {
                 prop_assert_eq!(a.0 == b.0, a.1 == b.1);
@@ -496,7 +497,7 @@ mod tests {
 
         #[test]
         fn random_bytes_cause_no_panic_and_no_large_result(bytes in vec(any::<u8>(), 0..60)) {
-            // Once with a random version, and once with each valid one.
+            // The first byte is the version: once a random one, then each valid one.
             let versioned = [PLAIN, FLAGGED].map(|version| [&[version], &bytes[..]].concat());
             for bytes in [&bytes, &versioned[0], &versioned[1]] {
                 if let Ok(samples) = unpack(bytes) {
@@ -537,7 +538,7 @@ mod tests {
         let (plain, flagged) = (pack(&plain, &none).len(), pack(&samples, &none).len());
         assert!(flagged <= plain + 16, "{flagged} instead of {plain} bytes");
 
-        // An hour of maintenance.
+        // The samples of an hour of maintenance have a qualifier.
         let mut qualifiers = Qualifiers::default();
         for minute in 600..660 {
             qualifiers.push(minute, vec!["maintenance".parse().expect("a qualifier")]);

@@ -4,7 +4,7 @@ use contracts::{OperatorId, SensorId, SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table, from_item};
 
-/// The partition of the default operator's refusals whose body has no readable `siteId`.
+/// Takes the place of the site in the partition of refusals whose body has no readable `siteId`.
 const UNKNOWN_SITE: &str = "unknown";
 
 const HOUR_MILLIS: i64 = 60 * 60 * 1000;
@@ -13,17 +13,17 @@ const HOUR_MILLIS: i64 = 60 * 60 * 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalRow {
-    /// The site in the body and the sender, as [`partition`] formats them.
+    /// The partition: the site in the body and the sender, as [`partition`] formats them.
     pub site_id: String,
     /// `<beginning of the hour>/<reason>/<field>/<sensorId or ->`.
     pub row: String,
     /// The number of refused bundles.
     pub refused: u64,
-    /// When the first of them was refused.
+    /// When the first of these bundles was refused.
     pub first_at: Timestamp,
-    /// When the last of them was refused.
+    /// When the last of these bundles was refused.
     pub last_at: Timestamp,
-    /// The error message of the last of them, escaped and truncated.
+    /// The error message for the last of these bundles, escaped and truncated.
     pub example: String,
     /// When DynamoDB may delete the row, in seconds since the epoch.
     pub expires_at: i64,
@@ -52,8 +52,8 @@ impl RefusalRow {
         self.part(3).parse().ok()
     }
 
-    /// Reads the counters of what an operator sent for a site, from the hour of `since` on. `None` selects bodies without
-    /// a site.
+    /// Reads the counters of the refused bundles that an operator sent for a site, from the hour of `since` on. If
+    /// `site` is `None`, reads those of bodies without a readable site.
     pub async fn for_site(
         table: &Table,
         sender: OperatorId,
@@ -69,11 +69,12 @@ impl RefusalRow {
     }
 }
 
-/// Returns the partition of the refusals of what an operator sent for a site. `None` stands for bodies without a site.
+/// Returns the partition of the refused bundles that an operator sent for a site. If `site` is `None`, returns that of
+/// bodies without a readable site.
 ///
-/// The site is the one in the body, and the body may be anybody's. With the sender in the key, an operator can't change
-/// the counters of another operator's site. The default operator's partitions are those of the releases before there
-/// were operators.
+/// The site comes from the body, and a sender can write any site into the body. Because the partition contains the
+/// sender, an operator can't change the counters of another operator's site. The partitions of the default operator
+/// contain no sender, because releases without operators wrote them in this form.
 #[must_use]
 pub fn partition(sender: OperatorId, site: Option<SiteId>) -> String {
     let site = site.map_or(UNKNOWN_SITE.to_owned(), |site| site.to_string());

@@ -8,13 +8,14 @@ use contracts::{
 use serde::{Deserialize, Serialize};
 use store::{Item, Key, StoreError, Table};
 
-/// The beginning of the sort keys.
+/// The beginning of the sort keys of all revisions.
 const PREFIX: &str = "REVISION/";
 /// A sort key after all revisions: `0` is the character after `/`.
 const AFTER_ALL: &str = "REVISION0";
 
-/// A revision above the first one of a series. It is written in one transaction with the revision's samples, and refuses
-/// a second one with the same id and number.
+/// The row of a revision of a series, from the second revision on. It is written in one transaction with the revision's
+/// samples. If the samples do not fit into one transaction, the row is written after them. A second revision with the
+/// same bundle id and number must repeat or extend the first one. Otherwise it is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RevisionRow {
@@ -24,7 +25,7 @@ pub struct RevisionRow {
     pub revision: u32,
     /// Why the readings were revised.
     pub reason: String,
-    /// The range that the revision replaces.
+    /// The time range that the revision replaces. Absent if the revision replaces no range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<TimeRange>,
     /// The times of the first and the last sample. Absent if the revision has no samples.
@@ -42,13 +43,13 @@ pub struct RevisionRow {
 /// What a query needs to know about a revision that replaces a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marker {
-    /// The range. Samples of smaller revisions in it vanish.
+    /// The replaced time range. Queries do not return the samples in this range that belong to smaller revisions.
     pub replaces: TimeRange,
     /// The number of the revision.
     pub revision: u32,
 }
 
-/// Returns the ranges in which samples of this revision vanish, because greater revisions replace them.
+/// Returns the time ranges in which greater revisions replace the samples of this revision.
 #[must_use]
 pub fn replaced(markers: &[Marker], revision: u32) -> Vec<TimeRange> {
     let greater = markers.iter().filter(|marker| marker.revision > revision);
@@ -68,7 +69,7 @@ impl RevisionRow {
         Key::pair(("sensorId", sensor.to_string()), ("row", Self::sort_key(bundle, revision)))
     }
 
-    /// Returns when the revision first arrived.
+    /// Returns when the revision first arrived. If the arrival is unknown, returns the time of storage.
     #[must_use]
     pub fn arrived_at(&self) -> Timestamp {
         let arrived_at = self.arrival.as_ref().and_then(Arrival::at);
@@ -81,8 +82,8 @@ impl RevisionRow {
         store::from_item(item, || format!("{sensor}/{row}"))
     }
 
-    /// Reads a page of a sensor's revisions, in the order of their sort keys. `after` is the last sort key of the previous
-    /// page. Returns the last sort key of this page if there may be more.
+    /// Reads a page of a sensor's revisions, in the order of their sort keys. `after` is the last sort key of the
+    /// previous page. Returns the last sort key of this page if there may be more.
     pub async fn page(
         readings: &Table,
         sensor: SensorId,

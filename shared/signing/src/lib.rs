@@ -1,5 +1,5 @@
-//! Signs HTTP requests to AWS with Signature Version 4. It is for calls without an SDK client: to the REST API, and to
-//! services whose client crate the workspace does not use.
+//! Signs HTTP requests to AWS with Signature Version 4. Use this crate for calls without an SDK client: calls to the
+//! REST API, and to AWS services whose client crate the workspace does not use.
 
 use std::time::SystemTime;
 

@@ -9,15 +9,16 @@ use crate::{Commit, Key, StoreError, Transaction};
 pub enum Decision<T> {
     /// Leaves the row as it is. Holds the result.
     Keep(T),
-    /// Commits the transaction, which must have the condition that the row is unchanged. Holds the result of the commit.
+    /// Commits the transaction, which must have the condition that the row is unchanged. Holds what is returned once
+    /// it is committed.
     Change(Transaction, T),
 }
 
 /// Decides on a row that the caller has read, and commits the decision. If another writer has changed the row, decides again
 /// on the row that the refusal returned. `decide` is called at most `attempts` times.
 ///
-/// Returns `None` if other writers were faster each time, or if the transaction was refused for another reason than this row.
-/// Returns the first error of `decide` or of a commit.
+/// Returns `None` if other writers were faster each time, if the transaction was refused for another reason than this
+/// row, or if the row does not exist any more. Returns the first error of `decide` or of a commit.
 pub async fn decide_and_commit<R: DeserializeOwned, T, E: From<StoreError>>(
     attempts: usize,
     key: &Key,

@@ -78,7 +78,7 @@ pub fn key(generation: u64, id: &str, row: &str) -> Key {
     Key::pair(("id", self::id(generation, id)), ("row", row))
 }
 
-/// Returns the key of the row that says how far an entity's events are applied: `sequence` is the last one's.
+/// Returns the key of an entity's cursor row. The row's attribute `sequence` is the sequence of the last applied event.
 #[must_use]
 pub fn cursor_key(generation: u64, log_key: &str) -> Key {
     key(generation, &format!("{CURSOR}{log_key}"), "cursor")

@@ -20,5 +20,5 @@ pub use idempotency::{BeginResult, Idempotency, Lock};
 pub use outbox::{EventRow, NewEvent, Outbox, SHARDS, shard, type_bucket};
 pub use read::{BatchGet, Item, Page, Query, from_item};
 pub use source::SourceRow;
-pub use table::{Key, Table};
+pub use table::{Key, Table, to_item};
 pub use transaction::{Commit, FailedConditions, Transaction, jittered};

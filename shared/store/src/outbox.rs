@@ -9,10 +9,10 @@ use contracts::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Item, StoreError, Table};
+use crate::{Item, StoreError, Table, table::to_item};
 
-/// The number of partitions of the index of unpublished events, and of one type's events of one operator and day in the
-/// index `byTypeAndTime`.
+/// The number of shards. The index `unpublished` has this many partitions. In the index `byTypeAndTime`, the events of
+/// one operator, type and day are spread over this many partitions.
 pub const SHARDS: u8 = 8;
 
 /// Returns the shard of an entity's events, by a hash of its key in the log.
@@ -23,8 +23,8 @@ pub fn shard(entity: &str) -> u8 {
 
 /// Returns the partition key of the index `byTypeAndTime`: `<operator>/<type>/<day>/<shard>`.
 ///
-/// One type can have most events, so one type's events of a day are spread over [`SHARDS`] partitions. The operator
-/// comes first, so that a query never reads events of another operator.
+/// One type can make up most of the events. So the events of one type and day are spread over [`SHARDS`] partitions.
+/// The operator comes first, so that a query never reads events of another operator.
 #[must_use]
 pub fn type_bucket(operator: OperatorId, kind: &str, at: Timestamp, shard: u8) -> String {
     format!("{operator}/{kind}/{}/{shard}", at.day())
@@ -191,6 +191,6 @@ impl<D: Event> NewEvent<D> {
 }
 
 fn item(row: &EventRow) -> Result<Item, StoreError> {
-    serde_dynamo::to_item(row)
+    to_item(row)
         .map_err(|error| StoreError::Corrupt { row: row.entity.clone(), reason: error.to_string() })
 }

@@ -15,8 +15,8 @@ pub type Item = HashMap<String, AttributeValue>;
 
 /// The maximum number of keys of a `BatchGetItem` call.
 const MAX_KEYS: usize = 100;
-/// The read fails after this number of consecutive calls that leave keys unprocessed. A call that processes some of
-/// its keys, but not all, starts the count again at 1.
+/// The read fails after this number of consecutive calls that left keys unprocessed. The count restarts at one with a call
+/// that processed some of its keys, and at zero with a call that processed all.
 const MAX_ATTEMPTS: u32 = 4;
 /// The pause after a call that left keys unprocessed. It doubles with each call in a row that makes no progress.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -136,9 +136,19 @@ pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, St
     from_item(item, || key.to_string())
 }
 
+/// Serializes a row to DynamoDB's attributes.
+///
+/// `serde_dynamo::to_item` would build the map three times, which costs more than the serialization.
+pub fn to_item(row: &impl Serialize) -> Result<Item, serde_dynamo::Error> {
+    match serde_dynamo::to_attribute_value(row)? {
+        AttributeValue::M(item) => Ok(item),
+        _ => Err(serde::ser::Error::custom("a row is a map of attributes")),
+    }
+}
+
 /// Serializes a row to DynamoDB's attributes, including its key.
 pub(crate) fn encode<R: Serialize>(key: &Key, row: &R) -> Result<Item, StoreError> {
-    let mut item: Item = serde_dynamo::to_item(row).map_err(|reason| StoreError::Corrupt {
+    let mut item = to_item(row).map_err(|reason| StoreError::Corrupt {
         row: key.to_string(),
         reason: reason.to_string(),
     })?;

@@ -1,21 +1,22 @@
-//! Consuming the readings stream.
+//! Helpers for the consumers of the readings stream.
 //!
-//! A record's data is a [`Bundle`] as JSON, plain or gzip. Its partition key begins with the bundle's site, so a sender's
-//! records of a site are in order. [`partition_key`] describes the key. [`consume`] processes a batch with one lane per
-//! site. Its partial batch response names the first record that failed.
+//! The data of a record is a [`Bundle`] as JSON, plain or compressed with gzip. The partition key of the record begins
+//! with the bundle's site, so the records of one sender for one site are in order. [`contracts::stream::partition_key`]
+//! describes the key. [`consume`] processes the records of a batch in lanes: records of the same site in order, and
+//! different sites concurrently. Its partial batch response names the first record that failed.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     OperatorId, SiteId,
-    input::FieldError,
+    input::{FieldError, quote_non_numbers},
     readings::{Bundle, GoodSeries, TimeLimits},
     stream::Record,
 };
 use fault::{InvalidInput, InvocationError};
-use flate2::read::MultiGzDecoder;
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use lambda::{Deadline, FailedItem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,7 +24,8 @@ use serde_json::value::RawValue;
 /// The maximum size of a bundle as uncompressed JSON, in bytes.
 pub const MAX_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
 
-/// The number of sites that are processed concurrently: enough to keep DynamoDB busy, with little memory.
+/// The number of sites that are processed concurrently. It is large enough to use the waiting time for DynamoDB, and
+/// small enough to need little memory.
 const MAX_CONCURRENT_SITES: usize = 8;
 
 /// The first bytes of gzip data.
@@ -42,15 +44,15 @@ pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
         .map_err(|error| invalid("data", format!("is not base64: {error}")))
 }
 
-/// A bundle with its sender.
+/// A bundle with its sender and the problems of its refused series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SentBundle {
-    /// The bundle, with its good series.
+    /// The bundle with its good series, at least one.
     pub bundle: Bundle,
-    /// The problems of its other series.
+    /// The problems of the series that are not valid.
     pub refused: Vec<FieldError>,
-    /// The operator whose credential was used for `POST /readings`. `None` if a producer put the record on the stream
-    /// itself. Its permission to do so covers every site.
+    /// The operator whose credential was used for `POST /readings`. `None` if a producer put the record directly on the
+    /// stream. The permission to do so covers the sites of all operators.
     pub sender: Option<OperatorId>,
 }
 
@@ -62,23 +64,17 @@ impl SentBundle {
     }
 }
 
-/// Returns whether a sender may send for what belongs to `owner`. A record without a sender is trusted.
+/// Returns whether a sender may send readings of a site or a sensor that belongs to `owner`. A record without a sender
+/// is trusted.
 #[must_use]
 pub fn may_send(sender: Option<OperatorId>, owner: OperatorId) -> bool {
     sender.is_none_or(|sender| sender == owner)
 }
 
-/// Returns the partition key of a bundle that an operator sends through the API: `<siteId>/<operatorId>`.
+/// Returns the sender in the partition key of a bundle of this site, if the key has one.
 ///
-/// A producer with permission to put records on the stream uses the plain `<siteId>`.
-#[must_use]
-pub fn partition_key(site: SiteId, sender: OperatorId) -> String {
-    format!("{site}/{sender}")
-}
-
-/// Returns the sender in the partition key of a bundle of this site, if there is one.
-///
-/// With another key the record would be in another lane, where its order is not guaranteed. So it is refused.
+/// Refuses any key that is neither the site nor the site with a sender. With the key of another site, the record would
+/// be in another lane than the other records of its site, so their order would not be guaranteed.
 fn sender(key: &str, site: SiteId) -> Result<Option<OperatorId>, InvalidInput> {
     let rest = key.strip_prefix(&site.to_string());
     if rest == Some("") {
@@ -89,12 +85,14 @@ fn sender(key: &str, site: SiteId) -> Result<Option<OperatorId>, InvalidInput> {
     sender.map(Some).ok_or_else(|| invalid("partitionKey", problem()))
 }
 
-/// Returns the lane of a partition key: the site. All records of one site are in the same lane, with and without a sender.
+/// Returns the lane of a partition key: the site. So all records of one site are in the same lane, with or without a
+/// sender.
 fn lane(key: &str) -> &str {
     key.split_once('/').map_or(key, |(site, _)| site)
 }
 
-/// Parses the bundle in a record, as far as its series are valid. An error is permanent: no series can ever be processed.
+/// Returns the bundle in a record with its good series, and the problems of the other series. Returns an error if no
+/// series is good, or if the record itself is not valid. The error is permanent: a retry would fail again.
 pub fn bundle(
     record: &Record<'_>,
     limits: impl Into<TimeLimits>,
@@ -106,7 +104,8 @@ pub fn bundle(
     }
     let json = str::from_utf8(&json)
         .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
-    let GoodSeries { bundle, refused } = Bundle::read_good_series(json, limits)?;
+    let json = quote_non_numbers(json);
+    let GoodSeries { bundle, refused } = Bundle::read_good_series(&json, limits)?;
     let sender = sender(&record.kinesis.partition_key, bundle.site_id)?;
     Ok(SentBundle { bundle, refused, sender })
 }
@@ -115,7 +114,7 @@ fn invalid(at: &str, problem: String) -> InvalidInput {
     InvalidInput { at: at.to_owned(), problem }
 }
 
-/// Encodings that senders use by mistake: their first bytes, and the message with the correct encoding.
+/// Encodings that senders use by mistake: the first bytes of the data, and a message that names the correct encoding.
 const UNSUPPORTED_ENCODINGS: &[(&[u8], &str)] = &[
     (
         &[0xf3, 0x89, 0x9a, 0xc2],
@@ -143,9 +142,22 @@ fn unsupported_encoding(data: &[u8]) -> Option<String> {
     Some((*problem).to_owned())
 }
 
+/// Compresses the JSON of a bundle that does not fit into a record otherwise.
+///
+/// # Errors
+/// Fails if the JSON has more than [`MAX_BUNDLE_BYTES`], because [`bundle`] would refuse it.
+pub fn pack(json: &[u8]) -> io::Result<Vec<u8>> {
+    if json.len() > MAX_BUNDLE_BYTES {
+        return Err(io::Error::other(format!("more than {MAX_BUNDLE_BYTES} bytes")));
+    }
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(json)?;
+    encoder.finish()
+}
+
 fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
     let mut json = Vec::new();
-    // Reads one byte more than allowed, to detect data that is too large.
+    // The limit is one byte more than allowed, to detect data that is too large.
     let mut reader = MultiGzDecoder::new(data).take(MAX_BUNDLE_BYTES as u64 + 1);
     reader
         .read_to_end(&mut json)
@@ -160,7 +172,8 @@ fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
 /// Processes a batch with one lane per site.
 ///
 /// A failed record does not affect other lanes. The records after it in its lane are not started. The response names
-/// the first failed record of the batch. Lambda delivers again from there.
+/// the first failed record of the batch. Lambda delivers that record and all later records of the batch again. So
+/// `work` must have no further effect for a record that it has already processed.
 pub async fn consume(
     payload: &RawValue,
     deadline: Deadline,

@@ -1,4 +1,4 @@
-//! Parsing the bundle of a record: valid bundles are returned unchanged, and no input causes a panic.
+//! Tests of parsing the bundle of a record: valid bundles are returned unchanged, and no input causes a panic.
 
 use std::{cell::RefCell, io::Write, time::Duration};
 
@@ -7,7 +7,7 @@ use contracts::{
     OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Series},
     sample::Sample,
-    stream::{Data, Record},
+    stream::{Data, Record, partition_key},
 };
 use fault::InvalidInput;
 use flate2::{
@@ -17,7 +17,7 @@ use flate2::{
 use lambda::Deadline;
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
 use serde_json::{json, value::to_raw_value};
-use stream::{MAX_BUNDLE_BYTES, SentBundle, bundle, consume, partition_key};
+use stream::{MAX_BUNDLE_BYTES, SentBundle, bundle, consume, pack};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -94,6 +94,30 @@ fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
         bits.collect::<Vec<_>>()
     };
     bundle.series.iter().flat_map(bits_of).collect()
+}
+
+#[test]
+fn a_record_with_a_value_that_json_can_not_express_is_read() {
+    let at = now().plus_millis(-60_000);
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0);
+    let series = Series::new(sensor, vec![Sample::missing(at), Sample::new(now(), 1.5)]);
+    let expected = Bundle::new("b-1".parse().expect("an id"), site(), vec![series]);
+    let json = String::from_utf8(plain(&expected)).expect("text").replace("null", "NaN");
+    assert!(json.contains(",NaN]"), "{json}");
+    assert_eq!(read(json.as_bytes()), Ok(expected.clone()));
+    assert_eq!(read(&gzip(json.as_bytes())), Ok(expected));
+}
+
+#[test]
+fn json_that_is_packed_is_read_again_unless_it_is_too_large() {
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0);
+    let series = Series::new(sensor, vec![Sample::new(now(), 1.5)]);
+    let bundle = Bundle::new("b-1".parse().expect("an id"), site(), vec![series]);
+    let mut json = plain(&bundle);
+    json.resize(MAX_BUNDLE_BYTES, b' ');
+    assert_eq!(read(&pack(&json).expect("gzip")), Ok(bundle));
+    json.push(b' ');
+    assert!(pack(&json).is_err());
 }
 
 fn has_reason(error: &InvalidInput) -> bool {
@@ -328,7 +352,7 @@ async fn records_of_one_site_with_different_senders_are_in_one_lane() {
 #[test]
 fn the_age_of_a_record_is_the_time_since_its_arrival() {
     let mut record = record("");
-    // Kinesis reports seconds, `age_millis` milliseconds.
+    // Kinesis reports the arrival in seconds. `age_millis` returns milliseconds.
     #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
     let seconds = now().millis() as f64 / 1000.0;
     for (arrival, age) in [(seconds - 1.5, 1500.0), (seconds, 0.0), (seconds + 1.5, 0.0)] {

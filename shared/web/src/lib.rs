@@ -1,7 +1,8 @@
 //! HTTPS client for systems outside AWS. It uses the HTTP and TLS libraries that the AWS SDK already links.
 //!
-//! Mozilla's root certificates are compiled in for this client, because the clients for AWS trust only Amazon's.
-//! Reading the system's root certificates would take more CPU instructions than the rest of the start-up.
+//! Mozilla's root certificates are compiled into this client, because the root certificates of the AWS clients are only
+//! Amazon's. The system's root certificates are not used: reading them would take more CPU instructions than the rest
+//! of the start-up.
 //!
 //! The client does not retry and does not follow redirects.
 
@@ -18,17 +19,17 @@ use lambda::Call;
 
 /// The timeout for opening the TCP connection, without name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over a
-/// connection that was closed while the environment was frozen. It is long enough for the calls of one invocation to
-/// share a connection.
+/// How long an idle connection stays in the pool. The other system may close a connection while the Lambda environment
+/// is frozen. With this short time, the environment rarely uses such a connection after the freeze. The time is long
+/// enough for the calls of one invocation to share a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The limits of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The time from the name resolution to the last byte of the response.
+    /// The maximum time from the name resolution to the last byte of the response.
     pub time: Duration,
-    /// The maximum size of the response's body, in bytes, which protects the memory.
+    /// The maximum size of the response's body, in bytes. It protects the memory.
     pub body: usize,
 }
 
@@ -91,7 +92,8 @@ impl Web {
     }
 }
 
-/// Parses a URL. Plain HTTP is accepted only for a loopback host, where a local fake listens.
+/// Parses an HTTPS URL. Plain HTTP is accepted only for a loopback host, where a local fake of the other system
+/// listens.
 pub fn secure_url(url: &str) -> Result<Uri, ConfigError> {
     let uri: Uri = url.parse().map_err(|error| ConfigError(format!("URL {url:?}: {error}")))?;
     let allowed = match uri.scheme_str() {

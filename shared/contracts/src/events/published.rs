@@ -1,7 +1,8 @@
 //! The forms in which the bus gets an event of the log.
 //!
 //! The log has each event once, in the version that was current when it was written. The bus gets it also in the
-//! earlier versions that are still supported, so that consumers change to the new version when they are ready.
+//! earlier versions that are still supported, so that consumers change to the new version when they are ready. The
+//! stream of all events gets each event only in the version of its row.
 
 use std::borrow::Cow;
 
