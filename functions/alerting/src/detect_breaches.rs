@@ -2,7 +2,8 @@
 //! and when it is back.
 //!
 //! Alerts are about now. So imported and revised bundles are not judged, and neither are readings that were old when
-//! they arrived. The age is that on arrival: if this function is late, the alerts are late, but not lost.
+//! they arrived. The age is that on arrival: if this function is up to an hour late, the alerts are late, but not lost. Lambda
+//! gives up older records, which become failures.
 //!
 //! Only a change of state is written, in one transaction with its event. A bundle may be delivered repeatedly, late, or
 //! after only a part of its changes was committed. A committed change is not committed again. If two invocations judge
@@ -61,7 +62,7 @@ impl DetectBreaches {
         stream::consume(payload, deadline, async |record| self.record(record).await).await
     }
 
-    /// Judges one record that an operator replays.
+    /// Judges one record that an engineer on call replays.
     pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let now = Timestamp::now();
         let record: Record = match fault::decode(record.get()) {
@@ -123,7 +124,8 @@ impl DetectBreaches {
         for _ in 0..=MAX_CONFLICTS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
             let Judgement { transitions, judged } = judge(rules, arrived, &watermarks);
-            // Only the first judgement counts: readings that this call itself commits would be late in the next one.
+            // Metrics and watermarks use the first judgement. In a repeated one, samples that this call or another
+            // writer has committed in the meantime would count as late.
             let judged = first.get_or_insert(judged);
             match self.commit_all(row, &transitions, arrived, &watermarks, now).await? {
                 CommitOutcome::Committed(_) => {
@@ -261,8 +263,8 @@ fn not_live(Arrived { bundle, oldest, .. }: Arrived<'_>) -> Option<&'static str>
 
 /// Turns times that were sent without a UTC offset into UTC, by the offset of the sensors' rules.
 ///
-/// Removes a series with such times if its sensor has no rule, or no offset with which they are valid. store-readings
-/// quarantines the latter.
+/// Removes such a series if its sensor has no rule or no UTC offset, or if its times in UTC are out of the limits.
+/// store-readings quarantines the series if its site declares no UTC offset, or if its times are out of the limits.
 fn to_utc(series: &mut Vec<Series>, rules: &[Rule], now: Timestamp) {
     series.retain_mut(|series| {
         if !series.is_local {

@@ -1,38 +1,46 @@
-//! Decides which changes of state a bundle's samples cause. The functions here are pure; the caller commits.
+//! Decides which changes of state a bundle's samples cause. The functions here are pure; the caller commits. The
+//! arrival of a record is when it reached the readings stream. To judge a sample is to compare its effective value with
+//! the limits. A sample is ahead if its time is later than the arrival of its record, because the logger's clock is
+//! fast.
 //!
 //! The next state depends on the current state and one sample only; samples are not counted. So judging a sample again
-//! changes nothing as long as the state is still the one that it was judged in. A rule therefore stores only what is
-//! needed to know the samples that were judged before its last change:
+//! changes nothing as long as no later sample has changed the state. A rule therefore stores only what is needed to
+//! know the samples that were judged before its last change:
 //!
 //! - `changed_at`: the time of the sample that caused the last change;
 //! - `change_arrived_at`: the latest arrival of a record that caused a change;
-//! - `ahead`: the bundles that were judged up to a time after the earlier of both. Only a fast clock causes them.
+//! - `ahead`: the bundles with judged samples ahead, each with the time of its last judged sample. Only a fast clock causes
+//!   them. A bundle is kept only while that time is after the limit of case 1 below.
 //!
 //! A sample is skipped in these cases, and judged in all others:
 //!
-//! 1. It is not after `changed_at` and not after `change_arrived_at`: it is late, or was judged. A time in the future moves
-//!    this limit only to the arrival of its own record, so it hides no samples that are measured later.
+//! 1. It is not after `changed_at` and not after `change_arrived_at`: it is late, or was judged. The limit is the
+//!    earlier of the two times. So a `changed_at` in the future does not hide samples that are measured later.
 //! 2. Its bundle is in `ahead`, and it is not after the time there. A bundle that is sent again or that has grown has the
 //!    same samples up to that time, so it was judged.
-//! 3. Its record arrived before `change_arrived_at`, and it is ahead of its own record's arrival. The records of a sender
-//!    of a site are delivered in order, so the record is delivered again, and the sample was judged. (A fast sample of
-//!    another sender may be skipped, too.)
-//! 4. It is not after the sensor's watermark in this execution environment: the latest sample that was judged, but at most
-//!    the arrival of its record. It is late. The environment also knows the bundles that it judged ahead (as in case 2)
-//!    since the last change; the next change stores them in the rule.
+//! 3. Its record arrived before `change_arrived_at`, and the sample is ahead. The records of one sender are delivered in
+//!    order, so this record was delivered before the one that caused the change. This delivery is a repeat: the sample
+//!    was judged. (A fast sample of another sender may be skipped, too.)
+//! 4. It is not after the watermark of its sensor in this execution environment: it is late. For each judged bundle,
+//!    take the earlier of its last judged sample and its arrival. The watermark is the latest of these times. The
+//!    environment also knows the bundles in which it judged samples ahead (as in case 2). The next change stores them in
+//!    the rule.
 //!
 //! Invariants:
 //!
-//! - A sample of a bundle causes at most one change, also if its record is delivered again, if its bundle is sent again,
-//!   and after a restart. The limit of case 1 never decreases. The sample that caused a change is at or before the limit, or its
-//!   bundle is in `ahead` until the limit has passed the sample. (A rule stores a limited number of bundles in `ahead`.)
+//! - A sample of a bundle causes at most one change, also if its record is delivered again, if its bundle is sent
+//!   again, and after a restart. The limit of case 1 never decreases. (Only the first change of a rule that an earlier
+//!   release wrote may decrease it.) So the sample that caused a change is skipped later: it is at or before the limit,
+//!   or its bundle stays in `ahead` until the limit has reached the sample. (A rule stores a limited number of bundles in
+//!   `ahead`.)
 //! - A sample that is measured after the arrival of all earlier records of its sensor is judged, whatever the times in
 //!   those records were.
 //!
-//! A restart forgets watermarks, and the bundles that were judged ahead since the last change. Late samples may then be
-//! judged, unless they are too old, and may change the state. Samples after such a late sample are then judged again, in
-//! the new state, if their record is delivered again. If a fast logger sends one of those bundles again after a later bundle has changed the
-//! state, its samples are judged in the new state, and may cause changes that they did not cause before.
+//! A restart forgets watermarks, and the bundles that the next change would have stored. Late samples may then be judged,
+//! unless they are too old, and may change the state. Samples with later times were judged in the old state. If their
+//! record is delivered again, they are judged again, in the new state. A logger with a fast clock may send a forgotten
+//! bundle again after a later bundle has changed the state. The samples of the forgotten bundle are then judged again, in
+//! the new state, and may cause new changes.
 
 use std::collections::HashMap;
 
@@ -52,9 +60,9 @@ pub type Watermarks = HashMap<SensorId, Watermark>;
 /// What an execution environment knows about the samples of a sensor that it judged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Watermark {
-    /// The time of the latest judged sample, at most the arrival of its record.
+    /// For each judged bundle, the earlier of its last judged sample and its arrival. This is the latest of these times.
     pub at: Option<Timestamp>,
-    /// The bundles that were judged up to a later time.
+    /// The bundles with judged samples ahead. A bundle is kept while its last judged sample is later than `at`.
     pub ahead: Ahead,
 }
 
@@ -97,7 +105,7 @@ pub struct Transition {
     pub value: f64,
     /// The change.
     pub change: Change,
-    /// The time of the last judged sample before the sensor's next change.
+    /// The time of the last judged sample of this bundle before the next change.
     pub judged_to: Timestamp,
 }
 
@@ -475,7 +483,7 @@ mod tests {
         (rules[0].changed_at, rules[0].change_arrived_at) = (Some(noon(100)), Some(noon(2)));
         let above_limit = bundle(&[[31.0; 6]]);
         let judge = |seconds| judge(&rules, arrived(&above_limit, seconds), &Watermarks::new());
-        // The arrival in the same millisecond may be that of a later record.
+        // A record that arrived in the same millisecond as that of the change may be a later one. So it is judged.
         for arrival in [6, 2] {
             assert_eq!((change_times(&judge(arrival)), judge(arrival).judged.late), (vec![3], 3));
         }
@@ -518,7 +526,7 @@ mod tests {
         let rules = apply(&rules, &judgement.transitions, arrived(&fast, 0), &none);
         let grown = bundle(&[[31.0, 20.0, 31.0, 31.0, 20.0]]);
         assert_eq!(change_times(&judge(&rules, arrived(&grown, 2), &none)), [4]);
-        // Another bundle with these times is from a clock that was set.
+        // Another bundle with these times is from a logger whose clock was corrected meanwhile. So its samples are new.
         let mut other = grown;
         other.bundle_id = id("other");
         assert_eq!(change_times(&judge(&rules, arrived(&other, 2), &none)), [1, 2, 4]);

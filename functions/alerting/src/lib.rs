@@ -39,7 +39,8 @@ pub struct AlertingRow {
     pub state: Alerting,
     /// The sequence number of its last event.
     pub sequence: u64,
-    /// The time of the last change. A changed sensor increases it, but not the sequence, because it is no event of this entity.
+    /// The time of the last change. A changed sensor increases `at` but not `sequence`, because the change is no event of
+    /// this entity.
     pub at: Timestamp,
 }
 
@@ -118,7 +119,8 @@ pub struct Rule {
     /// The state after the judged readings. Rows of earlier releases have no state and are read as `Normal`.
     #[serde(default)]
     pub state: State,
-    /// The sequence of the `SensorChanged` that the sensor's metadata are from. Absent if they are from the onboarding.
+    /// The sequence of the `SensorChanged` event from which the rule took the sensor's metadata. Absent if they are
+    /// from the onboarding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_sequence: Option<u64>,
     /// The time of the reading that last changed the state.
@@ -127,8 +129,9 @@ pub struct Rule {
     /// The latest arrival of a record that changed the state. Rows of earlier releases do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_arrived_at: Option<Timestamp>,
-    /// The bundles that were judged before the last change or caused it, up to a time after the earlier of `changed_at` and
-    /// `change_arrived_at`.
+    /// The bundles in which samples were judged that are ahead (later than the arrival of their record, see [`judging`]),
+    /// each with the time of its last judged sample. A bundle is kept only while that time is later than
+    /// [`Rule::late_until`]. The bundle that caused the last change may be one of them.
     #[serde(default, skip_serializing_if = "Ahead::is_empty")]
     pub ahead: Ahead,
 }

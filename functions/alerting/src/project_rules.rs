@@ -1,7 +1,8 @@
 //! Projects `SensorChanged` into the rules of a site: the sensor's metadata decide which value is compared with its limits.
 //!
 //! EventBridge does not preserve order and delivers at least once. A rule has the sequence of the event that its metadata
-//! are from, and an older event does not replace them. The rule's limits and state stay.
+//! are from, and an older event does not replace them. The rule's limits and state stay. `consumer::latest` replaces a whole
+//! row by one event, so it can't be used here: the row has the rules of all sensors, and their states.
 //!
 //! A sensor may be changed while its site is still being onboarded, which takes up to an hour if the payment provider is down.
 //! The step `configure-alerting` gets the sensors as they were registered, so the change is kept in the row until then.

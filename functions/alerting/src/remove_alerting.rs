@@ -40,7 +40,8 @@ enum Decision {
 fn decide_undo(existing: Option<&AlertingRow>, now: Timestamp) -> Decision {
     let Some(row) = existing else { return Decision::WriteTombstone };
     match row.state {
-        // Both rows have the sequence 0, so the time must differ.
+        // The row and its tombstone both have the sequence 0. Their times must differ, or a concurrent
+        // `put_if_same_version` would replace the tombstone.
         Alerting::NotConfigured { .. } => {
             Decision::DiscardChanges { from: row.state.name(), at: row.next_time(now) }
         }

@@ -125,7 +125,8 @@ async fn deliver_records(
 ) -> Option<usize> {
     let records = bundles.iter().enumerate().map(|(index, (arrival, bundle))| {
         let site: SiteId = serde_json::from_value(bundle["siteId"].clone()).expect("an id");
-        let key = sender.map_or(site.to_string(), |sender| stream::partition_key(site, sender));
+        let key = sender
+            .map_or(site.to_string(), |sender| contracts::stream::partition_key(site, sender));
         json!({
             "eventID": index.to_string(),
             "kinesis": {
@@ -408,7 +409,8 @@ async fn late_samples_change_nothing() {
     // Half of this bundle is late. The other half counts.
     deliver_all(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
     assert_eq!(emitted(&dynamo).await, [breach(61, 52.0)]);
-    // After a restart the row has the time of the last change. Watermarks are per sensor.
+    // After a restart there are no watermarks. Only the time of a sensor's last change, in the row, makes samples late. The
+    // second sensor had no change.
     let step = detector(&dynamo);
     deliver_all(&step, &[bundle(saga("a"), &[(0, &[(60, 20.0)]), (1, &[(30, 99.6)])])]).await;
     assert_eq!(emitted(&dynamo).await, [breach(61, 52.0), breach(30, 99.6)]);
@@ -578,7 +580,7 @@ async fn a_row_of_the_previous_release_has_no_arrival_of_its_last_change() {
     let rule = row["rules"][0].as_object_mut().expect("an object");
     assert_eq!(rule.remove("changeArrivedAt"), Some(json!(noon(60).plus_millis(500))));
     dynamo.put(ALERTING, row).await;
-    // The reading after a minute is in the bundle of the last change.
+    // The reading at 60 s has the time of the last change, so it is not judged again, although its value differs.
     deliver_all(&detector(&dynamo), &[first(&[(60, 20.0), (61, 52.0)])]).await;
     assert_eq!(emitted(&dynamo).await, [breach(60, 51.0)]);
     deliver_all(&detector(&dynamo), &[first(&[(120, 20.0)])]).await;
@@ -715,7 +717,8 @@ async fn readings_that_were_old_on_arrival_are_not_judged() {
     let metrics = reading_counts(deliver_arrived(&step, &old)).await;
     assert_eq!(metrics, [("ReadingsNotJudged reason=Old".to_owned(), 2.0)].into());
     assert_eq!(calls(&dynamo), BTreeMap::new());
-    // The readings are as old as allowed. (The present is months later, which does not matter.)
+    // The reading at second 1 is as old as allowed. The two at second 0 are too old. (The present is months later, which
+    // does not matter.)
     let readings = bundle(saga("a"), &[(0, &[(0, 60.0), (1, 61.0)]), (1, &[(0, 99.7)])]);
     let metrics = reading_counts(deliver_arrived(&step, &[(3601.0, readings)])).await;
     assert_eq!(emitted(&dynamo).await, [breach(1, 61.0)]);

@@ -1,5 +1,5 @@
 //! Simulates data loggers with right and wrong clocks, in hundreds of runs. Each run is determined by its seed;
-//! `SEED=123 cargo test -p alerting --test live` repeats one.
+//! `SEED=123 make unit-test ARGS='--test live'` repeats one.
 //!
 //! A run sends the readings of one sensor: in single bundles or in one that grows, once or again, in time or much later.
 //! The clock may be right, some seconds or 14 minutes fast, or jump ahead for single bundles. Imports and revisions come in
@@ -7,9 +7,10 @@
 //! environments, and each may be restarted. The test asserts that
 //!
 //! - each sample changes the state at most once, and only if it is live and usable;
-//! - after each record, the state is that of the record's last sample after all earlier arrivals: no crossing is missed;
-//! - no sample that was judged ahead of its arrival changes the state when its record is delivered again after a change of
-//!   a record that arrived later;
+//! - after the first delivery of a record, the state is that of its last usable sample. Only samples later than the arrival
+//!   of all earlier records count. So no crossing is missed;
+//! - a sample ahead of its record's arrival was judged at the first delivery. It causes no change when the record is
+//!   delivered again, if a record that arrived later has caused a change;
 //! - the alerts are exactly those of the live samples, if the times increase or no memory is lost.
 
 mod support;
@@ -74,8 +75,8 @@ struct Record {
 /// The records of a run, in the order of arrival.
 struct Workload {
     records: Vec<Record>,
-    /// Whether each live bundle has later samples than the one before. A bundle that is sent again has been the last one,
-    /// if the clock is fast.
+    /// Whether each new live bundle has later samples than the one before. If this is true and the clock is 14 minutes
+    /// fast, only the latest bundle is sent again, because after a restart an older one could be judged again.
     in_order: bool,
 }
 
@@ -170,7 +171,7 @@ impl Workload {
                 Clock::Jumps if logger.rng.percent(20) => 14 * MINUTE,
                 Clock::Jumps => 0,
             };
-            // In order, the samples are later than all before, also if little time has passed.
+            // Unless the clock jumps, new samples are later than all samples before, also if little time has passed.
             let last = logger.used.last().copied().filter(|_| logger.clock != Clock::Jumps);
             let until = last.map_or(now + ahead, |last| (now + ahead).max(last + 5 * SECOND + 1));
             let samples = logger.samples(until);
@@ -210,7 +211,7 @@ impl Workload {
     }
 }
 
-/// A sample that was sent first with this record, for the model.
+/// The record with which a sample was first sent, for the model.
 #[derive(Clone, Copy, Debug)]
 struct FirstSent {
     record: usize,
@@ -222,7 +223,7 @@ struct FirstSent {
 #[derive(Default)]
 struct Model {
     sent: BTreeMap<Timestamp, FirstSent>,
-    /// The latest judged sample, but at most the arrival of its record.
+    /// The latest of these times: for each judged record, the earlier of its last judged sample and its arrival.
     watermark: Option<Timestamp>,
     last_arrival: Option<Timestamp>,
     expected: ExpectedAlerts,

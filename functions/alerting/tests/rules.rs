@@ -1,4 +1,4 @@
-//! Tests of projecting changed sensors into the rules.
+//! Tests of configuring and removing a site's rules, and of projecting changed sensors into them.
 
 use std::time::Duration;
 
@@ -23,12 +23,14 @@ use serde_json::{Value, json};
 use store::{Commit, Transaction};
 use testkit::{
     Dynamo,
+    cloud::Cloud,
+    consuming::{self, LatestConsumer},
     dynamo::ALERTING,
     saga::{StepEvents, StepPair, check_step_contract, run, run_retrying},
     sample::{self, WEATHER, noon, payload, payload_with_sensors, saga, sensors},
 };
 
-/// Returns the event that a sensor of the site has this "no data" value.
+/// Returns a `SensorChanged` event: the sensor with this index now has this "no data" value.
 fn changed(name: &str, index: usize, no_data: f64, sequence: u64) -> Value {
     let mut sensor = json!(sensors(saga(name), &WEATHER)[index]);
     sensor["label"] = "Mast".into();
@@ -100,6 +102,57 @@ async fn a_changed_sensor_changes_its_rule_and_not_the_state() {
     assert_eq!((after[0].state, after[0].sensor_sequence), (breached, Some(2)));
     let Sensor { max, metadata, .. } = &after[0].sensor;
     assert_eq!((*max, metadata.no_data_values_at(noon(0))), (Some(50.0), &[-9999.9][..]));
+}
+
+/// project-rules with changes of two sensors that have limits.
+struct Projecting {
+    /// Whether alerting is configured before the changes.
+    configured: bool,
+}
+
+impl LatestConsumer for Projecting {
+    type Function = ProjectRules;
+
+    fn start(&self, cloud: &Cloud) -> ProjectRules {
+        ProjectRules { alerting: cloud.table(ALERTING) }
+    }
+
+    async fn prepare(&self, cloud: &Cloud) {
+        if self.configured {
+            let step =
+                ConfigureAlerting { alerting: cloud.table(ALERTING), outbox: cloud.outbox() };
+            run(&step, &payload_with_sensors(saga("a"), &WEATHER)).await.expect("alerting");
+        }
+    }
+
+    fn histories(&self) -> Vec<Vec<Value>> {
+        let of_sensor = |index: usize, changes: [(f64, u64); 3]| {
+            changes.map(|(no_data, sequence)| changed("a", index, no_data, sequence)).into()
+        };
+        vec![
+            of_sensor(0, [(-2.0, 2), (-3.0, 3), (-6.0, 6)]),
+            of_sensor(1, [(-4.0, 4), (-5.0, 5), (-7.0, 7)]),
+        ]
+    }
+
+    /// Returns the rows without the time, which each change increases. The rules are sorted, because they are in the order
+    /// of the first changes as long as alerting is not configured.
+    fn rows(&self, cloud: &Cloud) -> Vec<Value> {
+        let mut rows = cloud.rows(ALERTING);
+        for row in &mut rows {
+            row.as_object_mut().expect("a row").remove("at").expect("a time");
+            let rules = row["rules"]["L"].as_array_mut().expect("rules");
+            rules.sort_by_cached_key(Value::to_string);
+        }
+        rows
+    }
+}
+
+#[test]
+fn project_rules_follows_the_contract_of_the_mode_latest() {
+    for configured in [false, true] {
+        consuming::check_latest(&Projecting { configured });
+    }
 }
 
 #[tokio::test]
@@ -179,22 +232,71 @@ async fn changes_and_the_configuration_at_the_same_time_lose_nothing() {
     }
 }
 
+/// Returns the step and its undo of site `a`.
+fn pair(dynamo: Dynamo) -> StepPair<ConfigureAlerting, RemoveAlerting> {
+    StepPair {
+        step: configure(&dynamo),
+        undo: remove(&dynamo),
+        dynamo,
+        payload: payload_with_sensors(saga("a"), &WEATHER),
+        undo_payload: payload(saga("a")),
+        entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
+    }
+}
+
+const EVENTS: StepEvents =
+    StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
+
+#[tokio::test]
+async fn configuring_and_removing_follow_the_contract_of_the_saga() {
+    check_step_contract(async || pair(Dynamo::start().await), EVENTS).await;
+}
+
 #[tokio::test]
 async fn a_configuration_that_finds_a_change_follows_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
         run(&project(&dynamo), &changed("a", 0, -1.0, 2)).await.expect("a change");
-        StepPair {
-            step: configure(&dynamo),
-            undo: remove(&dynamo),
-            dynamo,
-            payload: payload_with_sensors(saga("a"), &WEATHER),
-            undo_payload: payload(saga("a")),
-            entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
-        }
+        pair(dynamo)
     };
-    let events = StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
-    check_step_contract(pair, events).await;
+    check_step_contract(pair, EVENTS).await;
+}
+
+#[tokio::test]
+async fn only_sensors_with_a_limit_are_watched() {
+    let dynamo = Dynamo::start().await;
+    let saga = saga("a");
+    run(&configure(&dynamo), &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
+
+    let sensors = sensors(saga, &WEATHER);
+    let row = &dynamo.rows(ALERTING).await[0];
+    let both = json!({
+        "sensorId": sensors[0].sensor_id, "metric": "air_temperature", "unit": "Cel",
+        "min": -50, "max": 50, "state": "NORMAL",
+    });
+    let one = json!({
+        "sensorId": sensors[1].sensor_id, "metric": "air_temperature", "unit": "Cel", "max": 99.5,
+        "state": "NORMAL",
+    });
+    assert_eq!(row["rules"], json!([both, one]));
+    let event = &dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await[0];
+    let data = event.envelope().expect("an envelope").data;
+    let limits = json!([
+        { "sensorId": sensors[0].sensor_id, "min": -50.0, "max": 50.0 },
+        { "sensorId": sensors[1].sensor_id, "max": 99.5 },
+    ]);
+    assert_eq!(data, json!({ "siteId": saga.site_id, "limits": limits }));
+}
+
+#[tokio::test]
+async fn a_site_without_limits_is_configured_without_rules() {
+    let dynamo = Dynamo::start().await;
+    let mut payload = payload_with_sensors(saga("a"), &[]);
+    run(&configure(&dynamo), &payload).await.expect("alerting");
+    // A state machine may omit an absent field or set it to null.
+    payload.as_object_mut().expect("an object").remove("causationId");
+    run(&configure(&dynamo), &payload).await.expect("alerting");
+    assert_eq!(dynamo.rows(ALERTING).await[0]["rules"], json!([]));
 }
 
 /// Returns the values of the first days, each valid from its day on.

@@ -1,5 +1,5 @@
-//! Simulates detect-breaches under faults in all its dependencies, in thousands of runs. Each run is determined by
-//! its seed; `SEED=123 cargo test -p alerting --test simulation` repeats one.
+//! Simulates detect-breaches under faults in all its dependencies, in a thousand runs. Each run is determined by its
+//! seed; `SEED=123 make unit-test ARGS='--test simulation'` repeats one.
 //!
 //! A run puts readings on a stream, some of them twice. A model of Lambda's event source mapping delivers them:
 //! partially, repeatedly, after crashes, and to two execution environments at once. The test asserts that each

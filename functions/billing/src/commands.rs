@@ -81,8 +81,8 @@ pub struct TaskTokenConsumer<S> {
 #[serde(rename_all = "camelCase")]
 struct Message {
     task_token: String,
-    /// The ARN of the execution that sent the command. State machines of version 0.1 did not write it. Messages
-    /// without it are accepted for one release, because a message may wait in the queue for a day.
+    /// The ARN of the execution that sent the command. Earlier versions of the state machines did not write it.
+    /// Messages without it are accepted for one release, because a message may wait in the queue for a day.
     #[serde(default)]
     execution: Option<String>,
     /// Not decoded here, because it is compared with the execution's input.
@@ -97,7 +97,7 @@ enum CommandOutcome {
     Failed(ErrorKind, String),
     /// The command did not complete and may be retried. Holds the reason.
     Retry(String),
-    /// The command must not run, or its output can't be serialized. Holds the reason.
+    /// The command must not run, because its sender is refused. Holds the reason.
     Rejected(String),
     /// The command did not run because its task has ended.
     TaskEnded,
@@ -138,8 +138,9 @@ struct DeliveryHistory {
 }
 
 impl<S: ProviderStep> TaskTokenConsumer<S> {
-    /// Processes one message. Returns `Err` for a message that is malformed or forged, or whose result can't be sent
-    /// now. Such a message stays in the queue, and one of its receives is used up.
+    /// Processes one message. Returns `Err` in these cases: the message is malformed or forged, its result can't be
+    /// sent now, it can't be requeued now, or it is too old to be requeued and did not run to its end. Such a message
+    /// stays in the queue, and one of its receives is used up.
     pub async fn handle(
         &self,
         message: SqsMessage,
@@ -156,7 +157,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         }
     }
 
-    /// Processes one message that an operator replays. It is not requeued. The result says why the command did not
+    /// Processes one message that an engineer on call replays. It is not requeued. The result says why the command did not
     /// complete.
     pub async fn replay(
         &self,

@@ -3,8 +3,8 @@
 //! This crate owns the billing table. Its key is `id`:
 //!
 //! - `subscription#<uuid>`: a subscription ([`SubscriptionRow`]);
-//! - `idempotency#initialize-subscription#<onboarding>`: the idempotency record of an initialization. Its calls to
-//!   the provider can't be part of a transaction;
+//! - `idempotency#initialize-subscription#<onboarding>`: the idempotency record of an initialization. It is needed
+//!   because the calls to the provider can't be part of a transaction;
 //! - `circuit#provider`: the state of the circuit breaker for the provider ([`circuit`]);
 //! - `reconciliation#provider`: the last comparison of the rows with the provider ([`reconciliation`]).
 //!
@@ -187,7 +187,7 @@ impl From<StripeError> for BillingError {
             StripeError::UnknownPaymentMethod { message } => {
                 Self::Refused(Refusal::InvalidInput { message })
             }
-            // A missing or revoked key is transient: an operator stores the right one, and a retry succeeds.
+            // A missing or revoked key is transient: an engineer on call stores the right one, and a retry succeeds.
             StripeError::Unavailable(_)
             | StripeError::IdempotencyKeySpent(_)
             | StripeError::Unauthorized(_)

@@ -69,8 +69,8 @@ impl Provider {
             let reason = reason(error);
             tracing::warn!(%reason, "continuing with the previous API key");
         });
-        // A secret without a valid key is treated like an unreadable one: a retry succeeds when an operator has stored
-        // the key.
+        // A secret without a valid key is treated like an unreadable one: a retry succeeds when an engineer on call has
+        // stored the key.
         let key = key.await.map_err(|error| BillingError::KeyUnreadable(reason(&error)))?;
         let mut client = self.client.lock().await;
         if let Some((client, made_with_key)) = &*client

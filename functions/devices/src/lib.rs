@@ -4,8 +4,9 @@
 //! emits the events of the entity `sensors`. Deprovisioned sensors stay as a tombstone, which prevents a late
 //! provisioning.
 //!
-//! A sensor is changed by its own id. The row has the id of all sensors of the site, which is derived from the site, so
-//! `update-sensor` first reads the sensor's site in telemetry's register ([`series::register`]).
+//! A request to change a sensor contains only the sensor's id. The key of the row is derived from the site's id, and a
+//! sensor's id does not tell its site. So `update-sensor` first reads the sensor's site in telemetry's register
+//! ([`series::register`]).
 
 pub mod deprovision_sensors;
 pub mod provision_sensors;
@@ -70,7 +71,7 @@ pub enum DevicesError {
     /// The sensors are already deprovisioned, so they can't be provisioned.
     #[error("sensors {0} are already deprovisioned")]
     Superseded(SensorsId),
-    /// Another writer changed the row between the read and the conditional write.
+    /// Other writers changed the row at the same time.
     #[error("another writer changed sensors {0}")]
     Busy(SensorsId),
     /// A call to the table failed.

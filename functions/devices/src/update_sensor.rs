@@ -1,14 +1,17 @@
 //! `PATCH /sensors/{sensorId}`: changes the metadata of a sensor, by a JSON merge patch.
 
+use std::collections::BTreeSet;
+
 use audit::{Action, Entry, Trail};
 use contracts::{
-    OnboardingId, SagaContext, Sensor, SensorId, SensorsId, SiteId, Timestamp,
+    OnboardingId, OperatorId, SagaContext, Sensor, SensorId, SensorsId, SiteId, Timestamp,
     events::SensorChanged,
     input::{FieldError, from_json},
-    sensor::{SensorChange, SensorChangeRule},
+    sensor::{SensorChange, SensorChangeRule, SensorMetadata},
 };
 use lambda::http::{self, Caller, Problem, Request, Response};
 use serde::Serialize;
+use serde_json::{Value, json};
 use store::{Decision, NewEvent, Outbox, StoreError, Table, Transaction};
 
 use crate::{DevicesError, Sensors, SensorsRow};
@@ -60,7 +63,7 @@ impl UpdateSensor {
         let sensor_id = sensor_id(request)?;
         let change = from_json(http::body(request, MAX_BODY_BYTES)?, &SensorChangeRule);
         let change = change.map_err(Problem::invalid)?;
-        let row = self.row(sensor_id).await?;
+        let row = self.row(caller.operator, sensor_id).await?;
         let row = row.filter(|row| row.saga.operator_id == caller.operator);
         let row = row.ok_or_else(|| not_found(sensor_id))?;
         let SagaContext { site_id, onboarding_id, .. } = row.saga;
@@ -68,15 +71,19 @@ impl UpdateSensor {
         let decide = |row: &SensorsRow| self.decide(caller, row, sensor_id, &change, now);
         let key = SensorsRow::key(row_id);
         let sensor = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
-        let sensor = sensor.ok_or_else(|| Problem::from_fault(&DevicesError::Busy(row_id)))?;
+        let sensor = sensor.ok_or(DevicesError::Busy(row_id))?;
         Response::new(200, &Reply { site_id, sensor })
     }
 
-    /// Reads the row of the sensors of the sensor's site.
-    async fn row(&self, sensor: SensorId) -> Result<Option<SensorsRow>, StoreError> {
-        let Some(site) = series::register::site_of(&self.readings, sensor).await? else {
-            return Ok(None);
-        };
+    /// Reads the row of the sensors of the sensor's site. For a sensor of another operator it makes as many reads as for an
+    /// unknown sensor, so the caller can't tell them apart.
+    async fn row(
+        &self,
+        operator: OperatorId,
+        sensor: SensorId,
+    ) -> Result<Option<SensorsRow>, StoreError> {
+        let site = series::register::site_of(&self.readings, operator, sensor).await?;
+        let Some(site) = site else { return Ok(None) };
         let sensors_id = SensorsId::from_onboarding(OnboardingId::from_site(site));
         self.devices.get(&SensorsRow::key(sensors_id)).await
     }
@@ -108,7 +115,8 @@ impl UpdateSensor {
         sensors[index] = sensor.clone();
         let state = Sensors::Provisioned { sensors };
         let after = SensorsRow { saga: row.saga, state, sequence: row.sequence + 1, at: now };
-        let transaction = self.transaction(caller, row.sequence, &after, &sensor, now);
+        let changed = changed_fields(&before.metadata, &sensor.metadata);
+        let transaction = self.transaction(caller, row.sequence, &after, &sensor, &changed, now);
         Ok(Decision::Change(transaction, sensor))
     }
 
@@ -120,11 +128,12 @@ impl UpdateSensor {
         sequence: u64,
         after: &SensorsRow,
         sensor: &Sensor,
+        changed: &str,
         now: Timestamp,
     ) -> Transaction {
         let SagaContext { operator_id, site_id, onboarding_id, .. } = after.saga;
         let sensors_id = SensorsId::from_onboarding(onboarding_id);
-        // The cause of the event is a person, not the event that started the saga.
+        // The cause of the event is a request, not the event that started the saga.
         let saga = SagaContext::for_site(operator_id, site_id, None);
         let event = SensorChanged { site_id, sensor: sensor.clone() };
         let entry = Entry {
@@ -132,13 +141,23 @@ impl UpdateSensor {
             actor: caller.actor.clone(),
             action: Action::UpdateSensor,
             target: sensor.sensor_id.to_string(),
-            details: Some(format!("site {site_id}")),
+            details: Some(format!("site {site_id}: {changed}")),
         };
         let transaction = Transaction::on(&self.devices)
             .put_if_sequence(&self.devices, &SensorsRow::key(sensors_id), after, sequence)
             .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, after.sequence, now, event));
         self.trail.add(transaction, &entry, now)
     }
+}
+
+/// Returns the names of the fields that differ, without their values, such as `label, heightM`.
+fn changed_fields(before: &SensorMetadata, after: &SensorMetadata) -> String {
+    let [before, after] = [before, after].map(|metadata| json!(metadata));
+    let fields = |metadata: &Value| metadata.as_object().cloned().unwrap_or_default();
+    let names: BTreeSet<_> =
+        fields(&before).into_iter().chain(fields(&after)).map(|(name, _)| name).collect();
+    let changed = names.into_iter().filter(|name| before.get(name) != after.get(name));
+    changed.collect::<Vec<_>>().join(", ")
 }
 
 /// Parses the sensor's id in the path.

@@ -211,11 +211,14 @@ async fn only_operators_change_their_own_sensors() {
     let dynamo = provisioned().await;
     let body = json!({ "label": "a" });
     let other = caller(other_operator(), Scope::Operator);
+    drop(dynamo.take_usage());
     let of_other = patch_as(&dynamo, &other, &id(0), &body, 60).await;
+    let calls = dynamo.take_usage().calls;
     golden::check(env!("CARGO_MANIFEST_DIR"), "update-sensor.other-operator", &of_other);
     let unknown = sample::sensors(saga("b"), &WEATHER)[0].sensor_id.to_string();
     let of_nobody = patch_as(&dynamo, &other, &unknown, &body, 60).await;
-    // Apart from the id, both responses are equal.
+    // Apart from the id, both responses are equal, and neither takes more reads.
+    assert_eq!(dynamo.take_usage().calls, calls);
     assert_eq!(of_other.to_string().replace(&id(0), &unknown), of_nobody.to_string());
     for scope in [Scope::Read, Scope::Logger(saga("a").site_id)] {
         let response =

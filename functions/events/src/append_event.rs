@@ -91,7 +91,7 @@ impl AppendEvent {
             Ok(Outcome::ContentDiffers(first)) => Err(content_differs(&event, &first)),
             Ok(Outcome::SourceTaken) => Err(source_taken(&event.source)),
             Ok(Outcome::Contended) => Err(contended(&event)),
-            Err(error) => Err(unavailable(Problem::from_fault(&error))),
+            Err(error) => Err(unavailable(error.into())),
         }
     }
 
@@ -128,7 +128,8 @@ impl AppendEvent {
             let Commit::Refused(refused) = transaction.commit().await? else {
                 return Ok(Outcome::Appended(Reply { event_id, sequence }));
             };
-            // The guard decides, also if the sequence was taken: perhaps by an earlier attempt of the same request.
+            // If the guard exists, it decides the outcome, even if the sequence was taken, too: an earlier attempt of this
+            // request may have taken it.
             if let Some(first) = refused.row::<GuardRow>(&guard_key)? {
                 let reply = Reply { event_id: first.event_id, sequence: first.sequence };
                 let is_same = first.content == content;

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use contracts::{
     OperatorId, Timestamp,
     inbound::MAX_ID,
-    input::Reason,
     open::{OpenEntity, foreign_correlation_key},
 };
-use lambda::http::{Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
+use serde::Deserialize;
 use store::{EventRow, SHARDS, StoreError, Table, from_item, type_bucket};
 
 use crate::page::{Entry, Page, Partition, Position, take_newest};
@@ -18,10 +18,18 @@ const MAX_LIMIT: usize = 100;
 const DAY: i64 = 24 * 60 * 60 * 1000;
 /// The maximum period of a query by type, in days. Each day costs a query per shard.
 const MAX_DAYS: i64 = 31;
-/// How far another function's clock may be ahead, in milliseconds. Without `to`, events up to this time are listed.
+/// How far another function's clock may be ahead, in milliseconds. Without `to`, events up to this far after now are
+/// listed.
 const MAX_SKEW: i64 = 60 * 1000;
-/// The maximum number of queries for a page of an entity. Each reads at most one row more than the page's limit.
+/// One of Fieldstation's own events may have an earlier time than an event of the same entity with a lower sequence, by at
+/// most this many milliseconds. A writer takes the time when its invocation starts. An invocation runs for at most 15
+/// minutes, and the writer's clock may be wrong.
+const MAX_DISORDER: i64 = 15 * 60 * 1000 + MAX_SKEW;
+/// The maximum number of queries for a page of an entity, without those that find the end of the period. Each reads at
+/// most one row more than the page's limit.
 const MAX_QUERIES: usize = 5;
+/// No event has a larger sequence.
+const MAX_SEQUENCE: u64 = i64::MAX.unsigned_abs();
 /// The number of rows that one call reads, so that large events do not fill the memory.
 const ROWS_PER_READ: usize = 25;
 
@@ -52,6 +60,16 @@ struct Parameters {
     token: Option<String>,
 }
 
+/// The attributes of an event by which the end of a period is found.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Place {
+    sequence: u64,
+    occurred_at: Timestamp,
+    #[serde(default)]
+    operator_id: OperatorId,
+}
+
 /// What is read for one page.
 #[derive(Debug)]
 struct Reading {
@@ -61,6 +79,8 @@ struct Reading {
     /// The last event of the previous page.
     after: Option<Entry>,
     limit: usize,
+    /// Whether the caller gave the end of the period. There may be any number of newer events.
+    has_end: bool,
 }
 
 impl ListEvents {
@@ -88,13 +108,12 @@ impl ListEvents {
             period: (from, end),
             after: position.map(|position| position.last),
             limit: parameters.limit,
+            has_end: parameters.to.is_some(),
         };
-        let page = self.read(&parameters.selection, &reading).await;
-        let page = page.map_err(|error| Problem::from_fault(&error))?;
-        let body = body(page, from, &scope);
-        body.map(|body| Response::json(200, body)).map_err(|error| {
-            Problem::from_fault(&StoreError::Internal(format!("no page token: {error}")))
-        })
+        let page = self.read(&parameters.selection, &reading).await?;
+        let body = body(page, from, &scope)
+            .map_err(|error| StoreError::Internal(format!("no page token: {error}")))?;
+        Ok(Response::json(200, body))
     }
 
     async fn read(&self, selection: &Selection, reading: &Reading) -> Result<Page, StoreError> {
@@ -108,21 +127,62 @@ impl ListEvents {
 
     /// Lists an entity's events, newest first.
     async fn of_entity(&self, entity: &OpenEntity, reading: &Reading) -> Result<Page, StoreError> {
-        let before = reading.after.as_ref().map_or(i64::MAX.unsigned_abs(), |last| last.sequence);
+        let (from, to) = reading.period;
+        // The time of an appended event is never before that of an earlier event of its entity.
+        let disorder = if entity.is_own() { MAX_DISORDER } else { 0 };
+        let before = match &reading.after {
+            Some(last) => last.sequence,
+            None if reading.has_end => {
+                self.first_after(entity, reading.operator, to.plus_millis(disorder)).await?
+            }
+            None => MAX_SEQUENCE,
+        };
         let query = self
             .events
             .query("entity = :entity AND #sequence < :before")
             .number("before", before)
             .descending(true);
-        let (from, to) = reading.period;
-        // The times of an entity's events follow their sequence.
+        let oldest = from.plus_millis(-disorder);
         self.in_sequence(query, entity, reading, |row| {
-            if row.occurred_at < from {
+            if row.occurred_at < oldest {
                 return ControlFlow::Break(());
             }
-            ControlFlow::Continue(row.occurred_at <= to)
+            ControlFlow::Continue((from..=to).contains(&row.occurred_at))
         })
         .await
+    }
+
+    /// Finds by bisection the sequence of an event that is later than this time, and whose predecessor, if any, is not.
+    /// Returns the maximum if the newest event is not later, or if it is not the operator's.
+    async fn first_after(
+        &self,
+        entity: &OpenEntity,
+        operator: OperatorId,
+        time: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let key = entity.log_key(operator);
+        let query = |to: u64| {
+            let query = self
+                .events
+                .query("entity = :entity AND #sequence <= :to")
+                .text("entity", &key)
+                .number("to", to)
+                .project("#sequence, occurredAt, operatorId");
+            query.consistent().descending(true).limit(1)
+        };
+        let (mut low, mut high, mut to) = (0, MAX_SEQUENCE, MAX_SEQUENCE);
+        while low < to {
+            let newest = query(to).page(None).await?.items.pop();
+            let newest: Option<Place> =
+                newest.map(|item| from_item(item, || key.clone())).transpose()?;
+            let is_later = |it: &Place| it.operator_id == operator && it.occurred_at > time;
+            match newest.filter(is_later) {
+                Some(later) => high = later.sequence,
+                None => low = to,
+            }
+            to = low + (high - low) / 2;
+        }
+        Ok(high)
     }
 
     /// Lists an entity's events after a sequence, oldest first.
@@ -183,8 +243,8 @@ impl ListEvents {
     async fn of_type(&self, kind: &str, reading: &Reading) -> Result<Page, StoreError> {
         let Some((first, last)) = reading.span() else { return Ok(Page::new(reading.limit)) };
         let (oldest_day, mut day) = (first.millis().div_euclid(DAY), last.millis().div_euclid(DAY));
-        // On average a shard has an eighth of the page. 1 is added to round up, and 1 because the newest entries of a shard
-        // are known only when an older one was read.
+        // On average a shard has `limit / SHARDS` events of the page. One row is added to round up. Another row is
+        // added because `Partition::fill` must read an older entry before it knows the newest ones.
         let rows = reading.limit / usize::from(SHARDS) + 2;
         let mut entries = Vec::new();
         while day >= oldest_day && entries.len() <= reading.limit {
@@ -335,7 +395,7 @@ impl Parameters {
     fn start(&self, position: Option<&Position>, now: Timestamp) -> Result<Timestamp, Problem> {
         let end = self.to.unwrap_or(now);
         let (from, last) = match position {
-            // A forged token must not extend the period.
+            // The token may be forged, so the maximum period of a type is checked for it, too.
             Some(position) => (position.from, end.min(position.last.occurred_at)),
             None => (self.from.unwrap_or(end.plus_millis(-DAY)), end),
         };
@@ -355,7 +415,7 @@ impl Parameters {
 }
 
 fn parameters(request: &Request) -> Result<Parameters, Problem> {
-    let mut errors = BTreeMap::new();
+    let (mut errors, mut unknown) = (BTreeMap::<&str, String>::new(), Vec::new());
     let given: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
     let (mut entity, mut after, mut from, mut to, mut limit) =
         (None, None, None, None, DEFAULT_LIMIT);
@@ -363,12 +423,17 @@ fn parameters(request: &Request) -> Result<Parameters, Problem> {
         let result = match *name {
             "entity" => parse_entity(value).map(|value| entity = Some(value)),
             "type" | "correlationId" => text(value),
-            "after" => number(value, 0, i64::MAX.unsigned_abs()).map(|value| after = Some(value)),
+            "after" => number(value, 0, MAX_SEQUENCE).map(|value| after = Some(value)),
             "from" => time(value).map(|value| from = Some(value)),
             "to" => time(value).map(|value| to = Some(value)),
             "limit" => number(value, 1, MAX_LIMIT).map(|value| limit = value),
             "pageToken" => Ok(()),
-            _ => Err("is not known; give entity, type or correlationId, and after, from, to, limit or pageToken".to_owned()),
+            _ => {
+                let known =
+                    "entity, type or correlationId, and after, from, to, limit or pageToken";
+                unknown.push(http::unknown_parameter(name, known));
+                continue;
+            }
         };
         if let Err(message) = result {
             errors.insert(*name, message);
@@ -408,21 +473,17 @@ fn parameters(request: &Request) -> Result<Parameters, Problem> {
             .or_else(|| owned("correlationId").map(Selection::Correlation)),
     };
     match selection {
-        Some(selection) if errors.is_empty() => {
+        Some(selection) if errors.is_empty() && unknown.is_empty() => {
             Ok(Parameters { selection, from, to, limit, token: owned("pageToken") })
         }
-        _ => Err(Problem::invalid(errors.into_iter().map(error).collect())),
+        _ => {
+            let error =
+                |(name, message)| FieldError::new(format!("query {name}").trim_end(), message);
+            let mut errors: Vec<_> = errors.into_iter().map(error).chain(unknown).collect();
+            errors.sort_by(|one, other| one.field.cmp(&other.field));
+            Err(Problem::invalid(errors))
+        }
     }
-}
-
-fn error((name, message): (&str, String)) -> FieldError {
-    let reason = if message.starts_with("is not known") {
-        Reason::UnknownField
-    } else {
-        Reason::InvalidValue
-    };
-    let field = format!("query {name}");
-    FieldError::new(field.trim_end(), message).with_reason(reason)
 }
 
 fn parse_entity(value: &str) -> Result<OpenEntity, String> {

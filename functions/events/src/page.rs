@@ -10,8 +10,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use store::{EventRow, Item, Key, Query, StoreError, from_item};
 
-/// A page with events of this size, in bytes, gets no further event. Its last event may add 256 KiB. A response of Lambda
-/// has at most 6 MB, and each quotation mark of the body takes two bytes in it.
+/// A page with events of this size, in bytes, gets no further event. Its last event may add 256 KiB. A response of
+/// Lambda has at most 6 MB. It contains the body as a JSON string, in which each quotation mark is escaped and takes
+/// two bytes.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// The number of bytes of the query's hash in a token.
 const HASH_BYTES: usize = 8;
@@ -37,8 +38,8 @@ impl From<&EventRow> for Entry {
     }
 }
 
-/// Where the next page begins. A token is not signed. A forged one shows nothing that the query itself does not show,
-/// because each row is compared with the caller's operator.
+/// Where the next page begins. A token is not signed. A forged one shows nothing that the caller may not see, because
+/// each row is compared with the caller's operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     /// The start of the period, which may depend on the time of the first request.

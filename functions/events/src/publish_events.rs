@@ -1,10 +1,11 @@
 //! Publishes the new rows of the events table on both outlets: the stream of all events and the bus. The rows come from
 //! the table's stream.
 //!
-//! A record that can never be published is put into the quarantine queue, with its whole payload and the reason, and
-//! the shard continues. An event that one outlet has and the other one can't take now is left to sweep-events, and the
-//! shard continues too. After any other failure, the response names the lowest failed sequence number of the batch.
-//! Lambda delivers the batch again from there, and events that are marked as published are skipped.
+//! A record that can never be published is sent to the failure queue of events (`shared/quarantine`), with its whole
+//! payload and the reason, and the shard continues. An event that one outlet has and the other one can't take now is
+//! left to sweep-events, and the shard continues too. After any other failure, the response names the lowest failed
+//! sequence number of the batch. Lambda delivers the batch again from there, and events that are marked as published
+//! are skipped.
 
 use std::collections::{HashMap, HashSet};
 
@@ -104,7 +105,7 @@ impl PublishEvents {
         batch.response(failed)
     }
 
-    /// Publishes one record that an operator replays.
+    /// Publishes one record that an engineer on call replays.
     ///
     /// An event that is refused again is not quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> ReplayResponse {

@@ -1,5 +1,5 @@
 //! Publishes events on two outlets: the Kinesis stream of all events, in order per entity, and the EventBridge bus, in
-//! no order. An event is marked when both have it. On the bus, an event has one form for each version of its type that is
+//! no order. An event is marked when both have accepted or refused it. On the bus, an event has one form for each version of its type that is
 //! published ([`published_forms`]). The bus has the event when it has all forms.
 //!
 //! - `request`: reads the requested events and their unsettled earlier events.
@@ -12,14 +12,17 @@
 //! that has marked them. DynamoDB Streams preserve the order per item only, and each event is an item, so a later event
 //! may be delivered first. In that case the earlier events are read from the table and put on the stream before it.
 //!
+//! A row that is not an event is sent to no outlet. It is refused at once, also while earlier events are not settled. So
+//! its mark says nothing about them, and they are read from the table before a later event is put on the stream.
+//!
 //! An event may be put on an outlet more than once: the mark may fail, or a second publisher may run at the same time.
 //! The first occurrences on the stream are still in order, since each publisher puts an event only after it has put the
 //! predecessor itself or has read its mark.
 //!
-//! The outlets do not wait for each other. Both are called at the same time. When each event
-//! has its result on one outlet and no further event is settled on the other one, the run ends after `LAG_LIMIT`, or after
-//! `LAG_LIMIT_OF_IDLE_OUTLET`. The events that only one outlet has are left to sweep-events, so that newer events reach the
-//! healthy outlet.
+//! The outlets do not wait for each other. Both are called at the same time. One outlet may finish first. The run then
+//! ends when the other outlet has settled no event for `LAG_LIMIT` (`LAG_LIMIT_OF_IDLE_OUTLET` if it settled nothing in
+//! the last run that had something to send to it). The events that only one outlet has are left to sweep-events, so that
+//! newer events reach the healthy outlet.
 
 pub(crate) mod bus;
 pub(crate) mod memory;
@@ -53,11 +56,11 @@ use self::{
     settle::Settlement,
 };
 
-/// The error name in the quarantine for a row that is not an event.
+/// The error name in the quarantine for a row that is not an event, or that the bus can't get in all its forms.
 const INVALID_EVENT: &str = "InvalidInput";
-/// The time that an outlet gets to settle the next event when each event has its result on the other outlet.
+/// After the other outlet has finished, an outlet must settle an event within this time. Otherwise the run ends.
 const LAG_LIMIT: Duration = Duration::from_secs(2);
-/// The same for an outlet that settled nothing in the previous run.
+/// The same for an outlet that settled nothing in the last run that had something to send to it.
 const LAG_LIMIT_OF_IDLE_OUTLET: Duration = Duration::from_millis(500);
 /// The maximum number of concurrent marks.
 const MAX_MARKS: usize = 16;
@@ -90,8 +93,8 @@ pub struct Unpublished {
     /// Whether one outlet has the event, and the other one has a problem. The event is left to sweep-events: if Lambda
     /// delivered it again, the problem of one outlet would hold up newer events on both.
     pub is_left_to_sweep: bool,
-    /// Whether the event was not read, because the other events are too large for one run together. Another run can send
-    /// it at once.
+    /// Whether the event was not read, because the other events have reached the maximum size of a run. Another run can
+    /// send it at once.
     pub is_unread: bool,
 }
 
@@ -119,7 +122,8 @@ impl Results {
             Side::Stream => self.stream = Some(sent),
             Side::Bus => {
                 self.forms = self.forms.saturating_sub(1);
-                // The event is accepted if all forms are. It is refused only when no form must be sent again.
+                // The event is accepted if all forms are. If a form failed for now, the event failed. Otherwise, if a
+                // form was refused, the event is refused.
                 let worst = match (self.bus.take(), sent) {
                     (Some(failed @ Sent::Failed(_)), _) | (_, failed @ Sent::Failed(_)) => failed,
                     (Some(refused @ Sent::Refused(..)), _) => refused,
@@ -154,10 +158,12 @@ impl Publisher {
     /// Publishes and marks the requested events that are not marked as published.
     ///
     /// On the stream, the events of one entity are sent in order, one per call, so that no event overtakes one that failed.
-    /// On the bus, all are sent at once. An event that an outlet refuses permanently is put into the quarantine and
-    /// marked as refused when the other outlet has it too.
+    /// On the bus, all are sent at once. If an outlet refuses an event permanently, the event is quarantined and
+    /// marked as refused once the other outlet has accepted or refused it.
     ///
-    /// Returns the requested events that are not marked, except those whose mark failed.
+    /// Returns the requested events that are neither published nor recorded as refused, and a replayed event that was
+    /// refused again. An event that both outlets accepted is not returned if its mark failed, but it is returned if the
+    /// deadline passed before the mark was done.
     ///
     /// # Errors
     /// Fails if the rows can't be read. Nothing was published then.
@@ -180,7 +186,10 @@ impl Publisher {
         self.send(&pending, &mut results, stream, bus, deadline).await;
         let mut unpublished = unpublished(&pending, results);
         unpublished.extend(unread.into_iter().map(|event| {
-            let event = Unpublished::for_now(event, "the other events are too large together");
+            let event = Unpublished::for_now(
+                event,
+                "the other events have reached the maximum size of a run",
+            );
             Unpublished { is_unread: true, ..event }
         }));
         Ok(unpublished)
@@ -267,7 +276,7 @@ impl Publisher {
         None
     }
 
-    /// Sends to both outlets at the same time, and settles each event as soon as both have it.
+    /// Sends to both outlets at the same time, and settles each event as soon as both have accepted or refused it.
     async fn send(
         &self,
         pending: &[PendingEvent<'_>],
@@ -344,7 +353,8 @@ impl Publisher {
     }
 }
 
-/// Returns the requested events that are not marked, except those whose mark failed.
+/// Returns the requested events that are neither published nor recorded as refused, and a replayed event that was
+/// refused again. An event that both outlets accepted is returned only if the deadline passed before its mark was done.
 fn unpublished(pending: &[PendingEvent<'_>], results: Vec<Results>) -> Vec<Unpublished> {
     let stream_works = pending
         .iter()

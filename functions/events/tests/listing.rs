@@ -24,7 +24,7 @@ use testkit::{
 const DAY: i64 = 24 * 60 * 60;
 const SOURCE: &str = "com.example.lims";
 
-/// Returns the names of the events: their ids in the CloudEvent.
+/// Returns the names of the events: the id in the CloudEvent, or the type of an own event.
 fn names(events: &[Value]) -> Vec<&str> {
     let name = |event: &Value| match &event["metadata"]["cloudEvent"]["id"] {
         Value::String(_) => "/metadata/cloudEvent/id",
@@ -75,6 +75,21 @@ async fn write_own(dynamo: &Dynamo, saga: SagaContext, seconds: i64) {
     assert!(matches!(transaction.commit().await, Ok(Commit::Done)));
 }
 
+/// Writes an event of the site itself at each time, with the sequence 1, 2, 3 and so on.
+async fn write_at(dynamo: &Dynamo, saga: SagaContext, times: &[i64]) {
+    for (sequence, seconds) in (1..).zip(times) {
+        let data = SiteActivated { site_id: saga.site_id };
+        let event = NewEvent::in_saga(saga, saga.site_id, sequence, noon(*seconds), data);
+        dynamo.put(EVENTS, json!(event.row().expect("a row"))).await;
+    }
+}
+
+/// Returns the sequences of the events.
+fn sequences(events: &[Value]) -> Vec<u64> {
+    let sequence = |event: &Value| event["metadata"]["sequence"].as_u64().expect("a sequence");
+    events.iter().map(sequence).collect()
+}
+
 fn calls(dynamo: &Dynamo) -> Vec<(String, u32)> {
     let Usage { calls, .. } = dynamo.take_usage();
     calls.into_iter().collect()
@@ -102,6 +117,50 @@ async fn events_of_an_entity_are_listed_newest_first_and_after_a_sequence_oldest
     let period = [entity, ("from", &from), ("to", &to)];
     let events = all_pages(&dynamo, &by, &period, 2, noon(60)).await;
     assert_eq!(names(&events), ["0/4", "0/3", "0/2"]);
+}
+
+#[tokio::test]
+async fn events_of_a_site_in_the_period_are_listed_although_its_writers_clocks_differ() {
+    let (dynamo, by) = (Dynamo::start().await, default_caller());
+    let saga = saga_of(OperatorId::DEFAULT, "site");
+    // The period has the second, fourth and sixth event. Between them are one before its start and one after its end.
+    write_at(&dynamo, saga, &[-2000, 500, -350, 300, 1100, 400, 1200, 5000]).await;
+    let (site, from, to) =
+        (format!("site/{}", saga.site_id), noon(0).to_string(), noon(1000).to_string());
+    let period = [("entity", site.as_str()), ("from", &from), ("to", &to)];
+    for limit in [1, 2, 100] {
+        let events = all_pages(&dynamo, &by, &period, limit, noon(6000)).await;
+        assert_eq!(sequences(&events), [6, 4, 2], "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_an_old_period_takes_few_reads_whatever_follows_the_period() {
+    let (dynamo, by) = (Dynamo::start().await, default_caller());
+    let saga = saga_of(OperatorId::DEFAULT, "site");
+    // An event each hour.
+    let times: Vec<_> = (0..300).map(|hour| hour * 60 * 60).collect();
+    write_at(&dynamo, saga, &times).await;
+    append_all(&dynamo, OperatorId::DEFAULT, SOURCE, 1, &times).await;
+    let site = format!("site/{}", saga.site_id);
+    for entity in [site.as_str(), "example.instrument/0"] {
+        for (to, newest) in [(1, 1), (2, 2), (150, 150), (299, 299), (300, 300), (600, 300)] {
+            let (from, to) = (noon(-1).to_string(), noon(to * 60 * 60).to_string());
+            let period = [("entity", entity), ("from", from.as_str()), ("to", &to), ("limit", "1")];
+            drop(calls(&dynamo));
+            let page = list(&dynamo, &by, &period, noon(600 * 60 * 60)).await;
+            let events = page["events"].as_array().expect("a list");
+            assert_eq!(sequences(events), [newest], "{entity}");
+            let calls = calls(&dynamo);
+            let [(query, count)] = calls.as_slice() else { panic!("{calls:?}") };
+            // The bisection reads the newest event, and takes nine steps for 300 events. The page takes two queries.
+            assert!(query == "Query" && *count <= 12, "{entity}, {to}: {calls:?}");
+        }
+    }
+    let (from, to) = (noon(-2).to_string(), noon(-1).to_string());
+    let before = [("entity", site.as_str()), ("from", &from), ("to", &to)];
+    let page = list(&dynamo, &by, &before, noon(0)).await;
+    assert_eq!(page, json!({ "events": [] }), "before the first event");
 }
 
 #[tokio::test]
@@ -189,7 +248,8 @@ async fn another_operators_events_are_not_shown_and_take_the_reads_of_unknown_on
         (foreign, entity(unknown)),
         (forged, correlation(unknown)),
     ] {
-        for extra in [None, Some(("after", "0")), Some(("limit", "1"))] {
+        let old = noon(1).to_string();
+        for extra in [None, Some(("after", "0")), Some(("limit", "1")), Some(("to", &old))] {
             let mut reads = Vec::new();
             for (name, value) in [&known, &unknown] {
                 if extra.is_some_and(|(extra, _)| extra == "after") && *name != "entity" {

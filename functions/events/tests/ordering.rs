@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Entity, events::SiteActivated};
 use events::{
@@ -27,7 +28,7 @@ use testkit::{
     cloud::{self, CallFault, Cloud, Entry},
     dynamo::EVENTS,
     mapping::{self, FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
-    rng::{Rng, all_seeds, seeds},
+    rng::{Rng, all_seeds, seed_count, seeds},
     sample::{self, noon, saga},
 };
 use tokio::{
@@ -45,17 +46,21 @@ const SETTINGS: Settings = Settings {
     max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
-/// The number of seeds. The environment variable `ORDERING_SEEDS` replaces it.
-const SEEDS: u64 = 150;
+/// The numbers of seeds of `make test` and of `make proofs`.
+const SEEDS: (u64, u64) = (150, 500);
 const SITES: [&str; 3] = ["a", "b", "c"];
 /// A type that the bus refuses.
 const BUS_REFUSES: &str = "RefusedByTheBus";
 /// A text in the detail of events that the stream refuses.
 const STREAM_REFUSES: &str = "refused by the stream";
+/// The detail of a row that is not an event.
+const INVALID: &str = "{}";
 /// The operations of the outlets.
 const OUTLETS: [&str; 2] = ["PutRecords", "PutEvents"];
 /// A seed for which a consumer behind EventBridge gets an entity's events out of order.
 const OUT_OF_ORDER_BEHIND_THE_BUS: u64 = 1;
+/// A seed for which version 1's rule puts an entity's events on the stream out of order.
+const OUT_OF_ORDER_IN_VERSION_1: u64 = 1;
 
 /// The entity and sequence number of an event.
 type EventKey = (String, u64);
@@ -152,7 +157,7 @@ impl Function for PublishFunction {
     fn gave_up(&self, _: &[Rc<Record>], _: Value) {}
 }
 
-/// Returns an event of a site that is committed `at` after the beginning.
+/// Returns an event of a site. It is committed when the time `at` has passed since the beginning.
 fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     let saga = saga(site);
     let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("a small number"));
@@ -193,12 +198,14 @@ fn row_key(row: &EventRow) -> EventKey {
     (row.entity.clone(), row.sequence)
 }
 
-fn is_refused_by_stream(row: &EventRow) -> bool {
-    row.detail.contains(STREAM_REFUSES)
+fn is_invalid(row: &EventRow) -> bool {
+    row.detail == INVALID
 }
 
-fn is_refused_by_bus(row: &EventRow) -> bool {
-    row.kind == BUS_REFUSES
+/// Returns for each outlet whether it refuses the event. A row that is not an event is sent to none.
+fn refusals(row: &EventRow) -> [bool; 2] {
+    let refuses = [row.detail.contains(STREAM_REFUSES), row.kind == BUS_REFUSES];
+    refuses.map(|refuses| refuses && !is_invalid(row))
 }
 
 /// Returns the keys in a call of an outlet.
@@ -288,9 +295,9 @@ async fn consume(
     mapping.function().got.take()
 }
 
-/// Delivers the records as EventBridge would if they had been put on the bus in the same order, which is what version 1
-/// did. EventBridge starts the delivery of each event on its own, and AWS documents no order. Here each takes up to half
-/// a second.
+/// Returns what a consumer behind EventBridge would get if the records had been put on the bus at the same times as on
+/// the stream. It is a model of EventBridge's delivery, not of a publisher: EventBridge starts the delivery of each event
+/// on its own, and AWS documents no order. Here each takes up to half a second.
 fn deliver_by_bus(cloud: &Cloud, mut rng: Rng) -> Vec<EventKey> {
     let mut deliveries: Vec<_> = cloud
         .records()
@@ -299,6 +306,46 @@ fn deliver_by_bus(cloud: &Cloud, mut rng: Rng) -> Vec<EventKey> {
         .collect();
     deliveries.sort();
     deliveries.into_iter().map(|(_, key)| key).collect()
+}
+
+/// Version 1's rule, on the stream: the events of a batch are put in order per entity, one after the other. Earlier events
+/// that are not in the batch are not read.
+struct VersionOne(aws_sdk_kinesis::Client);
+
+impl Function for VersionOne {
+    type Environment = ();
+
+    fn start(&self) {}
+
+    fn invoke(
+        &self,
+        _: Rc<()>,
+        records: Vec<Rc<Record>>,
+        _: Duration,
+    ) -> LocalBoxFuture<'static, Result<Value, String>> {
+        let image = |record: &Rc<Record>| record.table_event()["dynamodb"]["NewImage"].take();
+        let mut rows: Vec<EventRow> = records
+            .iter()
+            .map(|record| serde_json::from_value(image(record)).expect("an item"))
+            .map(|item: serde_dynamo::Item| serde_dynamo::from_item(item).expect("a row"))
+            .collect();
+        rows.sort_by_key(|row| row.sequence);
+        let stream = self.0.clone();
+        Box::pin(async move {
+            for row in rows {
+                let record = PutRecordsRequestEntry::builder()
+                    .data(row.detail.into_bytes().into())
+                    .partition_key(row.entity)
+                    .build();
+                let record = record.map_err(|error| error.to_string())?;
+                let put = stream.put_records().stream_name("events").records(record).send().await;
+                put.map_err(|error| error.to_string())?;
+            }
+            Ok(Value::Null)
+        })
+    }
+
+    fn gave_up(&self, _: &[Rc<Record>], _: Value) {}
 }
 
 fn is_in_order(got: Vec<EventKey>) -> bool {
@@ -336,7 +383,8 @@ struct Load {
 }
 
 impl Load {
-    /// Creates transactions of one to four events of a site. `refused_percent` of the events are refused by each outlet.
+    /// Creates transactions of one to three events of a site. `refused_percent` of the events are refused by each outlet,
+    /// and as many rows are not events.
     fn new(rng: &mut Rng, transactions: u64, refused_percent: u64) -> Self {
         let mut stream = Stream::new(rng.fork());
         let mut sequences = BTreeMap::new();
@@ -358,6 +406,9 @@ impl Load {
                     if rng.percent(refused_percent) {
                         let refused = format!(r#"{{"note":"{STREAM_REFUSES}","#);
                         row.detail.replace_range(..1, &refused);
+                    }
+                    if rng.percent(refused_percent) {
+                        INVALID.clone_into(&mut row.detail);
                     }
                     row
                 })
@@ -425,7 +476,7 @@ impl Load {
     }
 }
 
-/// Checks that each mark was set when each outlet had the event or refuses it.
+/// Checks that each mark was set when each outlet had the event or refuses it, or when the row is not an event.
 fn check_marks(cloud: &Cloud, seed: u64) {
     let by_key: BTreeMap<_, _> = rows(cloud).into_iter().map(|row| (row_key(&row), row)).collect();
     let mut accepted = [BTreeSet::new(), BTreeSet::new()];
@@ -446,7 +497,7 @@ fn check_marks(cloud: &Cloud, seed: u64) {
         let key = (text(entity).to_owned(), text(sequence).parse().expect("a number"));
         let is_refused = update["ExpressionAttributeValues"].get(":refused").is_some();
         let row = &by_key[&key];
-        let refuses = [is_refused_by_stream(row), is_refused_by_bus(row)];
+        let refuses = refusals(row).map(|refuses| refuses || is_invalid(row));
         assert_eq!(is_refused, refuses.contains(&true), "seed {seed}: the mark of {row:?}");
         for (outlet, refuses) in refuses.into_iter().enumerate() {
             let has_it = refuses || accepted[outlet].contains(&key);
@@ -464,6 +515,8 @@ struct RunCounts {
     repeated: usize,
     /// The number of events that each outlet refused.
     refused: [usize; 2],
+    /// The number of rows that are not events.
+    invalid: usize,
     /// Whether a consumer behind EventBridge would get events out of order.
     out_of_order_behind_bus: bool,
     faults: BTreeMap<CallFault, u32>,
@@ -492,26 +545,26 @@ async fn simulate(seed: u64) -> RunCounts {
     let first = first_occurrences(put.clone());
     let sent: BTreeSet<_> = on_bus(&cloud).into_iter().collect();
     let consumed = first_occurrences(consume(&cloud, started, fault_rates, rng.fork()).await);
-    let mut refused = [0, 0];
+    let (mut refused, mut invalid) = ([0, 0], 0);
     for site in SITES {
         let mut rows: Vec<_> = rows.iter().filter(|row| row.entity == entity(site)).collect();
         rows.sort_by_key(|row| row.sequence);
         for row in &rows {
-            let refusals = [is_refused_by_stream(row), is_refused_by_bus(row)];
+            let (is_invalid, refusals) = (is_invalid(row), refusals(row));
+            invalid += usize::from(is_invalid);
             for (count, is_refused) in refused.iter_mut().zip(refusals) {
                 *count += usize::from(is_refused);
             }
             let reason = row.refused.clone().unwrap_or_default();
             let named = ["the stream", "the bus"].map(|outlet| reason.contains(outlet));
             assert_eq!(named, refusals, "seed {seed}: {row:?}");
-            assert_ne!(
-                row.published_at.is_some(),
-                refusals.contains(&true),
-                "seed {seed}: {row:?}"
-            );
-            assert_ne!(sent.contains(&row_key(row)), refusals[1], "seed {seed}: {row:?}");
+            assert_eq!(reason.starts_with("InvalidInput: "), is_invalid, "seed {seed}: {row:?}");
+            let is_refused = is_invalid || refusals.contains(&true);
+            assert_ne!(row.published_at.is_some(), is_refused, "seed {seed}: {row:?}");
+            let is_on_bus = sent.contains(&row_key(row));
+            assert_ne!(is_on_bus, is_invalid || refusals[1], "seed {seed}: {row:?}");
         }
-        let expected = rows.iter().filter(|row| !is_refused_by_stream(row));
+        let expected = rows.iter().filter(|row| !is_invalid(row) && !refusals(row)[0]);
         let expected: Vec<_> = expected.map(|row| row.sequence).collect();
         let of = |first: &BTreeMap<_, Vec<u64>>| first.get(&entity(site)).cloned();
         assert_eq!(of(&first).unwrap_or_default(), expected, "seed {seed}, site {site}");
@@ -525,6 +578,7 @@ async fn simulate(seed: u64) -> RunCounts {
         reversed: mapping.function().reversed.get(),
         repeated: put.len() - first.values().map(Vec::len).sum::<usize>(),
         refused,
+        invalid,
         out_of_order_behind_bus: !is_in_order(deliver_by_bus(&cloud, rng)),
         faults: cloud.faults(),
     }
@@ -532,10 +586,9 @@ async fn simulate(seed: u64) -> RunCounts {
 
 #[test]
 fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
-    let count = std::env::var("ORDERING_SEEDS");
-    let count = count.map_or(SEEDS, |count| count.parse().expect("ORDERING_SEEDS is a number"));
+    let count = seed_count(SEEDS.0, SEEDS.1);
     let runs = seeds(count, |seed| cloud::run(simulate(seed)));
-    if !all_seeds() || count < SEEDS {
+    if !all_seeds() {
         return;
     }
     // The runs prove nothing unless these cases occurred.
@@ -543,16 +596,18 @@ fn first_occurrences_are_in_order_and_nothing_is_lost_under_faults() {
     let count = |fault| runs.iter().filter_map(|counts| counts.faults.get(&fault)).sum::<u32>();
     let [reversed, repeated] = [sum(|counts| counts.reversed), sum(|counts| counts.repeated)];
     let [by_stream, by_bus] = [sum(|counts| counts.refused[0]), sum(|counts| counts.refused[1])];
+    let invalid = sum(|counts| counts.invalid);
     let behind_bus = runs.iter().filter(|counts| counts.out_of_order_behind_bus).count();
     let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
-    let summary =
-        format!("{reversed}, {repeated}, {by_stream}, {by_bus}, {behind_bus}, {faults:?}");
+    let summary = format!(
+        "{reversed}, {repeated}, {by_stream}, {by_bus}, {invalid}, {behind_bus}, {faults:?}"
+    );
     assert!(reversed > 150 && repeated > 60 && by_stream > 30 && by_bus > 30, "{summary}");
-    assert!(behind_bus > 30, "{summary}");
+    assert!(invalid > 30 && behind_bus > 30, "{summary}");
     assert!(faults.iter().all(|(_, count)| *count > 30), "{summary}");
 }
 
-/// Version 1 promised the order in which the publisher put events on the bus. A consumer gets what EventBridge delivers.
+/// The events are put in order. The consumer of the bus gets them in the order in which EventBridge delivers them.
 #[test]
 fn a_consumer_of_the_stream_gets_the_order_that_a_consumer_behind_the_bus_does_not_get() {
     cloud::run(async {
@@ -564,6 +619,30 @@ fn a_consumer_of_the_stream_gets_the_order_that_a_consumer_behind_the_bus_does_n
         assert!(!is_in_order(deliver_by_bus(&cloud, rng.fork())), "no fault is needed");
         let got = consume(&cloud, started, FaultRates::default(), rng).await;
         assert!(is_in_order(got));
+    });
+}
+
+/// DynamoDB Streams may deliver the events of a transaction in the wrong order, in two batches. Version 1 put them on the
+/// bus in that order. Here its rule and the publisher get the same records.
+#[test]
+fn the_stream_has_the_order_that_version_1s_rule_does_not_keep() {
+    cloud::run(async {
+        let load = |rng: &mut Rng| Load::new(rng, 16, 0);
+        let mut rng = Rng::from_seed(OUT_OF_ORDER_IN_VERSION_1);
+        let cloud = Cloud::with_tables(&[EVENTS], rng.fork());
+        let function = VersionOne(Clients::new(&cloud).stream);
+        let Load { stream, commits } = load(&mut rng);
+        let events: usize = commits.iter().map(|(_, events)| events.len()).sum();
+        Mapping::new(SETTINGS, FaultRates::default(), rng, function).run(&stream).await;
+        assert_eq!(on_stream(&cloud).len(), events, "each once");
+        assert!(!is_in_order(on_stream(&cloud)), "no fault is needed");
+
+        let mut rng = Rng::from_seed(OUT_OF_ORDER_IN_VERSION_1);
+        let cloud = Cloud::with_tables(&[EVENTS], rng.fork());
+        load(&mut rng).publish(&cloud, FaultRates::default(), rng, 0, 0).await;
+        let put = first_occurrences(on_stream(&cloud));
+        assert_eq!(put.values().map(Vec::len).sum::<usize>(), events, "nothing is lost");
+        assert!(is_in_order(on_stream(&cloud)));
     });
 }
 
@@ -597,13 +676,13 @@ async fn delay_at_healthy_outlet(broken: usize, fault: CallFault, seed: u64) -> 
 }
 
 #[test]
-fn an_outlet_that_does_not_work_delays_no_first_attempt_at_the_other_one() {
+fn an_outlet_that_does_not_work_delays_first_attempts_at_the_other_one_by_seconds_at_most() {
     let faults = [CallFault::LostRequest, CallFault::Throttled, CallFault::ServerError];
     for broken in [0, 1] {
         for fault in faults {
             let delays = seeds(5, |seed| cloud::run(delay_at_healthy_outlet(broken, fault, seed)));
-            // Each execution environment waits two seconds for the outlet once, and half a second later. An event may wait
-            // for a few such runs, because the model's batches have random sizes.
+            // The first run of an execution environment waits two seconds for the outlet, each further run half a second.
+            // An event may wait for a few such runs, because the model's batches have random sizes.
             let longest = delays.into_iter().max().unwrap_or_default();
             let broken = OUTLETS[broken];
             assert!(longest < Duration::from_secs(4), "{broken}, {fault:?}: {longest:?}");

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    slice,
     time::{Duration, Instant},
 };
 
@@ -73,7 +74,7 @@ async fn bus(refusal: Refusal) -> Stub {
     .await
 }
 
-/// Starts a stream that does not accept records.
+/// Starts a stream that refuses records.
 async fn stream(refusal: Refusal) -> Stub {
     outlet(refusal, records, |results| {
         let failed = results.iter().filter(|result| result.get("ErrorCode").is_some()).count();
@@ -147,6 +148,16 @@ impl World {
         let table = self.dynamo.table(EVENTS);
         let commit = Transaction::on(&table).event(&self.dynamo.outbox(), event).commit().await;
         assert!(matches!(commit, Ok(Commit::Done)), "{commit:?}");
+        record(&row)
+    }
+
+    /// Commits a row of a site whose detail is not an event. Returns its stream record.
+    async fn append_invalid(&self, site: &str, sequence: u64) -> Value {
+        let saga = saga(site);
+        let data = SiteActivated { site_id: saga.site_id };
+        let event = NewEvent::in_saga(saga, saga.site_id, sequence, noon(0), data);
+        let row = EventRow { detail: "{}".to_owned(), ..event.row().expect("a row") };
+        self.dynamo.put(EVENTS, json!(row)).await;
         record(&row)
     }
 
@@ -668,7 +679,7 @@ async fn a_sweep_publishes_unpublished_events_and_reports_the_oldest_age() {
     assert_eq!(world.published("c").await, [1]);
 }
 
-/// The alarm `SweptEvents` fires if sweep-events publishes anything.
+/// The alarm `SweptEvents` fires if sweep-events publishes events in two minutes of five.
 #[tokio::test]
 async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
     let world = World::start().await;
@@ -738,7 +749,7 @@ async fn a_replay_publishes_the_current_row() {
     let messages = world.quarantined();
     assert_eq!(messages[0]["error"], "InvalidInput");
     assert_eq!(messages[0]["record"]["dynamodb"]["NewImage"]["detail"]["S"], "not JSON");
-    // An operator corrects the row by changing `detail` only.
+    // An engineer on call corrects the row by changing `detail` only.
     let mut corrected = world.dynamo.rows(EVENTS).await.remove(0);
     assert!(corrected["refused"].is_string());
     corrected["detail"] = valid["detail"].clone();
@@ -755,11 +766,18 @@ async fn a_replay_publishes_the_current_row() {
     assert_eq!(world.published("a").await, [1]);
 }
 
-/// Returns names of sites whose events are in one shard of the index `unpublished`.
+/// A shard of the index `unpublished`.
+const SHARD: u8 = 3;
+
+/// Returns the shard of a site's events in the index `unpublished`.
+fn shard_of(site: &str) -> u8 {
+    store::shard(&Entity::from(saga(site).site_id).to_string())
+}
+
+/// Returns names of sites whose events are in [`SHARD`].
 fn sites_of_one_shard(count: usize) -> Vec<String> {
     let names = (0..).map(|number| format!("site {number}"));
-    let shard = |name: &String| Entity::from(saga(name).site_id).id.as_bytes()[0] % store::SHARDS;
-    names.filter(|name| shard(name) == 3).take(count).collect()
+    names.filter(|name| shard_of(name) == SHARD).take(count).collect()
 }
 
 #[tokio::test]
@@ -787,7 +805,7 @@ async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
             .row()
             .expect("a row")
         );
-        row["unpublished"] = "3".into();
+        row["unpublished"] = SHARD.to_string().into();
         world.dynamo.put(EVENTS, row).await;
         let result = world.sweep(noon(120)).await;
         let left = if permanent { 0 } else { unpublishable.len() };
@@ -909,6 +927,48 @@ async fn an_event_is_not_put_on_the_stream_if_its_predecessor_fails() {
     assert!(!world.on_stream().concat().contains(&sent("a", 2)));
 }
 
+/// A row that is not an event is refused at once, also while an earlier event is not on the stream.
+#[tokio::test]
+async fn an_event_after_an_invalid_row_waits_for_the_events_before_that_row() {
+    // What is delivered after the stream works again: the event after the refused row; that row and the event after it; or
+    // that row and a later event, without the one in between.
+    for redelivered in [&[3][..], &[2, 3], &[2, 4]] {
+        let mut world = World::refusing(|_, _, _| Some("InternalFailure"), no_refusal).await;
+        let first = world.append("a", 1, noon(0)).await;
+        let second = world.append_invalid("a", 2).await;
+        assert_eq!(world.publish(&[first]).await, None, "the bus has it");
+        assert_eq!(world.publish(slice::from_ref(&second)).await, None);
+        assert_eq!(world.quarantined().len(), 1, "the row is refused");
+        world.stream = stream(no_refusal).await;
+        let mut records = BTreeMap::from([(2, second)]);
+        for sequence in 3..=4 {
+            records.insert(sequence, world.append("a", sequence, noon(0)).await);
+        }
+        let batch: Vec<_> = redelivered.iter().map(|sequence| records[sequence].clone()).collect();
+        assert_eq!(world.publish(&batch).await, None);
+        let expected: Vec<_> = (1..=4)
+            .filter(|sequence| *sequence != 2 && sequence <= redelivered.last().expect("an event"))
+            .map(|sequence| sent("a", sequence))
+            .collect();
+        assert_eq!(world.on_stream().concat(), expected, "{redelivered:?}");
+    }
+}
+
+/// The bus refused the predecessor. The publisher had settled it on the stream, with all earlier events.
+#[tokio::test]
+async fn a_predecessor_that_an_outlet_refused_costs_no_further_call() {
+    let refuses = |_: &str, sequence, _| (sequence == 1).then_some("MalformedDetail");
+    let world = World::refusing(no_refusal, refuses).await;
+    let first = world.append("a", 1, noon(0)).await;
+    let second = world.append("a", 2, noon(0)).await;
+    assert_eq!(world.publish(&[first]).await, None);
+    drop(world.dynamo.take_usage());
+    assert_eq!(world.publish(&[second]).await, None);
+    let calls = world.dynamo.take_usage().calls;
+    let expected = [("BatchGetItem".to_owned(), 1), ("UpdateItem".to_owned(), 1)];
+    assert_eq!(calls, BTreeMap::from(expected));
+}
+
 #[tokio::test]
 async fn a_gap_of_any_length_is_put_on_the_stream_before_later_events() {
     let world = World::start().await;
@@ -988,7 +1048,8 @@ async fn a_sweep_publishes_events_that_are_too_large_for_one_run() {
     }
 }
 
-/// Otherwise an error of the stream would hold up newer events on the bus.
+/// If the event were not left to the sweep, Lambda would deliver its batch again. An error of the stream would then
+/// hold up newer events on the bus.
 #[tokio::test]
 async fn an_event_behind_a_long_gap_is_left_to_the_sweep_while_the_stream_fails() {
     let world = World::refusing(|_, _, _| Some("InternalFailure"), no_refusal).await;
@@ -1053,8 +1114,7 @@ async fn every_shard_of_the_index_is_swept() {
     let mut shards = std::collections::BTreeSet::new();
     for site in 0..40 {
         let site = format!("site {site}");
-        let entity = Entity::from(saga(&site).site_id);
-        shards.insert(entity.id.as_bytes()[0] % store::SHARDS);
+        shards.insert(shard_of(&site));
         world.append(&site, 1, noon(0)).await;
     }
     assert_eq!(shards.len(), usize::from(store::SHARDS), "each shard has a site");

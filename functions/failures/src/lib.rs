@@ -1,4 +1,4 @@
-//! Records work that failed permanently, and reports what needs an operator.
+//! Records work that failed permanently, and reports what needs an engineer on call.
 //!
 //! Failed work arrives in the failure queues of the services, in the dead-letter queues of billing's commands, and as
 //! files in the failure bucket. record-failure writes it as rows of the ledger, report-failures counts the open

@@ -2,9 +2,9 @@
 //! no known format is kept unchanged.
 //!
 //! The functions of a service share one queue, so each message in it must name the function or state machine that
-//! failed. A message that does not is unreadable, and its source is the queue. So is the source of an event that
-//! EventBridge could not publish to a topic. Each dead-letter queue of billing has the commands of one function, which is
-//! the source.
+//! failed. A message that does not is unreadable, and its source is the queue. The queue is also the source of an event
+//! that EventBridge could not publish to a topic. Each dead-letter queue of billing has the commands of one function,
+//! which is the source.
 
 use std::{borrow::Cow, fmt};
 

@@ -64,7 +64,7 @@ impl RecordFailure {
     /// Closes the failure that the execution repaired, if there is one. All teardowns of an onboarding share one
     /// failure.
     ///
-    /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
+    /// If the message of a failure arrives after that of its repair, the failure stays open until an engineer on call
     /// replays it. That replay finds nothing left to undo, and closes the failure.
     async fn mark_replayed(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;

@@ -45,8 +45,8 @@ pub struct LevelRow {
     pub level: Level,
     /// The sequence number of the last event of the stock. Each change of the level emits one event.
     pub sequence: u64,
-    /// The position in the table's stream of the record that caused the last change. The texts of two positions compare
-    /// like the positions.
+    /// The position in the table's stream of the record that caused the last change. A position is a text. The texts
+    /// sort in the order of the records in the stream.
     pub record: String,
 }
 

@@ -1,12 +1,13 @@
 //! Watches the stock of kits through the stream of the inventory table, and emits an event when the level of a metric's
 //! stock changes: `StockLow`, `StockSoldOut` or `StockReplenished`.
 //!
-//! The level and its event commit in one transaction. The level row keeps the position of the record that caused its last
-//! change. A record that is not after this position was judged before, so repeated records have no effect. A record that
+//! The level and its event commit in one transaction. The level row keeps the position of the record that caused its
+//! last change. A record that is not after this position is skipped, so repeated records have no effect. A record that
 //! does not change the level writes nothing.
 //!
-//! A record that can never be judged is put into the quarantine queue, and the others of the batch are judged. After any
-//! other failure, the response names the first failed record, and Lambda delivers the batch again from there.
+//! A record that can never be judged is sent to inventory's failure queue (`shared/quarantine`), and the others of the
+//! batch are judged. After any other failure, the response names the first failed record, and Lambda delivers the batch
+//! again from there.
 
 use aws_lambda_events::{dynamodb::EventRecord, event::streams::DynamoDbEventResponse};
 use contracts::{
@@ -28,7 +29,8 @@ const INVALID_RECORD: &str = "InvalidInput";
 const MAX_CONCURRENT_METRICS: usize = 8;
 /// The maximum number of attempts to change a level that other writers change at the same time.
 const MAX_ATTEMPTS: u32 = 5;
-/// The length of a position's sequence number. DynamoDB's have at most 40 digits.
+/// The number of digits of the sequence number in a position, with leading zeros. DynamoDB's sequence numbers have at
+/// most 40 digits.
 const SEQUENCE_DIGITS: usize = 64;
 
 /// The quantities at which the level of a stock changes.
@@ -174,10 +176,11 @@ impl WatchStock {
         batch.response(failed.into_iter().map(|failed| failed.id))
     }
 
-    /// Judges one record that an operator replays.
+    /// Judges one record that an engineer on call replays.
     ///
-    /// Later records of the metric may have been judged without a change of the level, so the record is not judged if
-    /// the stock has changed since. An invalid record is not quarantined again; the result has the reason.
+    /// The level row has only the position of the last record that changed the level. It does not show later records
+    /// that were judged without a change. So the replay compares the record's quantity with the present stock. If they
+    /// differ, the record is not judged. An invalid record is not quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let movement = match parse(record) {
             Parsed::Movement(movement) => movement,

@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::BTreeMap};
 
 use contracts::{OperatorId, Timestamp};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use lambda::http::{Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{
     Item, SHARDS, Table,
@@ -49,7 +49,7 @@ struct Day {
     types: BTreeMap<String, u64>,
 }
 
-/// The days of the request, both included, each as its first instant.
+/// The first and the last day of the request. Both are included. Each is the first instant of its day in UTC.
 #[derive(Clone, Copy, Debug)]
 struct Days {
     from: Timestamp,
@@ -73,8 +73,7 @@ impl GetSummary {
     ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_read())?;
         let days = days(request, now)?;
-        let summary = self.summary(caller.operator, days).await;
-        match summary.map_err(|error| Problem::from_fault(&error))? {
+        match self.summary(caller.operator, days).await? {
             Some(summary) => Response::new(200, &summary),
             None => Err(Problem::invalid(vec![FieldError::new("query from", too_many(days))])),
         }
@@ -139,7 +138,8 @@ impl GetSummary {
         days: Days,
         rows: &Cell<usize>,
     ) -> Result<Option<Vec<(String, String, u64)>>, NetworkError> {
-        // No row is equal to the day after the last one: a row has a type after its day.
+        // `BETWEEN` includes `:after`, the day after the last one. No row is found there, because each sort key has `#`
+        // and a type after the day.
         let query = self
             .network
             .query("id = :id AND #row BETWEEN :from AND :after")
@@ -199,7 +199,10 @@ fn days(request: &Request, now: Timestamp) -> Result<Days, Problem> {
         let result = match parameter {
             "from" => day(value).map(|day| from = Some(day)),
             "to" => day(value).map(|day| to = Some(day)),
-            _ => Err("is not known; give from or to".to_owned()),
+            _ => {
+                errors.push(http::unknown_parameter(parameter, "from or to"));
+                continue;
+            }
         };
         if let Err(message) = result {
             errors.push(FieldError::new(format!("query {parameter}"), message));

@@ -11,8 +11,9 @@
 //!   and type. One query of a shard reads any number of days. Each type has a row of its own, because an operator may
 //!   invent any number of types with up to 128 characters: a row of all types could become larger than DynamoDB allows.
 //!
-//! The counts of an entity are always in the same shard, so that concurrent executions rarely write the same row. No
-//! count is ever negative: each site is counted in exactly one status, and its changes are always in the same row.
+//! The counts are spread over [`store::SHARDS`] shards, so that concurrent executions rarely write the same row at the
+//! same time. The counts of an entity are always in the same shard. No count is ever negative: each site is counted in
+//! exactly one status, and its changes are always in the same row.
 
 pub mod get_summary;
 pub mod watch_network;

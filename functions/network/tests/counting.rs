@@ -5,7 +5,11 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use consumer::rebuild;
-use contracts::{OperatorId, SiteId, Timestamp, open::OpenEnvelope, replay::Rebuild};
+use contracts::{
+    OperatorId, SiteId, Timestamp,
+    open::OpenEnvelope,
+    replay::{Applied, Rebuild},
+};
 use fault::{ErrorKind, ReplayResponse};
 use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
@@ -27,6 +31,11 @@ fn cloud() -> Cloud {
 
 async fn deliver(cloud: &Cloud, payload: &Value) -> Value {
     watch_network(cloud).handle(payload, TIME).await.expect("a response")
+}
+
+/// Returns the call that applies these entities' events to a generation. It accepts a partial reply.
+fn apply_to(generation: u64, entities: Vec<String>) -> Rebuild {
+    Rebuild::Apply { generation, entities, partial: true }
 }
 
 async fn rebuild_at(
@@ -102,7 +111,7 @@ fn a_replayed_record_is_applied_once() {
     });
 }
 
-/// Returns the write units of a batch of these numbers of entities and events of each.
+/// Returns the write units that a batch costs. It has events of `entities` entities, `each` events per entity.
 async fn units(entities: u64, each: u64) -> String {
     let cloud = cloud();
     let mut events = Vec::new();
@@ -137,7 +146,7 @@ fn an_event_costs_two_write_units_and_its_share_of_the_counts() {
 fn events_that_do_not_fit_into_a_transaction_are_split() {
     cloud::run(async {
         let other = other_operator();
-        // 150 entities of one shard with events of many days: more than 100 rows.
+        // 150 entities of one shard: their cursors alone are more rows than a transaction may have.
         let cloud = cloud();
         let ids = (0..).map(|n| format!("S-{n}"));
         let of_shard = |id: &String| store::shard(&format!("{other}/acme.sample#{id}")) == 0;
@@ -234,7 +243,7 @@ fn an_entity_that_can_not_be_applied_fails_neither_the_others_nor_live_batches()
             append(&cloud, event);
         }
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
-        let apply = || Rebuild::Apply { generation: 2, entities: entities.clone() };
+        let apply = || apply_to(2, entities.clone());
 
         // The new generation lacks the entity's first event, so only the current one gets its last event.
         let response = deliver(&cloud, &batch([last])).await;
@@ -325,15 +334,15 @@ fn a_rebuilt_generation_equals_one_that_was_never_emptied() {
             let begun = rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
             assert_eq!(begun, json!({ "generation": 2 }));
         }
-        let apply = Rebuild::Apply { generation: 2, entities: entities.clone() };
+        let apply = apply_to(2, entities.clone());
         let applied = rebuild_at(&cloud, apply.clone(), noon(0)).await.expect("applied");
         assert_eq!(applied, json!({ "applied": events.len(), "failed": [] }));
         let applied = rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
         assert_eq!(applied, json!({ "applied": 0, "failed": [] }));
-        let many = Rebuild::Apply { generation: 2, entities: vec![String::new(); 101] };
+        let many = apply_to(2, vec![String::new(); 101]);
         let refused = rebuild_at(&cloud, many, noon(0)).await.expect_err("too many");
         assert_eq!(refused.kind, ErrorKind::InvalidInput);
-        let unknown = Rebuild::Apply { generation: 3, entities };
+        let unknown = apply_to(3, entities);
         assert!(rebuild_at(&cloud, unknown, noon(0)).await.is_err());
         for _ in 0..2 {
             assert_eq!(
@@ -370,9 +379,10 @@ fn live_events_during_a_rebuild_are_in_both_generations() {
         append(&cloud, &of_instrument(1));
         deliver(&cloud, &batch([&of_instrument(1)])).await;
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
-        let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+        let apply = apply_to(2, vec![instrument()]);
         rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
-        // After its entity was applied, and the last one of its entity, so nothing else reads it from the log.
+        // This event is appended after its entity was applied, and it is the last one of the entity. So no call reads
+        // it from the log.
         append(&cloud, &of_instrument(2));
         deliver(&cloud, &batch([&of_instrument(2)])).await;
         assert_eq!(count_of_types(&cloud, |kind| kind == "sample.taken"), 2 * 2);
@@ -390,7 +400,7 @@ async fn with_a_gap() -> Cloud {
     append(&cloud, &of_instrument(1));
     deliver(&cloud, &batch([&of_instrument(1), &of_instrument(2)])).await;
     rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
-    let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+    let apply = apply_to(2, vec![instrument()]);
     let applied = rebuild_at(&cloud, apply, noon(0)).await.expect("applied");
     assert_eq!(applied, json!({ "applied": 1, "failed": [] }));
     append(&cloud, &of_instrument(3));
@@ -409,7 +419,7 @@ fn a_rebuild_without_a_live_event_is_not_finished_until_the_event_is_applied() {
         assert!(refused.message.contains(&instrument()), "{refused}");
         // A further `apply` can't apply it either.
         let apply = || {
-            let apply = Rebuild::Apply { generation: 2, entities: vec![instrument()] };
+            let apply = apply_to(2, vec![instrument()]);
             rebuild_at(&cloud, apply, noon(0))
         };
         let applied = apply().await.expect("a reply");
@@ -479,6 +489,8 @@ fn a_rebuild_without_events_of_very_many_entities_is_only_aborted() {
 
 #[test]
 fn a_rebuild_stops_at_its_deadline_and_continues() {
+    /// The time of a call, in which some of the events are applied.
+    const SHORT: Duration = Duration::from_millis(400);
     cloud::run(async {
         let cloud = cloud();
         let ids: Vec<_> = (0..100).map(|n| format!("S-{n}")).collect();
@@ -490,17 +502,33 @@ fn a_rebuild_stops_at_its_deadline_and_continues() {
         let entities: Vec<_> =
             ids.iter().map(|id| format!("{}/acme.sample#{id}", other_operator())).collect();
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");
-        let mut calls = 0;
-        loop {
-            calls += 1;
-            let action = Rebuild::Apply { generation: 2, entities: entities.clone() };
-            let time = Deadline::after(Duration::from_millis(400));
-            match watch_network(&cloud).0.rebuild(action, noon(0), time).await {
-                Ok(_) => break,
-                Err(error) => assert_eq!(error.kind, ErrorKind::Transient, "{error}"),
-            }
+        let apply = async |partial, time| {
+            let action = Rebuild::Apply { generation: 2, entities: entities.clone(), partial };
+            watch_network(&cloud).0.rebuild(action, noon(0), Deadline::after(time)).await
+        };
+        let applied = || count_of_types(&cloud, |kind| kind == "taken");
+
+        // An earlier fieldctl would take a partial reply as complete.
+        let refused = apply(false, SHORT).await.expect_err("not complete");
+        assert_eq!(refused.kind, ErrorKind::Transient, "{refused}");
+        // A transaction that was sent before the deadline takes effect, but the function does not count it.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = applied();
+        assert!(before > 0, "an event was applied");
+        // A call without progress fails.
+        let refused = apply(true, Duration::from_millis(1)).await.expect_err("no event is applied");
+        assert_eq!((refused.kind, applied()), (ErrorKind::Transient, before), "{refused}");
+
+        let mut replies: Vec<Applied> = Vec::new();
+        while replies.last().is_none_or(|reply| reply.more) {
+            let reply = apply(true, SHORT).await.expect("a reply");
+            replies.push(serde_json::from_value(reply).expect("a reply"));
         }
-        assert!((2..30).contains(&calls), "{calls} calls");
+        assert!((2..30).contains(&replies.len()), "{replies:?}");
+        assert!(replies.iter().all(|reply| !reply.more || reply.applied > 0), "{replies:?}");
+        let total: u64 = replies.iter().map(|reply| reply.applied).sum();
+        assert_eq!(applied(), 2000);
+        assert!(before + total <= 2000, "{before}, {replies:?}");
         rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0)).await.expect("finished");
         let reference = Cloud::new(Rng::from_seed(2));
         for id in &ids {

@@ -5,6 +5,11 @@
 //! an abort of the whole execution, or after an error of the state machine itself. `recover-onboarding` handles these
 //! cases, and onboardings whose teardown was incomplete. `check-sagas` reports onboardings and teardowns that run but
 //! make no progress.
+//!
+//! Names of executions: `<onboarding id>` is an onboarding. The teardown of a failed onboarding is a nested execution; Step
+//! Functions chooses its name. `decommission-<onboarding id>` is started by `DELETE /sites`,
+//! `operator-<onboarding id>-<random>` and `replay-<failure id>-<count>` by fieldctl, and `recovery-<onboarding id>...` by
+//! recover-onboarding.
 
 pub mod check_sagas;
 pub mod recover_onboarding;

@@ -188,7 +188,8 @@ fn recovery_name(onboarding: OnboardingId) -> String {
 ///
 /// - An onboarding (the teardown is nested): the name of that onboarding's recovery.
 /// - A recovery: the same name with the next number, or `None` if `MAX_RECOVERIES` is reached.
-/// - A decommission or an operator: a name of its own, derived from the execution.
+/// - A decommission, or an engineer on call with fieldctl (recover or replay): a separate name, which is derived from the
+///   ARN of the stopped execution.
 fn next_recovery_name(
     onboarding: OnboardingId,
     ended: &EndedExecution,

@@ -228,7 +228,7 @@ impl AuthoriseCaller {
         Ok(Check::Accepted(Caller {
             operator: row.operator_id,
             scope: row.scope,
-            actor: format!("key:{prefix}"),
+            actor: row.actor(),
             plan,
         }))
     }

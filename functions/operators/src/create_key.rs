@@ -11,7 +11,10 @@ use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
-use crate::{KeyIdRow, KeyRow, OperatorState, OperatorsError, listing::position, may_manage};
+use crate::{
+    KeyIdRow, KeyRow, OperatorState, OperatorsError, listing::position, may_manage,
+    refuse_credential,
+};
 
 /// The maximum size of the request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;
@@ -95,8 +98,9 @@ impl CreateKey {
         caller.require(may_manage(caller.scope, body.scope))?;
         let operator = body.operator_id.unwrap_or(caller.operator);
         caller.require_operator(operator)?;
+        refuse_credential(&body.name)?;
         let days = lifetime(caller, &body)?;
-        let state = OperatorState::read(&self.operators, operator).await.map_err(problem)?;
+        let state = OperatorState::read(&self.operators, operator).await?;
         let state = state.ok_or_else(|| unknown("operatorId", "operator", "GET /operators"))?;
         if state.status == OperatorStatus::Suspended {
             let detail = format!("Operator {operator} is suspended: its keys would be refused.");
@@ -107,7 +111,7 @@ impl CreateKey {
             None => None,
         };
 
-        let key = ApiKey::generate(body.scope.into()).map_err(problem)?;
+        let key = ApiKey::generate(body.scope.into()).map_err(OperatorsError::from)?;
         let key_id = KeyId::from_request(operator, idempotency_key);
         let row = KeyRow {
             key_id,
@@ -121,7 +125,7 @@ impl CreateKey {
             revoked_at: None,
             last_used_on: None,
         };
-        match self.store(caller, &key, &row, replacement.as_ref()).await.map_err(problem)? {
+        match self.store(caller, &key, &row, replacement.as_ref()).await? {
             Outcome::Exists(existing) => Err(exists(key_id, &existing)),
             Outcome::Created => Response::new(
                 201,
@@ -149,12 +153,11 @@ impl CreateKey {
         body: &KeyRequest,
         now: Timestamp,
     ) -> Result<Replacement, Problem> {
-        let public = KeyIdRow::read(&self.keys, operator, old).await.map_err(problem)?;
+        let public = KeyIdRow::read(&self.keys, operator, old).await?;
         let public =
             public.ok_or_else(|| unknown("replaces", "key of the operator", "GET /keys"))?;
         caller.require(may_manage(caller.scope, public.scope))?;
-        let row: Option<KeyRow> =
-            self.keys.get(&KeyRow::key(&public.hash)).await.map_err(problem)?;
+        let row: Option<KeyRow> = self.keys.get(&KeyRow::key(&public.hash)).await?;
         let is_expired = |row: &KeyRow| row.expires_at.is_some_and(|end| end <= now);
         let Some(row) = row.filter(|row| row.revoked_at.is_none() && !is_expired(row)) else {
             let detail =
@@ -214,15 +217,13 @@ impl CreateKey {
     }
 }
 
-/// Returns the entry of the audit trail. It belongs to the operator of the key.
+/// Returns the entry of the audit trail. It belongs to the operator of the key. Its details begin with the actor that later
+/// entries have if somebody uses the key.
 fn entry(caller: &Caller, row: &KeyRow, replaced: Option<Replaced>) -> Entry {
-    let (action, details) = match replaced {
-        None => (Action::CreateKey, format!("scope {}", row.scope)),
-        Some(old) => {
-            let Replaced { key_id, expires_at } = old;
-            let details =
-                format!("scope {}, replaces {key_id}, which expires at {expires_at}", row.scope);
-            (Action::ReplaceKey, details)
+    let (action, suffix) = match replaced {
+        None => (Action::CreateKey, String::new()),
+        Some(Replaced { key_id, expires_at }) => {
+            (Action::ReplaceKey, format!(", replaces {key_id}, which expires at {expires_at}"))
         }
     };
     Entry {
@@ -230,7 +231,7 @@ fn entry(caller: &Caller, row: &KeyRow, replaced: Option<Replaced>) -> Entry {
         actor: caller.actor.clone(),
         action,
         target: row.key_id.to_string(),
-        details: Some(details),
+        details: Some(format!("{}, scope {}{suffix}", row.actor(), row.scope)),
     }
 }
 
@@ -252,10 +253,6 @@ fn lifetime(caller: &Caller, body: &KeyRequest) -> Result<Option<u32>, Problem> 
         errors.push(FieldError::new("replaces", message));
     }
     if errors.is_empty() { Ok(Some(days)) } else { Err(Problem::invalid(errors)) }
-}
-
-fn problem<E: Into<OperatorsError>>(error: E) -> Problem {
-    Problem::from_fault(&error.into())
 }
 
 fn unknown(field: &str, what: &str, list: &str) -> Problem {

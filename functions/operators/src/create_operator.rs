@@ -10,7 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
 
-use crate::{OperatorRow, OperatorsError, listing::position};
+use crate::{OperatorRow, OperatorsError, listing::position, refuse_credential};
 
 /// The maximum size of the request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024;
@@ -62,8 +62,8 @@ impl Operator {
 }
 
 impl CreateOperator {
-    /// Registers the operator and returns 201 with its id. A repeated request gets the same response. Only for
-    /// administrators.
+    /// Registers the operator and returns 201 with its id. A repeated request gets the operator as it is now, with the
+    /// same id. Only for administrators.
     ///
     /// Returns 400 for an invalid request, 409 for a reused idempotency key and 413 for a body that is too large.
     pub async fn handle(
@@ -76,12 +76,10 @@ impl CreateOperator {
         let key = http::idempotency_key(request, "operator")?;
         http::reject_query(request)?;
         let registration: OperatorRegistration = http::read(request, MAX_BODY_BYTES)?;
+        refuse_credential(&registration.name)?;
         let operator = OperatorId::registered(key);
         let row = row(operator, &registration, now);
-        let stored = self
-            .store(caller, operator, &row)
-            .await
-            .map_err(|error| Problem::from_fault(&error))?;
+        let stored = self.store(caller, operator, &row).await?;
         if stored.request_hash != row.request_hash {
             return Err(http::idempotency_key_reused("operator", operator));
         }

@@ -1,14 +1,14 @@
 //! `GET /audit`: lists the administrative actions that concern an operator, newest first.
 
-use audit::Entry;
-use contracts::{OperatorId, Timestamp};
+use audit::{Action, Entry, Trail};
+use contracts::Timestamp;
 use lambda::http::{Caller, Problem, Request, Response};
 use serde::Serialize;
 use store::{Item, StoreError, Table, from_item};
 
 use crate::{
     listing::{Listing, Order, time},
-    named_operator,
+    record_read,
 };
 
 /// The dependencies of the function `get-audit`.
@@ -16,6 +16,8 @@ use crate::{
 pub struct GetAudit {
     /// The audit table.
     pub audit: Table,
+    /// The same table, to add entries.
+    pub trail: Trail,
 }
 
 /// An entry of the list.
@@ -23,7 +25,7 @@ pub struct GetAudit {
 struct Listed {
     at: Timestamp,
     #[serde(flatten)]
-    entry: Entry,
+    entry: Entry<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,24 +38,27 @@ struct Page {
 impl GetAudit {
     /// Returns a page of the entries that concern the caller's operator. For operators and administrators.
     ///
-    /// An administrator may name another operator. Returns 403 if another caller does.
-    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    /// An administrator may name another operator. That is an entry of the same trail, which later requests show.
+    /// Returns 403 if another caller does.
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
-        let mut operator = caller.operator;
-        let listing = Listing::with_parameter(request, Order::NewestFirst, "operatorId", |id| {
-            operator = named_operator(id)?;
-            Ok(())
-        })?;
-        caller.require_operator(operator)?;
-        let page = self.list(operator, listing).await;
-        Response::new(200, &page.map_err(|error| Problem::from_fault(&error))?)
+        let listing = Listing::of_operator(caller, request, Order::NewestFirst)?;
+        let operator = listing.operator();
+        let page = self.list(listing).await?;
+        record_read(&self.trail, caller, Action::ReadAudit, operator, now).await?;
+        Response::new(200, &page)
     }
 
-    async fn list(&self, operator: OperatorId, listing: Listing) -> Result<Page, StoreError> {
+    async fn list(&self, listing: Listing) -> Result<Page, StoreError> {
         let query = self
             .audit
             .query("operatorId = :operator AND #at < :after")
-            .text("operator", operator)
+            .text("operator", listing.operator())
             .consistent();
         let (items, next) = listing.read(query, "at").await?;
         let entries = items.into_iter().map(listed).collect::<Result<_, _>>()?;

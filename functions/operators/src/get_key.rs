@@ -1,13 +1,14 @@
 //! `GET /keys`: lists the API keys of an operator.
 
-use contracts::{OperatorId, Scope, Timestamp, operators::KeyId};
+use audit::{Action, Trail};
+use contracts::{Scope, Timestamp, operators::KeyId};
 use lambda::http::{Caller, Problem, Request, Response};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table, from_item};
 
 use crate::{
     listing::{Listing, Order},
-    named_operator,
+    record_read,
 };
 
 /// The dependencies of the function `get-key`.
@@ -15,6 +16,8 @@ use crate::{
 pub struct GetKey {
     /// The keys table.
     pub keys: Table,
+    /// The audit trail.
+    pub trail: Trail,
 }
 
 /// An entry of the list. The attributes are those of the index `byOperator`, without the hash.
@@ -44,25 +47,27 @@ struct Page {
 impl GetKey {
     /// Returns a page of the keys of the caller's operator, in the order of creation. For operators and administrators.
     ///
-    /// An administrator may name another operator. Returns 403 if another caller does.
-    pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
+    /// An administrator may name another operator, which is an entry of the audit trail. Returns 403 if another caller does.
+    pub async fn handle(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Response, Problem> {
         caller.require(caller.scope.may_write())?;
-        let mut operator = caller.operator;
-        let listing = Listing::with_parameter(request, Order::OldestFirst, "operatorId", |id| {
-            operator = named_operator(id)?;
-            Ok(())
-        })?;
-        caller.require_operator(operator)?;
-        let page = self.list(operator, listing).await;
-        Response::new(200, &page.map_err(|error| Problem::from_fault(&error))?)
+        let listing = Listing::of_operator(caller, request, Order::OldestFirst)?;
+        let operator = listing.operator();
+        let page = self.list(listing).await?;
+        record_read(&self.trail, caller, Action::ListKeys, operator, now).await?;
+        Response::new(200, &page)
     }
 
-    async fn list(&self, operator: OperatorId, listing: Listing) -> Result<Page, StoreError> {
+    async fn list(&self, listing: Listing) -> Result<Page, StoreError> {
         let query = self
             .keys
             .query("operatorId = :operator AND listed > :after")
             .index("byOperator")
-            .text("operator", operator);
+            .text("operator", listing.operator());
         let (items, next) = listing.read(query, "listed").await?;
         let summary = |item| from_item(item, || "of the keys table".to_owned());
         let keys = items.into_iter().map(summary).collect::<Result<_, _>>()?;

@@ -30,13 +30,13 @@ impl GetOperator {
     pub async fn handle(&self, caller: &Caller, request: &Request) -> Result<Response, Problem> {
         caller.require(caller.scope == Scope::Admin)?;
         if !request.path_parameters.contains_key("operatorId") {
-            let listing = Listing::from_request(request)?;
-            let page = self.list(listing).await.map_err(|error| Problem::from_fault(&error))?;
+            let listing = Listing::from_request(caller, request)?;
+            let page = self.list(listing).await?;
             return Response::new(200, &page);
         }
         http::reject_query(request)?;
         let operator = operator_in_path(request)?;
-        let body = self.operator(operator).await.map_err(|error| Problem::from_fault(&error))?;
+        let body = self.operator(operator).await?;
         let body = body.ok_or_else(|| unknown_operator(operator))?;
         Response::new(200, &body)
     }

@@ -277,7 +277,7 @@ fn verification_key(key: Value) -> Option<(String, VerificationKey)> {
         Some(named) => Algorithm::try_from(named).ok()?,
         None => usual,
     };
-    // The algorithms of an elliptic curve have one key size each.
+    // A key on an elliptic curve fits exactly one algorithm. An RSA key fits several.
     let is_possible = match usual {
         Algorithm::RS256 => algorithm.family() == usual.family(),
         _ => algorithm == usual,

@@ -25,13 +25,14 @@ mod listing;
 pub mod revoke_key;
 pub mod update_operator;
 
+use audit::{Action, Entry, Trail};
 use contracts::{
     OperatorId, Plan, Scope, Timestamp,
     operators::{KeyId, OperatorStatus},
 };
 use fault::{ErrorKind, Fault};
 use keys::NoRandomness;
-use lambda::http::{FieldError, Problem, Request};
+use lambda::http::{Caller, FieldError, Problem, Request};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError, Table};
 
@@ -128,6 +129,11 @@ impl KeyRow {
     pub fn key(hash: &str) -> Key {
         Key::id(hash)
     }
+
+    /// Returns the actor of what callers do with the key.
+    pub(crate) fn actor(&self) -> String {
+        format!("key:{}", self.prefix)
+    }
 }
 
 /// The row `key#<key id>`: what never changes of an API key.
@@ -166,7 +172,8 @@ impl KeyIdRow {
 fn operator_in_path(request: &Request) -> Result<OperatorId, Problem> {
     let text = request.path_parameters.get("operatorId").map_or("", String::as_str);
     text.parse().map_err(|_| {
-        let message = format!("is {text:?}; give the UUID that POST /operators returned");
+        // The value is not quoted, because callers may send a key by mistake.
+        let message = "is not the id of an operator; give the UUID that POST /operators returned";
         Problem::invalid(vec![FieldError::new("path operatorId", message)])
     })
 }
@@ -178,13 +185,41 @@ fn unknown_operator(operator: OperatorId) -> Problem {
     ))
 }
 
+/// Refuses a name that contains a credential. Names are stored, and everybody who lists operators or keys sees them.
+fn refuse_credential(name: &str) -> Result<(), Problem> {
+    if keys::mask(name) == name {
+        return Ok(());
+    }
+    let message = "contains a credential, which others would see; give another name";
+    Err(Problem::invalid(vec![FieldError::new("name", message)]))
+}
+
 /// Parses the query parameter `operatorId`.
 fn named_operator(text: &str) -> Result<OperatorId, String> {
     text.parse().map_err(|_| "is not the UUID of an operator".to_owned())
 }
 
-/// Returns whether the scope `by` includes keys with the scope `of`. The first administrator's secret may only create
-/// them; the functions that replace and revoke keys check that.
+/// Records that the caller reads what belongs to this operator. A read of the caller's own operator is no entry of the audit
+/// trail.
+///
+/// Call this before the answer, and do not answer if this fails.
+async fn record_read(
+    trail: &Trail,
+    caller: &Caller,
+    action: Action,
+    operator: OperatorId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if operator == caller.operator {
+        return Ok(());
+    }
+    let actor = caller.actor.clone();
+    let target = operator.to_string();
+    trail.write(&Entry { operator_id: operator, actor, action, target, details: None }, now).await
+}
+
+/// Returns whether a caller with the scope `by` may create, replace and revoke keys with the scope `of`. With the first
+/// administrator's secret, a caller may only create keys. The functions that replace and revoke keys check that.
 fn may_manage(by: Scope, of: Scope) -> bool {
     match by {
         Scope::Admin => true,

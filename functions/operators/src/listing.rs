@@ -1,16 +1,19 @@
 //! Pages of a list in the order of time.
 //!
-//! The sort key of the index, or of the table, is `<time>/<id>`, which is unique. A page token is the sort key of the last entry of the
-//! page. It contains no hash of a key, which the start key of DynamoDB would.
+//! The sort key of the index, or of the table, is `<time>/<id>`, which is unique. A page token contains the sort key of the
+//! last entry of the page. It contains no hash of a key, which the start key of DynamoDB would.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use contracts::Timestamp;
-use lambda::http::{FieldError, Problem, Request};
+use contracts::{OperatorId, Timestamp};
+use lambda::http::{self, Caller, FieldError, Problem, Request};
 use store::{Item, Page, Query, StoreError};
 use uuid::Uuid;
 
+use crate::named_operator;
+
 const DEFAULT_LIMIT: i32 = 25;
 const MAX_LIMIT: i32 = 100;
+const INVALID_TOKEN: &str = "is not a valid page token; give the previous page's `next` unchanged, or omit it to start over";
 
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +25,37 @@ pub(crate) enum Order {
 /// The query parameters of a list.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Listing {
+    operator: OperatorId,
     order: Order,
     limit: i32,
     /// The sort key of the last entry of the previous page.
     after: String,
+}
+
+/// The position after an entry of a list. Its text is `<operator id>/<time>/<id>` in base64url.
+///
+/// It is not signed. A changed token only selects another position in the same operator's list.
+struct PageToken {
+    /// The operator that the page was made for. The token is valid for this operator only.
+    operator: OperatorId,
+    /// The sort key of the last entry of the page.
+    after: String,
+}
+
+impl PageToken {
+    fn text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(format!("{}/{}", self.operator, self.after))
+    }
+
+    /// Returns `None` for a text that is not a token.
+    fn parse(text: &str) -> Option<Self> {
+        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let (operator, after) = text.split_once('/')?;
+        let (time, id) = after.split_once('/')?;
+        let is_position = time.parse::<Timestamp>().is_ok() && id.parse::<Uuid>().is_ok();
+        let operator = operator.parse().ok()?;
+        is_position.then(|| Self { operator, after: after.to_owned() })
+    }
 }
 
 /// Returns the sort key of an entry.
@@ -41,51 +71,78 @@ pub(crate) fn time(item: &Item, sort_key: &str) -> Option<Timestamp> {
 
 impl Listing {
     /// Reads the query parameters `limit` and `next` of a list in the order of creation.
-    pub(crate) fn from_request(request: &Request) -> Result<Self, Problem> {
-        Self::read_query(request, Order::OldestFirst, "limit or next", |_, _| None)
+    pub(crate) fn from_request(caller: &Caller, request: &Request) -> Result<Self, Problem> {
+        Self::read_query(caller, request, Order::OldestFirst, false)
     }
 
-    /// Reads the query parameters `limit`, `next` and one more. `read` reads the value of that one.
-    pub(crate) fn with_parameter(
+    /// Reads the query parameters `limit`, `next` and `operatorId` of a list of what belongs to one operator. Without
+    /// `operatorId`, it is the caller's. Returns 403 if a caller who is not an administrator names another operator.
+    pub(crate) fn of_operator(
+        caller: &Caller,
         request: &Request,
         order: Order,
-        parameter: &str,
-        mut read: impl FnMut(&str) -> Result<(), String>,
     ) -> Result<Self, Problem> {
-        let known = format!("limit, next or {parameter}");
-        Self::read_query(request, order, &known, |name, value| {
-            (name == parameter).then(|| read(value))
-        })
+        Self::read_query(caller, request, order, true)
     }
 
     fn read_query(
+        caller: &Caller,
         request: &Request,
         order: Order,
-        known: &str,
-        mut read: impl FnMut(&str, &str) -> Option<Result<(), String>>,
+        may_name_operator: bool,
     ) -> Result<Self, Problem> {
         // A sort key begins with the digits of a year. DynamoDB does not accept the empty text.
         let start = match order {
             Order::OldestFirst => "0",
             Order::NewestFirst => ":",
         };
-        let mut listing = Self { order, limit: DEFAULT_LIMIT, after: start.to_owned() };
+        let mut listing = Self {
+            operator: caller.operator,
+            order,
+            limit: DEFAULT_LIMIT,
+            after: start.to_owned(),
+        };
+        let mut token = None;
         let mut errors = Vec::new();
         let mut parameters: Vec<_> = request.query_string_parameters.iter().collect();
         parameters.sort_unstable();
         for (name, value) in parameters {
             let result = match name {
                 "limit" => limit(value).map(|limit| listing.limit = limit),
-                "next" => after(value).map(|after| listing.after = after),
+                "next" => next(value).map(|next| token = Some(next)),
+                "operatorId" if may_name_operator => {
+                    named_operator(value).map(|named| listing.operator = named)
+                }
                 _ => {
-                    read(name, value).unwrap_or_else(|| Err(format!("is not known; give {known}")))
+                    let known = if may_name_operator {
+                        "limit, next or operatorId"
+                    } else {
+                        "limit or next"
+                    };
+                    errors.push(http::unknown_parameter(name, known));
+                    continue;
                 }
             };
             if let Err(message) = result {
                 errors.push(FieldError::new(format!("query {name}"), message));
             }
         }
-        if errors.is_empty() { Ok(listing) } else { Err(Problem::invalid(errors)) }
+        if !errors.is_empty() {
+            return Err(Problem::invalid(errors));
+        }
+        caller.require_operator(listing.operator)?;
+        if let Some(token) = token {
+            if token.operator != listing.operator {
+                return Err(Problem::invalid(vec![FieldError::new("query next", INVALID_TOKEN)]));
+            }
+            listing.after = token.after;
+        }
+        Ok(listing)
+    }
+
+    /// Returns the operator whose entries are listed.
+    pub(crate) fn operator(&self) -> OperatorId {
+        self.operator
     }
 
     /// Reads the page. The key condition of `query` must compare `sort_key` with `:after`: `>` for the oldest first, and
@@ -99,7 +156,10 @@ impl Listing {
         let Page { items, next } =
             query.text("after", self.after).limit(self.limit).page(None).await?;
         let last = items.last().and_then(|item| item.get(sort_key)?.as_s().ok());
-        let token = next.and(last).map(|last| URL_SAFE_NO_PAD.encode(last));
+        let token = next.and(last).map(|last| {
+            let token = PageToken { operator: self.operator, after: last.clone() };
+            token.text()
+        });
         Ok((items, token))
     }
 }
@@ -112,17 +172,6 @@ fn limit(value: &str) -> Result<i32, String> {
         .ok_or_else(|| format!("is {value:?}; give a number from 1 to {MAX_LIMIT}"))
 }
 
-fn after(value: &str) -> Result<String, String> {
-    let position =
-        URL_SAFE_NO_PAD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let is_valid = |position: &String| {
-        position.split_once('/').is_some_and(|(time, id)| {
-            time.parse::<Timestamp>().is_ok() && id.parse::<Uuid>().is_ok()
-        })
-    };
-    position.filter(is_valid).ok_or_else(|| {
-        "is not a valid page token; give the previous page's `next` unchanged, or omit it to start \
-         over"
-            .to_owned()
-    })
+fn next(value: &str) -> Result<PageToken, String> {
+    PageToken::parse(value).ok_or_else(|| INVALID_TOKEN.to_owned())
 }

@@ -3,7 +3,7 @@
 use audit::{Action, Entry, Trail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{OperatorId, Timestamp, operators::KeyId};
-use lambda::http::{Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
@@ -42,13 +42,11 @@ impl RevokeKey {
         caller.require(caller.scope.may_write())?;
         let operator = operator(caller, request)?;
         let key = key_id(request)?;
-        let public = KeyIdRow::read(&self.keys, operator, key).await;
-        let public = public.map_err(|error| Problem::from_fault(&error))?.ok_or_else(|| {
+        let public = KeyIdRow::read(&self.keys, operator, key).await?.ok_or_else(|| {
             Problem::not_found(format!("There is no key {key}. GET /keys lists your keys."))
         })?;
         caller.require(may_manage(caller.scope, public.scope))?;
-        let revoked_at = self.revoke(caller, operator, key, &public.hash, now).await;
-        let revoked_at = revoked_at.map_err(|error| Problem::from_fault(&error))?;
+        let revoked_at = self.revoke(caller, operator, key, &public.hash, now).await?;
         Response::new(200, &Revoked { key_id: key, prefix: public.prefix, revoked_at })
     }
 
@@ -93,10 +91,11 @@ fn operator(caller: &Caller, request: &Request) -> Result<OperatorId, Problem> {
     let mut parameters: Vec<_> = request.query_string_parameters.iter().collect();
     parameters.sort_unstable();
     for (name, value) in parameters {
-        let result = match name {
-            "operatorId" => named_operator(value).map(|named| operator = named),
-            _ => Err("is not known; give operatorId, or leave it out".to_owned()),
-        };
+        if name != "operatorId" {
+            errors.push(http::unknown_parameter(name, "operatorId, or leave it out"));
+            continue;
+        }
+        let result = named_operator(value).map(|named| operator = named);
         if let Err(message) = result {
             errors.push(FieldError::new(format!("query {name}"), message));
         }

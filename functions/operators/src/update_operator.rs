@@ -10,7 +10,8 @@ use lambda::http::{self, Caller, Problem, Request, Response};
 use store::{Commit, StoreError, Table, Transaction};
 
 use crate::{
-    OperatorRow, OperatorsError, create_operator::Operator, operator_in_path, unknown_operator,
+    OperatorRow, OperatorsError, create_operator::Operator, operator_in_path, refuse_credential,
+    unknown_operator,
 };
 
 /// The maximum size of the request body, in bytes.
@@ -44,6 +45,9 @@ impl UpdateOperator {
         http::reject_query(request)?;
         let operator = operator_in_path(request)?;
         let patch: OperatorPatch = http::read(request, MAX_BODY_BYTES)?;
+        if let Some(name) = &patch.name {
+            refuse_credential(name)?;
+        }
         if operator == OperatorId::DEFAULT {
             let detail = "The default operator can't be changed: it has the largest plan and is always active.";
             return Err(Problem::conflict("default-operator", detail));
@@ -52,7 +56,7 @@ impl UpdateOperator {
             let detail = "This is your own operator: your key would be refused from then on. Use a key of another operator.";
             return Err(Problem::conflict("own-operator", detail));
         }
-        let before = self.read(operator).await.map_err(|error| Problem::from_fault(&error))?;
+        let before = self.read(operator).await?;
         let before = before.ok_or_else(|| unknown_operator(operator))?;
         http::require_match(
             request,
@@ -60,9 +64,7 @@ impl UpdateOperator {
         )?;
         let after = changed(&before, &patch);
         if after != before {
-            self.store(caller, operator, &before, &after, now)
-                .await
-                .map_err(|error| Problem::from_fault(&error))?;
+            self.store(caller, operator, &before, &after, now).await?;
         }
         Response::new(200, &Operator::new(operator, after))
     }

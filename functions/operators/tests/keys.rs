@@ -11,7 +11,7 @@ use operators::get_key::GetKey;
 use serde_json::{Value, json};
 use support::{
     admin, api_response, bootstrap, check, create_key, list, new_key, operator, post, post_key,
-    revoke_key, set_status, with_path,
+    revoke_key, set_status, trail, with_path,
 };
 use testkit::{
     Dynamo,
@@ -20,11 +20,11 @@ use testkit::{
 };
 
 fn get_key(dynamo: &Dynamo) -> GetKey {
-    GetKey { keys: dynamo.table(KEYS) }
+    GetKey { keys: dynamo.table(KEYS), trail: trail(dynamo) }
 }
 
 async fn listed(dynamo: &Dynamo, by: &Caller) -> Vec<Value> {
-    let sent = api_response(get_key(dynamo).handle(by, &list("get-key", &[])).await);
+    let sent = api_response(get_key(dynamo).handle(by, &list("get-key", &[]), noon(0)).await);
     sent["body"]["keys"].as_array().expect("keys").clone()
 }
 
@@ -284,7 +284,8 @@ async fn keys_are_listed_page_by_page_without_their_hashes() {
     for _ in 0..3 {
         let mut query = vec![("limit", "2")];
         query.extend(next.as_deref().map(|next| ("next", next)));
-        let sent = api_response(get_key(&dynamo).handle(&by, &list("get-key", &query)).await);
+        let sent =
+            api_response(get_key(&dynamo).handle(&by, &list("get-key", &query), noon(0)).await);
         let keys = sent["body"]["keys"].as_array().expect("keys");
         names.extend(keys.iter().map(|key| key["name"].as_str().expect("a name").to_owned()));
         next = sent["body"]["next"].as_str().map(str::to_owned);
@@ -300,7 +301,8 @@ async fn keys_are_listed_page_by_page_without_their_hashes() {
     let fields: Vec<_> = keys[0].as_object().expect("an object").keys().cloned().collect();
     assert_eq!(fields, ["createdAt", "keyId", "name", "prefix", "scope"]);
     for scope in [Scope::Read, logger(), Scope::Bootstrap] {
-        let sent = get_key(&dynamo).handle(&caller(own, scope), &list("get-key", &[])).await;
+        let sent =
+            get_key(&dynamo).handle(&caller(own, scope), &list("get-key", &[]), noon(0)).await;
         assert_eq!(api_response(sent)["statusCode"], 403, "{scope}");
     }
 }
@@ -317,7 +319,7 @@ async fn an_administrator_lists_and_revokes_the_keys_of_the_operator_that_it_nam
     let query = [("operatorId", named.as_str())];
 
     let keys = async |by: &Caller, query: &[(&str, &str)]| {
-        api_response(get_key(&dynamo).handle(by, &list("get-key", query)).await)
+        api_response(get_key(&dynamo).handle(by, &list("get-key", query), noon(50)).await)
     };
     let listed = keys(&admin(), &query).await;
     assert_eq!(listed["body"]["keys"][0]["keyId"], key, "{listed}");

@@ -114,11 +114,11 @@ async fn operators_are_listed_page_by_page_in_the_order_of_creation() {
     for (index, key) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
         let body = json!({ "name": key, "plan": "standard" }).to_string();
         let request = post("create-operator", Some(key), &body);
-        // Two pairs with equal times.
-        let at = noon(i64::try_from(index / 2).expect("a small number"));
+        // Two pairs with equal times. Pages divide the first one.
+        let at = noon(i64::try_from(index.div_ceil(2)).expect("a small number"));
         api_response(create_operator(&dynamo).handle(&admin(), &request, at).await);
     }
-    let mut names = Vec::new();
+    let mut listed: Vec<(String, String)> = Vec::new();
     let mut next: Option<String> = None;
     for page in 0..3 {
         let mut query = vec![("limit", "2")];
@@ -126,12 +126,23 @@ async fn operators_are_listed_page_by_page_in_the_order_of_creation() {
         let sent = api_response(step.handle(&admin(), &list("get-operator", &query)).await);
         let operators = sent["body"]["operators"].as_array().expect("operators");
         assert!(operators.len() <= 2, "page {page}: {sent}");
-        names.extend(operators.iter().map(|it| it["name"].as_str().expect("a name").to_owned()));
+        let text = |it: &Value, name: &str| it[name].as_str().expect("a text").to_owned();
+        listed.extend(operators.iter().map(|it| (text(it, "createdAt"), text(it, "name"))));
         next = sent["body"]["next"].as_str().map(str::to_owned);
     }
     assert_eq!(next, None);
+    assert!(listed.is_sorted_by_key(|(created_at, _)| created_at.clone()), "{listed:?}");
+    let mut names: Vec<_> = listed.into_iter().map(|(_, name)| name).collect();
     names.sort();
     assert_eq!(names, ["a", "b", "c", "d", "e"]);
+    // A page token belongs to its caller's operator.
+    let sent = api_response(step.handle(&admin(), &list("get-operator", &[("limit", "2")])).await);
+    let query = [("next", sent["body"]["next"].as_str().expect("a next page"))];
+    for (operator, status) in [(OperatorId::DEFAULT, 200), (OperatorId::registered("a"), 400)] {
+        let by = caller(operator, Scope::Admin);
+        let sent = api_response(step.handle(&by, &list("get-operator", &query)).await);
+        assert_eq!(sent["statusCode"], status, "{sent}");
+    }
     let wrong = [("limit", "0"), ("next", "eA"), ("status", "ACTIVE")];
     check("list-operators.wrong-query", step.handle(&admin(), &list("get-operator", &wrong)).await);
 }

@@ -52,7 +52,7 @@ impl CreateSite {
                     .at(http::relative_location(request, "/sites", &site)))
             }
             Err(SitesError::KeyReused(site)) => Err(http::idempotency_key_reused("site", site)),
-            Err(error) => Err(Problem::from_fault(&error)),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -46,7 +46,7 @@ impl DecommissionSite {
         caller.require(caller.scope.may_write())?;
         http::reject_query(request)?;
         let site = site_id(request)?;
-        let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
+        let row = self.row(site).await?;
         let row = row.filter(|row| row.owned.operator_id == caller.operator);
         let row = row.ok_or_else(|| site_not_found(site))?;
         let status = match row.status() {
@@ -67,9 +67,9 @@ impl DecommissionSite {
             }
         };
         let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
-        self.record(caller, site, now).await.map_err(|error| Problem::from_fault(&error))?;
+        self.record(caller, site, now).await?;
         if status == Status::Decommissioning {
-            self.decommission(site, row).await.map_err(|error| Problem::from_fault(&error))?;
+            self.decommission(site, row).await?;
         }
         let target = format!("/sites/{site}");
         Ok(Response::new(202, &reply)?.at(http::relative_location(request, &target, &target)))
@@ -79,7 +79,8 @@ impl DecommissionSite {
         Ok(self.sites.get(&SiteRow::key(site)).await?)
     }
 
-    /// Writes the entry of the audit trail. No site is closed without one, so it is written before the teardown starts.
+    /// Writes the entry of the audit trail. No site is decommissioned over HTTP without one, so it is written before
+    /// the teardown starts.
     async fn record(
         &self,
         caller: &Caller,

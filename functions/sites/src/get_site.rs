@@ -255,14 +255,12 @@ impl GetSite {
         if request.path_parameters.contains_key("siteId") {
             http::reject_query(request)?;
             let site = site_id(request)?;
-            let stored = StoredSite::read(&self.sites, caller.operator, site).await;
-            let stored = stored.map_err(|error| Problem::from_fault(&error))?;
+            let stored = StoredSite::read(&self.sites, caller.operator, site).await?;
             let stored = stored.ok_or_else(|| site_not_found(site))?;
             return Response::new(200, &Site::new(site, stored, caller));
         }
         let query = query(caller.operator, request)?;
-        let page = self.list(caller.operator, query).await;
-        let page = page.map_err(|error| Problem::from_fault(&error))?;
+        let page = self.list(caller.operator, query).await?;
         Response::new(200, &page)
     }
 
@@ -311,7 +309,10 @@ fn query(operator: OperatorId, request: &Request) -> Result<Query, Problem> {
             "status" => status(value).map(|status| query.status = Some(status)),
             "limit" => limit(value).map(|limit| query.limit = limit),
             "next" => next(operator, value).map(|next| query.next = Some(next)),
-            _ => Err("is not known; give status, limit or next".to_owned()),
+            _ => {
+                errors.push(http::unknown_parameter(name, "status, limit or next"));
+                continue;
+            }
         };
         if let Err(message) = result {
             errors.push(FieldError::new(format!("query {name}"), message));

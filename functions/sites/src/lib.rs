@@ -12,9 +12,10 @@
 //! DECOMMISSIONING. REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation
 //! finds them and changes nothing.
 //!
-//! The name, the contact and the location of an ACTIVE site can be changed ([`update_site`]). Each write of a row `SITE` that
-//! exists is conditional on its status and its sequence, because it replaces the whole row. Only DECOMMISSIONING is set
-//! without an event, so the sequence stays. A closed site has no contact: it is personal data, and nobody could remove it any more.
+//! The name, the contact and the location of an ACTIVE site can be changed ([`update_site`]). Each write of a row
+//! `SITE` that exists is conditional on its status and its sequence, because it replaces the whole row. Only
+//! DECOMMISSIONING is set without an event, so the sequence stays. The contact is removed when the site is closed. It
+//! is personal data, and a closed site can't be changed, so nobody could remove it later.
 
 pub mod activate_site;
 pub mod close_site;
@@ -249,7 +250,7 @@ pub enum SitesError {
     #[error("there is no site {0}")]
     Unknown(SiteId),
     /// The site is closed or being decommissioned, so it can't be activated.
-    #[error("site {0} is already closed")]
+    #[error("site {0} is closed or is being closed")]
     Superseded(SiteId),
     /// Another writer changed the site at the same time.
     #[error("another writer changed site {0}")]

@@ -102,7 +102,8 @@ fn row(saga: SagaContext, registration: &SiteRegistration, now: Timestamp) -> Si
     }
 }
 
-/// Returns the sensor of a request. It carries the site's offset to the services that get sensors, but no sites.
+/// Returns the sensor of a request. The sensor has the site's UTC offset, because some services get the sensors but not
+/// the site.
 fn sensor(
     onboarding_id: OnboardingId,
     index: usize,

@@ -111,7 +111,7 @@ impl UpdateSite {
         };
         let (key, row) = (SiteRow::key(site), stored.row.clone());
         let response = store::decide_and_commit(MAX_ATTEMPTS, &key, row, decide).await?;
-        response.ok_or_else(|| Problem::from_fault(&SitesError::Busy(site)))
+        Ok(response.ok_or(SitesError::Busy(site))?)
     }
 
     /// Returns the transaction of the row, the event and the entry of the audit trail. Its condition is that the row is still

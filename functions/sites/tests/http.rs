@@ -573,7 +573,7 @@ async fn an_invalid_query_is_refused_with_instructions() {
 }
 
 #[tokio::test]
-async fn an_altered_page_token_is_refused() {
+async fn a_page_token_with_an_invalid_field_is_refused() {
     let dynamo = Dynamo::start().await;
     for key in ["a", "b"] {
         create(&dynamo, key).await;

@@ -13,6 +13,8 @@ use sites::{activate_site::ActivateSite, close_site::CloseSite, project_site::Pr
 use support::{create, import_site, project, registration, saga_for_key, step_event};
 use testkit::{
     Dynamo,
+    cloud::Cloud,
+    consuming::{self, LatestConsumer},
     dynamo::SITES,
     measured::measured,
     saga::{StepEvents, StepPair, check_step_contract, correlation, run},
@@ -257,7 +259,7 @@ async fn every_event_of_a_step_updates_the_row_of_its_step() {
     }
 }
 
-/// Returns the event that the first sensor of the site has this label.
+/// Returns the event `SensorChanged` that gives this label to the site's first sensor.
 fn sensor_changed(saga: contracts::SagaContext, label: &str, sequence: u64) -> Value {
     let sensor = json!({
         "sensorId": contracts::SensorId::from_onboarding(saga.onboarding_id, 0),
@@ -271,6 +273,38 @@ fn sensor_changed(saga: contracts::SagaContext, label: &str, sequence: u64) -> V
     event["detail"]["metadata"]["type"] = "SensorChanged".into();
     event["detail"]["metadata"]["sequence"] = sequence.into();
     event
+}
+
+/// project-site with the events of a step and of a changed sensor.
+struct Projecting;
+
+impl LatestConsumer for Projecting {
+    type Function = ProjectSite;
+
+    fn start(&self, cloud: &Cloud) -> ProjectSite {
+        ProjectSite { sites: cloud.table(SITES) }
+    }
+
+    async fn prepare(&self, _: &Cloud) {}
+
+    fn histories(&self) -> Vec<Vec<Value>> {
+        let saga = saga_for_key("key-1");
+        let step = [(1, "KitsReserved"), (2, "KitsReleased")];
+        let sensor = [(2, "second"), (3, "third"), (4, "fourth")];
+        vec![
+            step.map(|(sequence, kind)| step_event(saga, kind, sequence)).into(),
+            sensor.map(|(sequence, label)| sensor_changed(saga, label, sequence)).into(),
+        ]
+    }
+
+    fn rows(&self, cloud: &Cloud) -> Vec<Value> {
+        cloud.rows(SITES)
+    }
+}
+
+#[test]
+fn project_site_follows_the_contract_of_the_mode_latest() {
+    consuming::check_latest(&Projecting);
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ use aws_sdk_kinesis::{
 };
 use contracts::{
     OperatorId, Scope, Timestamp,
-    input::Reason,
+    input::{Reason, quote_non_numbers},
     readings::{Bundle, BundleId, GoodSeries, Origin, Series, TimeLimits},
+    stream::partition_key,
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
@@ -24,7 +25,6 @@ use lambda::{
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use store::jittered;
-use stream::partition_key;
 
 use crate::{
     refusals::{Refusals, find_sensors},
@@ -68,28 +68,15 @@ struct Reply<'a> {
     accepted: usize,
     bundles: Vec<&'a BundleId>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<Refused<'a>>,
+    /// What was refused: the paths in the body have the index of the bundle and of the series.
+    errors: Vec<FieldError>,
 }
 
-/// A bundle or series that was refused, or a part of it.
-#[derive(Serialize)]
-struct Refused<'a> {
-    /// The path in the body, with the index of the bundle and of the series.
-    field: &'a str,
-    message: &'a str,
-    reason: &'static str,
-}
-
-impl<'a> Refused<'a> {
-    fn new(error: &'a FieldError) -> Self {
-        Self { field: &error.field, message: &error.message, reason: error.reason.name() }
-    }
-}
-
-/// A request of which nothing was accepted.
+/// A request that is answered with a problem. With a 503, some bundles may be on the stream.
 struct Refusal {
     problem: Problem,
-    /// All errors. The problem lists at most 100.
+    /// The problems of the body. The response lists at most [`MAX_LISTED`] of them. A 503 also lists the bundles that are not
+    /// on the stream.
     errors: Vec<FieldError>,
 }
 
@@ -116,7 +103,7 @@ struct Sent<'a> {
     index: usize,
     text: &'a str,
     bundle: Bundle,
-    /// Whether the bundle in the body has more series.
+    /// Whether some series of the bundle in the body were refused, so that `bundle` has fewer series than `text`.
     is_reduced: bool,
 }
 
@@ -144,8 +131,9 @@ impl AcceptReadings {
     /// put and those that were not. Returns 500 if Kinesis refuses the call permanently before any bundle is on the
     /// stream.
     ///
-    /// What is refused is counted in the refusals table. A request of which everything is accepted writes nothing there,
-    /// unless counts of earlier refusals are still pending in this execution environment.
+    /// What a 202 or a 4xx refuses is counted in the refusals table. What a 503 refuses is not counted: the client
+    /// sends it again. A request of which everything is accepted writes nothing there, unless counts of earlier
+    /// refusals are still pending in this execution environment.
     pub async fn handle(
         &self,
         caller: &Caller,
@@ -153,18 +141,20 @@ impl AcceptReadings {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Response, Problem> {
-        let body = request.body.as_deref().unwrap_or_default();
-        let response = match self.accept(caller, request, now, deadline).await {
+        // The scope comes first, so the response does not depend on the body. Such a request is no refusal of readings.
+        caller.require(caller.scope.may_send_some())?;
+        let body = quote_non_numbers(request.body.as_deref().unwrap_or_default());
+        let response = match self.accept(caller, request, &body, now, deadline).await {
             Ok((response, errors)) => {
                 if !errors.is_empty() {
-                    self.refusals.count_partly(caller.operator, body, &errors, now);
+                    self.refusals.count_partly(caller.operator, &body, &errors, now);
                     log_refused(&errors);
                 }
                 Ok(response)
             }
             Err(Refusal { problem, errors }) => {
                 if (400..500).contains(&problem.status) {
-                    self.refusals.count(caller.operator, body, &problem, &errors, now);
+                    self.refusals.count(caller.operator, &body, &problem, &errors, now);
                 }
                 Err(problem)
             }
@@ -173,16 +163,17 @@ impl AcceptReadings {
         response
     }
 
-    /// Returns the response and what it refuses.
+    /// Returns the response and what it refuses. `body` is the request's body as JSON.
     async fn accept(
         &self,
         caller: &Caller,
         request: &Request,
+        body: &str,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(Response, Vec<FieldError>), Refusal> {
         http::reject_query(request)?;
-        let body = body(request)?;
+        check_body(request)?;
         let (texts, is_list) = texts(body)?;
         check_count(texts.len())?;
         let limits = TimeLimits::new(now, now, self.max_age_days);
@@ -195,15 +186,13 @@ impl AcceptReadings {
             return Err(Refusal { problem: nothing_good(&errors), errors });
         }
 
-        let put =
-            self.put(&records, deadline).await.map_err(|error| Problem::from_fault(&error))?;
+        let put = self.put(&records, deadline).await.map_err(Problem::from)?;
         let (accepted, rejected): (Vec<_>, Vec<_>) =
             records.iter().zip(put).partition(|(_, put)| *put);
         metrics::counter!("BundlesAccepted").increment(accepted.len() as u64);
         metrics::counter!("BundlesNotTaken").increment(rejected.len() as u64);
         let bundles: Vec<_> = accepted.iter().map(|(record, _)| &record.bundle).collect();
-        let listed = listed(&errors);
-        let refused: Vec<_> = listed.iter().map(Refused::new).collect();
+        let refused = listed(&errors);
         if rejected.is_empty() {
             let reply = Reply { accepted: bundles.len(), bundles, errors: refused };
             return Ok((Response::new(202, &reply)?, errors));
@@ -213,9 +202,9 @@ impl AcceptReadings {
         Err(Refusal { problem: with_refused(problem, &refused), errors })
     }
 
-    /// Removes the series that store-readings would refuse because of what the register says about their sensor: those
-    /// without a UTC offset whose site declares none, or whose times are not valid with it, and those whose samples are
-    /// all later than the retirement of their sensor.
+    /// Uses the register to remove the series that store-readings would refuse completely: the times have no UTC offset
+    /// and the site declares none; the times are not valid after the conversion with the site's offset; or all samples
+    /// are at or after the retirement of the sensor.
     ///
     /// A series with earlier samples stays: store-readings stores those and refuses the others. A series also stays if
     /// nothing is known about its sensor.
@@ -359,8 +348,9 @@ fn max_pause(attempt: u32) -> Duration {
     INITIAL_MAX_PAUSE * 2_u32.pow(attempt - 1)
 }
 
-fn body(request: &Request) -> Result<&str, Problem> {
-    http::body(request, MAX_BODY_BYTES).map_err(|problem| match problem.status {
+/// Checks the type and the size of the body.
+fn check_body(request: &Request) -> Result<(), Problem> {
+    http::body(request, MAX_BODY_BYTES).map(drop).map_err(|problem| match problem.status {
         413 => Problem {
             detail: format!(
                 "{} Send the bundles in several requests, or split a bundle into several bundles of \
@@ -441,7 +431,7 @@ fn bundles<'a>(
             continue;
         }
         let message = format!(
-            "is {bundle_id}, the same as in [{first}]; give each bundle of a site its own id, and send it once"
+            "is {bundle_id}, the same as in [{first}]; give each bundle of a site its own id, and send a bundle that has grown in a later request"
         );
         let field = field(is_list, index, "bundleId");
         errors.push(FieldError::new(field, message).with_reason(Reason::Duplicate));
@@ -459,20 +449,23 @@ fn check_scope(caller: &Caller, sent: &[Sent<'_>], is_list: bool) -> Result<(), 
     for Sent { index, bundle, .. } in sent {
         if !caller.scope.may_send(bundle.site_id) {
             let message = "is not a site for which your credential may send readings";
-            errors.push(FieldError::new(field(is_list, *index, "siteId"), message));
+            let error = FieldError::new(field(is_list, *index, "siteId"), message);
+            errors.push(error.with_reason(Reason::Forbidden));
         }
         if bundle.origin == Origin::Import && !may_import {
             let message =
                 "is import; only a credential with the scope operator or admin may import readings";
-            errors.push(FieldError::new(field(is_list, *index, "origin"), message));
+            let error = FieldError::new(field(is_list, *index, "origin"), message);
+            errors.push(error.with_reason(Reason::Forbidden));
         }
     }
     caller.require(errors.is_empty()).map_err(|problem| Problem { errors, ..problem })
 }
 
 /// Returns the records of the bundles. A bundle of which nothing was refused is the text as it was sent, byte for byte.
-/// A text that exceeds a record's size only because of its white space is serialized again. Adds the bundles that are too
-/// large to the errors.
+/// A text that exceeds a record's size only because of its white space is serialized again. So is a bundle of which a series
+/// was refused. Its times and numbers may then be longer than as sent; if it exceeds a record's size by that, it is
+/// compressed. Adds the bundles that are too large to the errors.
 fn records(
     sender: OperatorId,
     sent: &[Sent<'_>],
@@ -488,10 +481,13 @@ fn records(
             data: text.as_bytes().to_vec(),
         };
         if *is_reduced || record.bytes() > MAX_RECORD_BYTES {
-            let serialized = serde_json::to_vec(bundle)
-                .map_err(|error| Problem::from_fault(&PutRefused(error.to_string())))?;
-            if *is_reduced || serialized.len() + record.partition_key.len() <= MAX_RECORD_BYTES {
+            let serialized =
+                serde_json::to_vec(bundle).map_err(|error| PutRefused(error.to_string()))?;
+            let fits = serialized.len() + record.partition_key.len() <= MAX_RECORD_BYTES;
+            if fits {
                 record.data = serialized;
+            } else if *is_reduced {
+                record.data = stream::pack(&serialized).unwrap_or(serialized);
             }
         }
         if record.bytes() <= MAX_RECORD_BYTES {
@@ -509,9 +505,9 @@ fn records(
     Ok(records)
 }
 
-/// Returns the errors that a response lists: at most 100, and the number of the others.
+/// Returns the errors that a response lists: at most 101. If there are more, the last one says how many are not listed.
 fn listed(errors: &[FieldError]) -> Vec<FieldError> {
-    // The last error of a bundle with many problems is their number.
+    // If a bundle has more than 100 problems, its last error says how many are not listed.
     let mut listed = errors.to_vec();
     if errors.len() > MAX_LISTED + 1 {
         listed.truncate(MAX_LISTED);
@@ -521,7 +517,7 @@ fn listed(errors: &[FieldError]) -> Vec<FieldError> {
     for error in listed.iter_mut().filter(|error| error.field.is_empty()) {
         "body".clone_into(&mut error.field);
     }
-    listed
+    listed.iter().map(http::masked).collect()
 }
 
 /// Returns the problem of a request of which nothing was accepted.
@@ -547,7 +543,7 @@ fn nothing_good(errors: &[FieldError]) -> Problem {
 }
 
 /// Adds what was refused to a problem about the rest of the request.
-fn with_refused(problem: Problem, refused: &[Refused<'_>]) -> Problem {
+fn with_refused(problem: Problem, refused: &[FieldError]) -> Problem {
     match serde_json::to_value(refused) {
         Ok(refused) if refused != Value::Array(Vec::new()) => problem.with("refused", refused),
         _ => problem,
@@ -570,7 +566,7 @@ fn log_refused(errors: &[FieldError]) {
 fn stream_busy<'a>(accepted: &[&str], rejected: impl Iterator<Item = &'a Record>) -> Problem {
     let errors = rejected.map(|record| {
         let message = format!("bundle {} is not on the stream", record.bundle);
-        FieldError::new(&record.path, message)
+        FieldError::new(&record.path, message).with_reason(Reason::StreamBusy)
     });
     let problem = Problem::new(
         503,

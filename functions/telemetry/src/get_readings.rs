@@ -1,13 +1,13 @@
 //! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
-//! Rows overlap, because bundles may overlap in time, and corrections are stored beside the originals. The rows are read
-//! in the requested order and merged (`range_merge`) until the page is full. What revisions replace is read first, if the
-//! sensor has any changes.
+//! Rows overlap, because bundles may overlap in time, and corrections are stored beside the originals. The rows are
+//! read in the requested order and merged (`range_merge`) until the page is full. If the sensor's counter of changes is
+//! not 0, the ranges that revisions replace are read first.
 
 use std::collections::BTreeMap;
 
 use contracts::{OperatorId, Sensor, SensorId, Timestamp, effective::Values, sample::Quality};
-use lambda::http::{Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use series::{RevisionRow, SeriesRow};
 use store::{StoreError, Table};
@@ -54,27 +54,21 @@ impl GetReadings {
         let start = match &query.next {
             None => None,
             Some(token) => {
-                let payload = self.paging.payload(&scope, token).await;
-                let payload = payload.map_err(|error| Problem::from_fault(&error))?;
+                let payload = self.paging.payload(&scope, token).await?;
                 let position = payload.as_deref().and_then(Position::parse);
                 Some(position.ok_or_else(invalid_token)?)
             }
         };
 
-        let row = self.readings.get(&SensorRow::key(sensor)).await;
-        let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
+        let row: Option<SensorRow> = self.readings.get(&SensorRow::key(sensor)).await?;
         let row = row.filter(|row| row.operator_id == caller.operator);
         let changes = row.as_ref().map_or(0, |row| row.changes);
         let sensor_info = row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
-        let merge = self.merge(&sensor_info, &query, start, changes).await;
-        let (content, position) = merge.map_err(|error| Problem::from_fault(&error))?.finish();
+        let (content, position) = self.merge(&sensor_info, &query, start, changes).await?.finish();
         let next = match position {
             None => None,
-            Some(position) => {
-                let token = self.paging.token(&scope, &position.text()).await;
-                Some(token.map_err(|error| Problem::from_fault(&error))?)
-            }
+            Some(position) => Some(self.paging.token(&scope, &position.text()).await?),
         };
         let page = Page { sensor_id: sensor, unit: sensor_info.unit, content, next };
         Ok(Response::new(200, &page)?.version(changes))
@@ -170,7 +164,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
         view: View::default(),
         next: None,
     };
-    let mut errors = BTreeMap::new();
+    let (mut errors, mut unknown) = (BTreeMap::new(), Vec::new());
     let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
     for (name, value) in &parameters {
         let result = match *name {
@@ -182,8 +176,9 @@ fn query(request: &Request) -> Result<Query, Problem> {
                 .map(|span| query.aggregate = Some(span)),
             "quality" => one_of(Quality::ALL, Quality::name, value)
                 .map(|quality| query.view.quality = quality),
-            "values" => one_of(Values::ALL, Values::name, value)
-                .map(|values| query.view.values = values),
+            "values" => {
+                one_of(Values::ALL, Values::name, value).map(|values| query.view.values = values)
+            }
             "flags" => one_of([false, true], |flags| if flags { "true" } else { "false" }, value)
                 .map(|flags| query.view.flags = flags),
             "next" => {
@@ -192,7 +187,11 @@ fn query(request: &Request) -> Result<Query, Problem> {
             }
             // Its range depends on `aggregate`, so it is checked below.
             "limit" => Ok(()),
-            _ => Err("is not known; give from, to, order, limit, aggregate, quality, values, flags or next".to_owned()),
+            _ => {
+                let known = "from, to, order, limit, aggregate, quality, values, flags or next";
+                unknown.push(http::unknown_parameter(name, known));
+                continue;
+            }
         };
         if let Err(message) = result {
             errors.insert(*name, message);
@@ -207,12 +206,12 @@ fn query(request: &Request) -> Result<Query, Problem> {
     {
         errors.insert("from", format!("is {from}; give a time before `to`, {to}"));
     }
-    if errors.is_empty() {
+    if errors.is_empty() && unknown.is_empty() {
         return Ok(query);
     }
     let errors =
         errors.into_iter().map(|(name, message)| FieldError::new(format!("query {name}"), message));
-    Err(Problem::invalid(errors.collect()))
+    Err(Problem::invalid(errors.chain(unknown).collect()))
 }
 
 fn time(value: &str) -> Result<Timestamp, String> {

@@ -6,7 +6,7 @@ use contracts::{
     OperatorId, SensorId, Timestamp,
     readings::{BundleId, TimeRange},
 };
-use lambda::http::{Caller, FieldError, Problem, Request, Response};
+use lambda::http::{self, Caller, FieldError, Problem, Request, Response};
 use serde::Serialize;
 use series::RevisionRow;
 use store::Table;
@@ -74,25 +74,20 @@ impl GetRevisions {
         let start = match token {
             None => None,
             Some(token) => {
-                let payload = self.paging.payload(&scope, token).await;
-                let payload = payload.map_err(|error| Problem::from_fault(&error))?;
+                let payload = self.paging.payload(&scope, token).await?;
                 Some(payload.ok_or_else(invalid_token)?)
             }
         };
 
-        let row = self.readings.get(&SensorRow::key(sensor)).await;
-        let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
+        let row: Option<SensorRow> = self.readings.get(&SensorRow::key(sensor)).await?;
         let row = row.filter(|row| row.operator_id == caller.operator);
         row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
-        let page = RevisionRow::page(&self.readings, sensor, limit, start.as_deref()).await;
-        let (rows, last) = page.map_err(|error| Problem::from_fault(&error))?;
+        let (rows, last) =
+            RevisionRow::page(&self.readings, sensor, limit, start.as_deref()).await?;
         let next = match last {
             None => None,
-            Some(last) => {
-                let token = self.paging.token(&scope, &last).await;
-                Some(token.map_err(|error| Problem::from_fault(&error))?)
-            }
+            Some(last) => Some(self.paging.token(&scope, &last).await?),
         };
         let revisions = rows.into_iter().map(Listed::from).collect();
         Response::new(200, &Page { sensor_id: sensor, revisions, next })
@@ -121,7 +116,10 @@ fn parameters(request: &Request) -> Result<(i32, Option<&str>), Problem> {
                 token = Some(value);
                 continue;
             }
-            _ => "is not known; give limit or next".to_owned(),
+            _ => {
+                errors.push(http::unknown_parameter(name, "limit or next"));
+                continue;
+            }
         };
         errors.push(FieldError::new(format!("query {name}"), error));
     }

@@ -1,8 +1,9 @@
 //! The hold queue: records that came before the sensors of their site were in the register.
 //!
-//! A site may send as soon as its sensors are provisioned. The register gets them some time later, by an event. A record
-//! that names such a sensor waits in the hold queue, so that it does not stop the records behind it in its shard.
-//! store-held-readings stores it, or holds it again. [`Hold::max_seconds`] after its arrival it is quarantined.
+//! A site may send as soon as its sensors are provisioned. The register gets them some time later, by an event. A
+//! record that names such a sensor waits in the hold queue, so that it does not stop the records behind it in its
+//! shard. store-held-readings stores it, or holds it again. If the sensor is still unknown [`Hold::max_seconds`] after
+//! the record's arrival, the record is quarantined.
 
 use aws_sdk_sqs::Client;
 use contracts::{Timestamp, stream::Record};
@@ -62,7 +63,8 @@ impl Hold {
     }
 }
 
-/// Returns the delay of a record of this age in seconds, if its last attempt is due at the maximum age.
+/// Returns the delay, in seconds, of a record of this age. An attempt is planned at most one second after the maximum
+/// age, because delays are whole seconds. Returns `None` at or above the maximum age.
 fn delay_seconds(max_age_millis: f64, age_millis: f64) -> Option<i32> {
     let remaining = max_age_millis - age_millis;
     let delay = age_millis.max(MIN_DELAY_MILLIS).min(remaining);

@@ -8,11 +8,17 @@
 //! - `REVISION/<bundleId>/<revision>`: a series of a revision above the first one ([`series::RevisionRow`]).
 //! - `SENSOR`: a sensor in the register ([`SensorRow`]).
 //!
+//! A record of the stream contains one bundle. A piece is a part of a series within the limits of a row (24 hours,
+//! 10,000 samples). The arrival of a record is its approximate arrival time and its sequence number. Several records
+//! can contain the same sample. Its row keeps the earliest of their arrivals. A marker is the range that a revision
+//! replaces, with the number of the revision.
+//!
 //! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
 //! `POST /readings` refused ([`refusals`]).
 //!
-//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored ([`series_store`]), and
-//! when a changed sensor makes stored readings be read differently ([`project_sensors`]).
+//! The crate emits the events of the entity `readings`: `ReadingsRevised`, when a revision is stored
+//! ([`series_store`]), and when a change of a sensor's metadata changes what queries return for stored readings
+//! ([`project_sensors`]).
 
 pub mod accept_readings;
 mod aggregation;
@@ -54,12 +60,12 @@ pub struct SensorRow {
     /// The sequence of the `SensorChanged` that `sensor` is from. Absent if it is from `SensorsProvisioned`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_sequence: Option<u64>,
-    /// When the sensor was deprovisioned. Samples from this time on are refused, as soon as the caches of the register are
-    /// old enough. Earlier samples are still stored.
+    /// When the sensor was deprovisioned. Samples from this time on are refused, once the cached entries of the sensor
+    /// have expired. Earlier samples are still stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
-    /// The number of changes of stored readings, or of how they are read: the sequence of the last `ReadingsRevised`. Absent
-    /// if there was none.
+    /// The sequence of the sensor's last `ReadingsRevised`. It counts the changes of what queries return for stored
+    /// readings. Absent if there was none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub changes: u64,
 }
@@ -76,8 +82,9 @@ impl SensorRow {
         series::register::key(sensor)
     }
 
-    /// Returns what counts `further` changes in an update of the row: its assignment, its condition and its values. It
-    /// commits with the changes' events. The condition does not hold if another change was counted since the row was read.
+    /// Returns the assignment, the condition and the values that add `further` to the counter `changes` in an update of
+    /// the row. The caller commits that update together with the events. The condition does not hold if another change
+    /// was counted since the row was read.
     pub(crate) fn count(
         &self,
         further: u64,
@@ -100,8 +107,8 @@ pub enum TelemetryError {
     /// Some series of the bundle are not valid.
     #[error(transparent)]
     InvalidSeries(InvalidInput),
-    /// The times of a series were sent without a UTC offset, and its site declares none or one with which they are not
-    /// valid.
+    /// The times of a series have no UTC offset. Either its site declares no offset, or the times are not valid after
+    /// the conversion to UTC.
     #[error("sensor {sensor}: {problem}")]
     InvalidTimes {
         /// The sensor.
@@ -111,7 +118,7 @@ pub enum TelemetryError {
         /// What is wrong, with the path in the series.
         problem: String,
     },
-    /// The sensor was never provisioned, or it belongs to another operator than the sender.
+    /// The register does not have the sensor (yet), or it belongs to another operator than the sender.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
     /// The sensor was deprovisioned.
@@ -132,7 +139,8 @@ pub enum TelemetryError {
         /// The site of the sensor in the register.
         site: SiteId,
     },
-    /// A row of the same bundle and revision has different samples, or the revision replaces another range.
+    /// The series differs from what is stored under the same bundle id and revision: in its samples, flags or
+    /// qualifiers, in its first time, or in `replaces`.
     #[error(
         "sensor {sensor} has a row {row} with different samples; a changed bundle needs a greater revision, or a new bundleId"
     )]

@@ -1,9 +1,11 @@
 //! Projects the events `SensorsProvisioned`, `SensorChanged` and `SensorsDeprovisioned` into the sensor register.
 //!
-//! EventBridge does not preserve order and delivers at least once. The end of a sensor has its own attribute. With one
-//! sequence for the whole row, the definition would be refused as older if `SensorsDeprovisioned` arrived first.
-//! The definition is in the mode `latest`: the row has the sequence of the `SensorChanged` that it is from, and an older
-//! event does not replace it. `SensorsProvisioned` is older than each change, so its sequence is not stored.
+//! EventBridge does not preserve order and delivers at least once. The retirement of a sensor has its own attribute,
+//! `retiredAt`. If one sequence applied to the whole row and `SensorsDeprovisioned` arrived first, the definition in
+//! the older event `SensorsProvisioned` would be refused. The definition is in the mode `latest`: the row stores the
+//! sequence of the `SensorChanged` that contained the definition, and an older event does not replace it.
+//! `SensorsProvisioned` is older than each change, so its sequence is not stored. `consumer::latest` replaces a whole row,
+//! so it can't be used here: it would remove `retiredAt` and the counter of changes.
 //!
 //! If queries read stored readings differently with a new definition, the row's counter of changes and the events
 //! `ReadingsRevised` are committed with it. The new definition is compared with the row, not with the event before it:
@@ -136,8 +138,9 @@ impl ProjectSensors {
         Err(overtaken(&key).into())
     }
 
-    /// Returns the transaction that replaces the definition in the row, as it was read, and reports the readings that are
-    /// read differently.
+    /// Returns the transaction that replaces the definition. Its condition is that the definition has not changed since
+    /// the row was read. If the results of queries change, it also contains the new counter and the events
+    /// `ReadingsRevised`.
     fn replacement(
         &self,
         saga: SagaContext,
@@ -155,7 +158,7 @@ impl ProjectSensors {
         values.push(("sensor", attribute(&key, sensor)?));
         values.push(("sensorSequence", number(sequence)));
         let Some((row, before)) = row.and_then(|row| Some((row, row.sensor.as_ref()?))) else {
-            // No query has read with a definition.
+            // The row has no definition yet, so no query has returned readings of this sensor.
             let undefined = Some("attribute_not_exists(#sensor)");
             let update = Transaction::on(&self.readings);
             return Ok(update.update(&self.readings, &key, &set, undefined, values));

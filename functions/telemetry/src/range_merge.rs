@@ -1,8 +1,13 @@
 //! Merges the overlapping rows of a time range into one sample per instant, and cuts the result into pages.
 //!
-//! Rows are read in the requested order. A sample is final when no later row can contain the same instant. If
-//! several rows have a sample of the same instant, one of them wins ([`Precedence`]). Samples in a range that a greater
-//! revision replaces vanish ([`Marker`]). Final samples are added to the page until it is full.
+//! Rows are read in the requested order. A sample is final when no later row can contain the same instant. If several
+//! rows have a sample of the same instant, one of them wins ([`Precedence`]). A greater revision can replace a range
+//! ([`Marker`]). The samples of smaller revisions in this range are left out. Final samples are added to the page until
+//! it is full.
+//!
+//! Times are compared as ordinals: milliseconds since the epoch, negated for descending order ([`Order::ordinal`]). The
+//! frontier is the ordinal before which no later row has samples. The cutoff is the first ordinal whose candidates were
+//! dropped because the page is full.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -275,7 +280,7 @@ impl RangeMerge {
     /// A page without progress is not done, since the next request would read the same rows again.
     pub(crate) fn is_done(&self) -> bool {
         let budget_spent = self.rows >= self.budget.rows || self.samples >= self.budget.samples;
-        // Candidates are missing from the cutoff on.
+        // At and after the cutoff, candidates were dropped, so the page can't continue there.
         let is_cut = self.frontier >= self.cutoff;
         self.exhausted || self.output.is_full() || is_cut || (budget_spent && self.made_progress())
     }
@@ -600,7 +605,8 @@ mod tests {
                     .iter()
                     .find(|row| has_more(row) && is_visible(row, markers, next.ordinal, query))
                 {
-                    // Rows of which only vanished samples are left may be read again or not.
+                    // If only replaced samples of a row remain for the next page, the next page may read the row again,
+                    // but need not.
                     let position = next.row.as_deref().and_then(index);
                     assert!(position <= index(&visible.row), "{next:?} is after {visible:?}");
                 }

@@ -1,11 +1,11 @@
 //! Counts the bundles that `POST /readings` refused, by sender, site, hour, reason, field and sensor. A bundle of which
 //! some series were refused counts, too.
 //!
-//! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
-//! the table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of
-//! refused requests does not cause a flood of writes. The remaining counts are written with a later request. They
-//! are lost if Lambda ends the execution environment first: a counter is a lower bound. The log has every
-//! refused request.
+//! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to the
+//! table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of refused
+//! requests does not cause a flood of writes. The remaining counts are written with a later request. They are lost if
+//! Lambda ends the execution environment first. Counts are added twice if a write took effect but its response was
+//! lost. So the counters are approximate. The log has every refused request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ use tokio::time::Instant;
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// The maximum number of rows that an execution environment writes at a time.
 const MAX_WRITES: usize = 100;
-/// The maximum number of counters in memory. Beyond it, refusals are counted without their site.
+/// The maximum number of counters in memory. Beyond it, new counters have no site and no sensor, and the field `(any)`.
 const MAX_PENDING: usize = 1_000;
 /// The maximum number of counters that one bundle adds to.
 const MAX_COUNTERS_PER_BUNDLE: usize = 10;
@@ -221,8 +221,8 @@ impl Refusals {
     }
 }
 
-/// Returns the counters of a body: each refused bundle counts once per reason, field and sensor. Without a problem, only
-/// the bundles that the errors name were refused.
+/// Returns the counters of a body: each refused bundle counts once per reason, field and sensor. `problem` is `None` if
+/// the request was accepted in part. Then only the bundles that `errors` names were refused.
 ///
 /// Also logs the site and sensor of the first invalid bundle, and counts the bundles by reason as a metric.
 fn counters(
@@ -234,7 +234,8 @@ fn counters(
 ) -> Vec<(Counter, Count)> {
     let (texts, is_list) = split_bundles(body);
     let by_bundle = by_bundle(errors, texts.len(), is_list);
-    // For another status, such as the 403 of a scope, the reason is that of the response: the field errors have none.
+    // With 400, 410 and 413, each field error has its own reason. With any other status, such as a 403 because of the
+    // scope, the reason of the response is counted.
     let whole = problem.filter(|problem| ![400, 410, 413].contains(&problem.status));
     let reason_of =
         |error: &FieldError| whole.map_or_else(|| error.reason.name().to_owned(), Problem::reason);

@@ -19,7 +19,7 @@ use crate::{SensorRow, TelemetryError};
 const MAX_CACHED: usize = 100_000;
 /// The maximum number of keys of a `BatchGetItem` call.
 const MAX_KEYS: usize = 100;
-/// The timeout of the read for an early answer.
+/// The timeout of the read in [`Register::known_standings`], which accept-readings makes before it answers the sender.
 const EARLY_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The register of the sensors that may send readings.
@@ -41,7 +41,7 @@ pub enum Standing {
     Registered {
         /// When the sensor was retired, if it was. Only its earlier samples are accepted.
         retired_at: Option<Timestamp>,
-        /// How it was registered. `None` if only its retirement is known so far.
+        /// The registered properties of the sensor. `None` if only its retirement is known so far.
         sensor: Option<RegisteredSensor>,
     },
     /// The sensor was not provisioned yet, or it belongs to another operator than the sender.
@@ -118,7 +118,7 @@ impl Register {
         sender: Option<OperatorId>,
         sensors: impl Iterator<Item = SensorId> + Clone,
     ) -> Result<Vec<Standing>, TelemetryError> {
-        let cached = self.cached(sensors.clone());
+        let cached = self.cached(sensors.clone(), sender);
         let uncached = sensors.clone().zip(&cached).filter(|(_, cached)| cached.is_none());
         let uncached: Vec<_> = uncached.map(|(sensor, _)| sensor).collect();
         let read = if uncached.is_empty() { HashMap::new() } else { self.read(&uncached).await? };
@@ -129,11 +129,11 @@ impl Register {
         Ok(sensors.zip(cached).map(standing).collect())
     }
 
-    /// Returns the standing of each of a sender's sensors at its site, where it is known.
+    /// Returns the standing of each pair of site and sensor. The entry is `None` if the standing is not known.
     ///
-    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. The result is `None` for a sensor that is
-    /// neither cached nor read: the others, all of them if the call fails, and those that are not in the register. This is
-    /// for an early answer to the sender; store-readings decides.
+    /// Makes at most one call, for up to [`MAX_KEYS`] sensors that are not cached. The entry of a sensor that is not
+    /// cached is `None` in three cases: it is beyond these [`MAX_KEYS`], the call failed, or the register does not have
+    /// it. This is for an early answer to the sender; store-readings decides.
     pub async fn known_standings(
         &self,
         sender: OperatorId,
@@ -141,7 +141,7 @@ impl Register {
         deadline: Deadline,
     ) -> Vec<Option<Standing>> {
         let ids = || sensors.iter().map(|(_, sensor)| *sensor);
-        let mut cached = self.cached(ids());
+        let mut cached = self.cached(ids(), Some(sender));
         let uncached = ids().zip(&cached).filter(|(_, cached)| cached.is_none());
         let uncached: BTreeSet<_> = uncached.map(|(sensor, _)| sensor).collect();
         let uncached: Vec<_> = uncached.into_iter().take(MAX_KEYS).collect();
@@ -163,10 +163,19 @@ impl Register {
         sensors.iter().zip(cached).map(standing).collect()
     }
 
-    /// Returns the fresh cache entry of each sensor.
-    fn cached(&self, sensors: impl Iterator<Item = SensorId>) -> Vec<Option<Registered>> {
+    /// Returns the fresh cache entry of each sensor that the sender may send for.
+    ///
+    /// A sensor of another operator counts as not cached. Otherwise the sender could tell it from an unknown sensor, which
+    /// is read each time.
+    fn cached(
+        &self,
+        sensors: impl Iterator<Item = SensorId>,
+        sender: Option<OperatorId>,
+    ) -> Vec<Option<Registered>> {
         let cache = self.cache();
-        let fresh = |cached: &&Registered| cached.read_at.elapsed() < self.age_limit;
+        let fresh = |cached: &&Registered| {
+            cached.read_at.elapsed() < self.age_limit && may_send(sender, cached.operator)
+        };
         sensors.map(|sensor| cache.get(&sensor).filter(fresh).copied()).collect()
     }
 

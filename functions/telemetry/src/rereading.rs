@@ -20,8 +20,8 @@ const IDENTITY: Calibration = Calibration { gain: 1.0, offset: 0.0 };
 /// Returns the ranges of readings that are read differently after the change, at most one of each kind. `now` is the time
 /// of the change in the register.
 ///
-/// A range ends where the difference ends, and at the latest after the last reading that can be stored now. Later
-/// readings are never read as before the change.
+/// A range ends where the difference ends, and at the latest after the last reading that can be stored now. Readings
+/// with later times are stored after the change, so no query has returned them with the old definition.
 pub(crate) fn reread(
     before: &Sensor,
     after: &Sensor,
@@ -44,7 +44,7 @@ pub(crate) fn reread(
         .collect()
 }
 
-/// Returns from when on the entries of two lists are valid. `None` is always.
+/// Returns the `valid_from` of each entry of both lists. `None` means: valid before all other entries.
 fn dates<'a, T>(
     before: &'a [Dated<T>],
     after: &'a [Dated<T>],
@@ -146,7 +146,7 @@ mod tests {
             (&none, &always, Some(range(at(0), last()))),
             (&always, &none, Some(range(at(0), last()))),
             (&none, &dated, Some(range(at(10), last()))),
-            // One entry is another, or is missing: the others hold.
+            // One entry has another value, or is missing. The other entries are the same.
             (
                 &dated,
                 &gains(&[(Some(10), 2.0), (Some(20), 5.0), (Some(30), 4.0)]),
@@ -165,7 +165,7 @@ mod tests {
                 &gains(&[(Some(10), 2.0), (Some(15), 2.0), (Some(20), 3.0), (Some(30), 4.0)]),
                 None,
             ),
-            // No reading is as early or as late.
+            // These dates are before 1970, or near the last time that a reading can have now.
             (&none, &gains(&[(Some(-20), 2.0), (Some(-10), 3.0)]), Some(range(at(0), last()))),
             (&none, &gains(&[(Some(-20), 2.0), (Some(-10), 1.0)]), None),
             (&always, &gains(&[(None, 3.0), (Some(-10), 2.0)]), None),

@@ -1,12 +1,14 @@
 //! Stores the series of bundles: each sample once, however often and in whichever order its bundle is delivered.
 //!
-//! A series is divided into pieces that fit into one row. The first record of a piece becomes a row. A later record of the
-//! same bundle and revision may have more samples: then only the new ones become a further row of the piece. So a piece
-//! has one row or a chain of rows, each beginning where the one before ends. A record with fewer samples is a repeat. A
-//! record with another sample at a stored instant is a conflict.
+//! A series is divided into pieces that fit into one row. The first record that contains a piece creates one row. A
+//! later record of the same bundle and revision may contain more samples of the piece. Then the new samples become a
+//! further row. So a piece has one row or a chain of rows, each beginning where the one before ends. A record with
+//! fewer samples is a repeat. A record with another sample at a stored instant is a conflict.
 //!
-//! A revision above the first one is written in one transaction with its row `REVISION/`, the counter of the sensor's
-//! changes and the event `ReadingsRevised`.
+//! A revision above the first one has a row `REVISION/`, a new value of the sensor's counter of changes, and an event
+//! `ReadingsRevised`. These three commit in one transaction. The transaction also has the new rows of samples if they
+//! are at most `MAX_ROWS` and none was left by an earlier attempt. Otherwise these rows are put before the
+//! transaction, one by one.
 
 use std::time::Duration;
 
@@ -32,9 +34,10 @@ use crate::{SensorRow, TelemetryError};
 /// The number of concurrent puts per bundle. A function processes 8 bundles concurrently, and each put takes a
 /// connection.
 const CONCURRENT_PUTS: usize = 4;
-/// The maximum number of rows of samples in a transaction. DynamoDB accepts 100 writes; three others come with them.
+/// The maximum number of rows of samples in a transaction. DynamoDB accepts 100 writes in a transaction. The revision's
+/// row, the sensor's counter and the event are three of them.
 const MAX_ROWS: usize = 90;
-/// The maximum number of attempts of a write that another one overtakes.
+/// The maximum number of attempts for a conditional write that is refused because another writer has changed the row.
 pub(crate) const MAX_ATTEMPTS: u32 = 6;
 /// Half of the maximum pause before the second attempt. The pause doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -48,7 +51,7 @@ pub struct SeriesStore {
     pub outbox: Outbox,
 }
 
-/// A bundle, and what its rows take from its record.
+/// A bundle, with the arrival of its record and the time of storage. Both are stored in its rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
     /// The bundle.
@@ -144,7 +147,9 @@ impl SeriesStore {
                     break;
                 }
                 Commit::Refused(refused) => match refused.row::<SeriesRow>(&key)? {
-                    Some(existing) => self.known(received, sensor, &rest, existing).await?,
+                    Some(existing) => {
+                        self.known(received, sensor, &rest, &row.hash, existing).await?
+                    }
                     None => return Err(conflict(received, sensor, row.row)),
                 },
             };
@@ -154,15 +159,16 @@ impl SeriesStore {
         Ok(stored)
     }
 
-    /// Returns how many samples of a piece are stored. `first` is the row that begins the piece.
+    /// Returns how many samples of a piece with this hash are stored. `first` is the row that begins the piece.
     async fn known(
         &self,
         received: Received<'_>,
         sensor: SensorId,
         piece: &Piece<'_>,
+        hash: &[u8],
         first: SeriesRow,
     ) -> Result<usize, TelemetryError> {
-        if first.hash == piece.hash() {
+        if first.hash == hash {
             let known = piece.samples.len();
             self.note_arrival(received, sensor, first, known, known).await?;
             return Ok(known);
@@ -210,8 +216,8 @@ impl SeriesStore {
         Ok(known)
     }
 
-    /// Stores the arrival of a record that has the first `samples` of the `all` samples of a row, if it is before the stored
-    /// one.
+    /// Notes that another record contains the first `samples` samples of this row. `all` is the number of samples in
+    /// the row. Writes only if that record arrived before the arrival that the row has for these samples.
     async fn note_arrival(
         &self,
         received: Received<'_>,
@@ -279,8 +285,8 @@ impl SeriesStore {
             .await
     }
 
-    /// Stores a series of a revision above the first one. Its new samples, its row, the counter of the sensor's changes
-    /// and the event commit together.
+    /// Stores a series of a revision above the first one. Its row, the counter of the sensor's changes and the event
+    /// commit together, and with them up to `MAX_ROWS` new rows of samples.
     async fn revise(
         &self,
         received: Received<'_>,
@@ -290,6 +296,8 @@ impl SeriesStore {
         let sensor = series.sensor_id;
         let key = RevisionRow::key(sensor, bundle_id, *revision);
         let mut rows_first = false;
+        // The number of samples that this call has put one by one.
+        let mut written = 0;
         for attempt in 0..MAX_ATTEMPTS {
             pause_before(attempt).await;
             let read = self.read_revised(&key, sensor).await?;
@@ -298,17 +306,22 @@ impl SeriesStore {
                 && let Some(existing) = &read.revision
             {
                 self.note_revision_arrival(received, &key, existing).await?;
-                return Ok(Stored { samples: 0, repeated: known });
+                return Ok(Stored { samples: written, repeated: known - written });
             }
-            let samples = new.iter().map(|piece| piece.samples.len()).sum();
+            let new_samples: usize = new.iter().map(|piece| piece.samples.len()).sum();
+            let mut committing = 0;
             let mut transaction = Transaction::on(&self.readings);
             if rows_first || new.len() > MAX_ROWS {
-                // More than a transaction can have. The revision's row follows when all of them are stored.
+                // The rows do not fit into one transaction, or some exist already from an earlier attempt. So they are
+                // put one by one. The transaction then has only the revision's row, the counter and the event.
                 let puts = new.iter().map(|piece| self.put(received, sensor, piece.clone()));
                 let puts =
                     futures::iter(puts).buffer_unordered(CONCURRENT_PUTS).collect::<Vec<_>>();
-                puts.await.into_iter().collect::<Result<Vec<_>, _>>()?;
+                for put in puts.await {
+                    written += put?.samples;
+                }
             } else {
+                committing = new_samples;
                 for row in new.iter().filter_map(|piece| piece.row(received)) {
                     let key = SeriesRow::key(sensor, &row.row);
                     transaction = transaction.create(&self.readings, &key, &row);
@@ -316,8 +329,13 @@ impl SeriesStore {
             }
             let transaction = self.add_revision(transaction, received, series, &new, &read)?;
             match transaction.commit().await? {
-                Commit::Done => return Ok(Stored { samples, repeated: known }),
-                // A row without its revision was left by an attempt that stored the rows first.
+                Commit::Done => {
+                    let samples = written + committing;
+                    return Ok(Stored { samples, repeated: known + new_samples - samples });
+                }
+                // If a row of samples exists already, an earlier attempt put the rows first and did not write the
+                // revision's row. Then the next attempt puts the rows first, too. Otherwise another writer has changed
+                // the counter or the revision's row.
                 Commit::Refused(refused) => {
                     let keys = new.iter().filter_map(|piece| piece.row(received));
                     let mut keys = keys.map(|row| SeriesRow::key(sensor, &row.row));
@@ -424,7 +442,8 @@ impl SeriesStore {
         let new_samples = new.first().zip(new.last()).and_then(|(first, last)| {
             Some((first.samples.first()?.at, last.samples.last()?.at.plus_millis(1)))
         });
-        // What a revision replaces vanishes when its row is written.
+        // The replaced samples disappear from queries when the revision's row is created. So the event contains the
+        // replaced range only then.
         let replaced = series.replaces.filter(|_| read.revision.is_none());
         let ranges = new_samples.into_iter().chain(replaced.map(|range| (range.from, range.to)));
         let Some((from, to)) = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
@@ -457,7 +476,7 @@ impl SeriesStore {
         ))
     }
 
-    /// Stores the arrival of a record of a stored revision, if it is before the stored one.
+    /// If this record arrived before the arrival in the revision's row, replaces that arrival.
     async fn note_revision_arrival(
         &self,
         received: Received<'_>,
@@ -485,19 +504,17 @@ impl SeriesStore {
 impl Piece<'_> {
     /// Returns the row of the samples. `None` if there are none.
     fn row(&self, Received { bundle, arrival, now }: Received<'_>) -> Option<SeriesRow> {
+        let first = self.samples.first()?;
+        let packed = pack(self.samples, &self.qualifiers);
         Some(SeriesRow {
-            row: RowKey::text(self.samples.first()?.at, &bundle.bundle_id, bundle.revision),
+            row: RowKey::text(first.at, &bundle.bundle_id, bundle.revision),
             end: self.samples.last()?.at.millis(),
             stored_at: now.millis(),
             arrival: arrival.cloned(),
             earlier: Vec::new(),
-            samples: ByteBuf::from(pack(self.samples, &self.qualifiers)),
-            hash: self.hash(),
+            hash: ByteBuf::from(hash(self.samples, &packed)),
+            samples: ByteBuf::from(packed),
         })
-    }
-
-    fn hash(&self) -> ByteBuf {
-        ByteBuf::from(hash(self.samples, &self.qualifiers))
     }
 
     /// Returns the piece without its first samples.
@@ -576,7 +593,8 @@ fn conflict(received: Received<'_>, sensor: SensorId, row: String) -> TelemetryE
     TelemetryError::BundleConflict { sensor, site, row }
 }
 
-/// Waits before an attempt to write what others write, too. The first attempt, 0, does not wait.
+/// Waits before a further attempt to write a row that other writers change concurrently. The first attempt, 0, does not
+/// wait.
 pub(crate) async fn pause_before(attempt: u32) {
     if attempt > 0 {
         tokio::time::sleep(jittered(FIRST_PAUSE * 2_u32.pow(attempt))).await;

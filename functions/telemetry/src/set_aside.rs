@@ -35,7 +35,7 @@ pub(crate) enum RecordError {
     Failed(#[from] TelemetryError),
 }
 
-/// Joins the messages. The sum is limited, because the message of a quarantined record also has the record.
+/// Joins the messages. The length of the joined text is limited, because the message also contains the record.
 fn joined(errors: &[TelemetryError]) -> String {
     let line = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     truncate(line, MAX_LINE)

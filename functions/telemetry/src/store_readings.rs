@@ -1,10 +1,11 @@
 //! Stores the bundles of the readings stream. Each sample is stored once, however often its bundle is delivered
 //! ([`crate::series_store`]).
 //!
-//! A record with a series that can never be stored is put into the quarantine queue, with its whole payload and the
-//! reasons, and the shard continues. The other series of the bundle are stored. A record with a sensor that the register
-//! may have soon is put on hold ([`crate::hold`]). A transient error stops the site's lane and no other lane. Lambda then
-//! delivers the batch again from the first failed record. Rows that were stored in the meantime are not written again.
+//! A record with a series that can never be stored is sent to telemetry's failure queue (`shared/quarantine`), with its
+//! whole payload and the reasons, and the shard continues. The other series of the bundle are stored. A record is put
+//! on hold ([`crate::hold`]) if a sensor is not in the register yet but has an id that its site can have. A transient
+//! error stops the site's lane and no other lane. Lambda then delivers the batch again from the first failed record.
+//! Rows that were stored in the meantime are not written again.
 
 use std::cell::Cell;
 
@@ -93,7 +94,7 @@ impl StoreReadings {
         }
     }
 
-    /// Stores one record that an operator replays.
+    /// Stores one record that an engineer on call replays.
     ///
     /// A record that can never be stored is neither put on hold nor quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
@@ -158,7 +159,8 @@ impl StoreReadings {
     }
 }
 
-/// Removes the samples of a series that its sensor may not send for this site. Returns the reason if there are any.
+/// Removes the samples that the register does not allow this sensor to send for this site. If it removes or refuses
+/// something, returns the reason.
 fn remove_samples(
     series: &mut Series,
     site: SiteId,
@@ -188,7 +190,7 @@ fn remove_samples(
                 }
             }
         }
-        // A series without samples is refused, too: it may withdraw those of other bundles.
+        // An empty series is refused, too, because its `replaces` would withdraw samples of other bundles.
         Standing::Unknown => (0, TelemetryError::UnknownSensor(sensor)),
         Standing::OfSite(site) => (0, TelemetryError::SensorOfAnotherSite { sensor, site }),
     };

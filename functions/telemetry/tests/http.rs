@@ -178,7 +178,10 @@ async fn a_bundle_and_a_list_are_put_on_the_stream() {
     assert_eq!(call.operation(), "PutRecords");
     assert_eq!(call.json()["StreamName"], "readings");
     let record = call.json()["Records"][0].take();
-    assert_eq!(record["PartitionKey"], stream::partition_key(site("a"), OperatorId::DEFAULT));
+    assert_eq!(
+        record["PartitionKey"],
+        contracts::stream::partition_key(site("a"), OperatorId::DEFAULT)
+    );
     let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
     // The bundle as it was sent, without the white space around it.
     assert_eq!(String::from_utf8(data).expect("text"), format!("{one:#}"));
@@ -429,7 +432,10 @@ async fn a_caller_sends_only_for_the_sites_of_its_scope() {
     check("accept-readings.forbidden", send(Scope::Logger(site("a")), &list).await);
     check("accept-readings.forbidden-alone", send(Scope::Logger(site("a")), &list[1]).await);
     for scope in [Scope::Read, Scope::Bootstrap] {
-        assert_eq!(api_response(send(scope, &list[0]).await)["statusCode"], 403, "{scope}");
+        for body in [&list[0], &json!({}), &json!([]), &json!("no bundle")] {
+            let response = api_response(send(scope, body).await);
+            assert_eq!(response["statusCode"], 403, "{scope} {body}: {response}");
+        }
     }
     assert!(stream.take_calls().is_empty());
 
@@ -437,7 +443,7 @@ async fn a_caller_sends_only_for_the_sites_of_its_scope() {
     for scope in [Scope::Logger(site("a")), Scope::Operator, Scope::Admin] {
         assert_eq!(api_response(send(scope, &list[0]).await)["statusCode"], 202, "{scope}");
         let record = stream.take_calls().remove(0).json()["Records"][0].take();
-        let key = stream::partition_key(site("a"), other_operator());
+        let key = contracts::stream::partition_key(site("a"), other_operator());
         assert_eq!(record["PartitionKey"], key, "{scope}");
     }
 }
@@ -487,7 +493,7 @@ fn in_order(mut bundle: Value) -> Value {
     bundle
 }
 
-/// Returns a time; one without an offset as if it were UTC.
+/// Parses a time. A time without an offset is read as UTC.
 fn in_utc(text: &str) -> Timestamp {
     text.parse().or_else(|_| format!("{text}Z").parse()).expect("a time")
 }
@@ -608,7 +614,7 @@ fn bundle_of_bytes(bytes: usize) -> String {
 #[tokio::test]
 async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
     let stream = stream(|_, _| accepted_entry()).await;
-    let key = stream::partition_key(site("a"), OperatorId::DEFAULT).len();
+    let key = contracts::stream::partition_key(site("a"), OperatorId::DEFAULT).len();
     for bytes in [975_148, 1024 * 1024 - key] {
         let body = bundle_of_bytes(bytes);
         assert_eq!(body.len(), bytes);
@@ -628,6 +634,56 @@ async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
     let indented = format!("{indented:#}");
     assert!(indented.len() > 1024 * 1024, "{} bytes", indented.len());
     assert_eq!(api_response(accept(&stream, &indented).await)["statusCode"], 202);
+}
+
+#[tokio::test]
+async fn a_large_bundle_with_a_refused_series_fits_into_a_record() {
+    let stream = stream_by_call(|_| entries(&[accepted_entry()])).await;
+    // The shortest form of the times and values is shorter than the form in which they are serialized again.
+    let large = bundle_of_bytes(950_000);
+    let key = "fsl_0123456789abcdefghijklmnopqrstuvwxyz";
+    let bad = format!(r#"{{"sensorId":"{key}","samples":[]}},{{"sensorId":"{}""#, sensor());
+    let body = large.replace(&format!(r#"{{"sensorId":"{}""#, sensor()), &bad);
+    let response = api_response(accept(&stream, &body).await);
+    assert_eq!(response["statusCode"], 202, "{response}");
+    assert_eq!(response["body"]["errors"][0]["field"], "series[0].sensorId", "{response}");
+    assert!(!response.to_string().contains("fsl_012345678"), "{response}");
+    let record = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
+    let key = contracts::stream::partition_key(site("a"), OperatorId::DEFAULT);
+    let record = json!({ "kinesis": {
+        "partitionKey": key, "sequenceNumber": "1", "data": record, "approximateArrivalTimestamp": 0,
+    } });
+    let record = record.to_string();
+    let record = serde_json::from_str(&record).expect("a record");
+    let sent = ::stream::bundle(&record, noon(0)).expect("a bundle");
+    assert_eq!(Bundle::read(&large, noon(0)), Ok(sent.bundle));
+}
+
+#[tokio::test]
+async fn a_value_that_json_can_not_express_refuses_no_bundle() {
+    let stream = stream(|_, _| accepted_entry()).await;
+    // Python's json.dumps writes these values.
+    let samples = |value| json!([["2026-01-01T11:00:00Z", value], ["2026-01-01T11:01:00Z", 1.5]]);
+    let list: Vec<_> = ["NaN", "Infinity", "-Infinity"]
+        .iter()
+        .enumerate()
+        .map(|(index, value)| {
+            let bundle = bundle(&format!("b-{index}"), site("a"), &samples("NAN"));
+            bundle.to_string().replace("\"NAN\"", value)
+        })
+        .collect();
+    for body in [format!("[{}]", list.join(", ")), list[0].clone()] {
+        let response = api_response(accept(&stream, &body).await);
+        assert_eq!(response["statusCode"], 202, "{response}");
+        assert_eq!(response["body"].get("errors"), None, "{response}");
+        for record in stream.take_calls().remove(0).json()["Records"].as_array().expect("records") {
+            let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
+            let bundle = Bundle::read(str::from_utf8(&data).expect("text"), noon(0));
+            let bundle = bundle.expect("a bundle");
+            let values = bundle.series[0].samples.iter().map(|it| it.value);
+            assert!(values.eq([None, Some(1.5)]));
+        }
+    }
 }
 
 #[tokio::test]

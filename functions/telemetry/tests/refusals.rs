@@ -203,6 +203,7 @@ async fn a_series_without_offsets_is_accepted_only_if_its_site_declares_one() {
     let expected = json!([{
         "field": "series[0].samples[0][0]",
         "message": "is \"2026-01-01T04:00:00\", which has no UTC offset; add Z for UTC, or an offset such as +01:00, or declare utcOffset when you register the site",
+        "reason": "InvalidValue",
     }]);
     assert_eq!(refused["body"]["errors"], expected);
     assert_eq!(world.stream.take_calls().len(), 0);
@@ -341,6 +342,30 @@ async fn a_retired_sensor_of_another_operator_is_like_an_unknown_one() {
     let stranger = caller(other_operator(), Scope::Operator);
     assert_eq!(world.post(&later).await, 410);
     assert_eq!(world.post_as(&stranger, &later).await, 202);
+}
+
+#[tokio::test]
+async fn a_sensor_of_another_operator_takes_as_many_reads_as_an_unknown_one() {
+    let world = World::start().await;
+    register(&world, 0, None, None).await;
+    let stranger = caller(other_operator(), Scope::Operator);
+    let body = |name: &str| {
+        let mut bundle = series_of(&[(0, &["2026-01-01T11:00:00Z"])]);
+        bundle["siteId"] = json!(site(name));
+        bundle["series"][0]["sensorId"] = json!(sensor(name, 0));
+        bundle.to_string()
+    };
+    let calls = async |by: &Caller, name: &str| {
+        drop(world.dynamo.take_usage());
+        assert_eq!(world.post_as(by, &body(name)).await, 202);
+        world.dynamo.take_usage().calls.values().sum::<u32>()
+    };
+    // The owner's request fills the cache.
+    assert_eq!(calls(&default_caller(), "a").await, 1);
+    assert_eq!(calls(&default_caller(), "a").await, 0);
+    for _ in 0..2 {
+        assert_eq!((calls(&stranger, "a").await, calls(&stranger, "unknown").await), (1, 1));
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use store::{Outbox, Table};
 use telemetry::{SensorRow, project_sensors::ProjectSensors};
 use testkit::{
     Dynamo,
+    cloud::Cloud,
+    consuming::{self, LatestConsumer},
     dynamo::{EVENTS, READINGS},
     http::{Call, Stub},
     saga::run,
@@ -35,12 +37,12 @@ fn deprovisioned() -> Value {
     event("SensorsDeprovisioned", 4, json!({ "siteId": saga("a").site_id, "sensorIds": ids }))
 }
 
-/// Returns the event that the first sensor has this label.
+/// Returns a `SensorChanged` event that gives the first sensor this label.
 fn changed(label: &str, sequence: u64) -> Value {
     changed_to(json!({ "label": label }), sequence)
 }
 
-/// Returns the event that the first sensor has these metadata.
+/// Returns a `SensorChanged` event that gives the first sensor these metadata.
 fn changed_to(metadata: Value, sequence: u64) -> Value {
     let mut sensor = json!(sensors(saga("a"), &WEATHER)[0]);
     let Value::Object(metadata) = metadata else { panic!("{metadata} is no object") };
@@ -99,6 +101,68 @@ async fn the_register_has_the_newest_change_in_any_order_of_the_events() {
         assert!(retired_at.is_some(), "{order:?}");
         assert_eq!(dynamo.rows(READINGS).await.len(), WEATHER.len());
     }
+}
+
+/// project-sensors with changes of a sensor that is registered already. The first one changes the results of queries.
+struct Changing;
+
+impl LatestConsumer for Changing {
+    type Function = ProjectSensors;
+
+    fn start(&self, cloud: &Cloud) -> ProjectSensors {
+        ProjectSensors { readings: cloud.table(READINGS), outbox: cloud.outbox() }
+    }
+
+    async fn prepare(&self, cloud: &Cloud) {
+        run(&self.start(cloud), &provisioned()).await.expect("a reply");
+    }
+
+    fn histories(&self) -> Vec<Vec<Value>> {
+        let calibrations = json!([gain(-3600, 2.0)]);
+        let change = |(sequence, label)| {
+            changed_to(json!({ "label": label, "calibrations": calibrations }), sequence)
+        };
+        vec![[(2, "second"), (3, "third"), (4, "fourth")].map(change).into()]
+    }
+
+    /// Returns the rows of all sensors and the keys of the log. The event of the log names the change that revised the
+    /// readings, which is the first one that arrives.
+    fn rows(&self, cloud: &Cloud) -> Vec<Value> {
+        let mut rows = cloud.rows(READINGS);
+        let key = |row: Value| json!([row["entity"], row["sequence"], row["type"]]);
+        rows.extend(cloud.rows(EVENTS).into_iter().map(key));
+        rows
+    }
+}
+
+/// project-sensors with the registration of a sensor and its changes.
+struct Registering;
+
+impl LatestConsumer for Registering {
+    type Function = ProjectSensors;
+
+    fn start(&self, cloud: &Cloud) -> ProjectSensors {
+        Changing.start(cloud)
+    }
+
+    async fn prepare(&self, _: &Cloud) {}
+
+    fn histories(&self) -> Vec<Vec<Value>> {
+        let mut provisioned = provisioned();
+        let sensors = &mut provisioned["detail"]["data"]["sensors"];
+        sensors.as_array_mut().expect("sensors").truncate(1);
+        vec![vec![provisioned, changed("second", 2), changed("third", 3)]]
+    }
+
+    fn rows(&self, cloud: &Cloud) -> Vec<Value> {
+        Changing.rows(cloud)
+    }
+}
+
+#[test]
+fn project_sensors_follows_the_contract_of_the_mode_latest() {
+    consuming::check_latest(&Registering);
+    consuming::check_latest(&Changing);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use telemetry::{
     paging::{KeySource, Paging, SigningKey},
     project_sensors::ProjectSensors,
     register::Register,
-    series_store::SeriesStore,
+    series_store::{Received, SeriesStore, Stored},
     store_readings::StoreReadings,
 };
 use testkit::{
@@ -702,10 +702,10 @@ fn each_revision_has_one_event_and_one_change_however_often_it_is_sent() {
 }
 
 #[test]
-fn a_revision_that_grows_by_an_earlier_record_has_its_arrival() {
+fn a_revision_that_an_earlier_record_extends_gets_the_arrival_of_that_record() {
     cloud::run(async {
         let mut world = World::new();
-        // The longer record arrived first, and is stored last: Lambda gave up on it, and an operator replays it.
+        // The longer record arrived first, and is stored last: Lambda gave up on it, and an engineer on call replays it.
         let long = world.put(&revision("b-1", 2, minutes(0, numbers(4))));
         let short = world.put(&revision("b-1", 2, minutes(0, numbers(2))));
         world.deliver(&short).await;
@@ -758,7 +758,10 @@ fn a_revision_with_more_rows_than_a_transaction_is_stored_completely() {
         let mut left = world.rows()[0].clone();
         left.row = RowKey::text(samples[0].at, &"small".parse().expect("an id"), 2);
         world.put_row(&left);
-        world.send(&revision("small", 2, samples[..2].to_vec())).await;
+        let small = revision("small", 2, samples[..2].to_vec());
+        let received = Received { bundle: &small, arrival: None, now: noon(0) };
+        let (stored, conflicts) = world.step.series.store(received).await.expect("stored");
+        assert_eq!((stored, conflicts.len()), (Stored { samples: 1, repeated: 1 }, 0));
         assert_eq!((world.events().len(), world.revisions().len()), (2, 2));
     });
 }
@@ -784,7 +787,7 @@ fn nobody_withdraws_the_readings_of_another_operators_or_an_unknown_sensor() {
             let mut retraction = replacing("b-1", 2, 0, 60, Vec::new());
             retraction.series[0].sensor_id = sensor_id;
             let data = serde_json::to_vec(&retraction).expect("JSON");
-            let key = stream::partition_key(site(), saga("a").operator_id);
+            let key = contracts::stream::partition_key(site(), saga("a").operator_id);
             let record = world.stream.put(&key, data, world.time);
             let rows = world.cloud.rows(READINGS);
             world.deliver(&record).await;

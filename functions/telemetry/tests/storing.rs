@@ -89,7 +89,7 @@ impl World {
 
     /// Puts a bundle that this operator sends through the API.
     fn put_from(&mut self, sender: OperatorId, bundle: &Bundle) -> Rc<Record> {
-        let key = stream::partition_key(bundle.site_id, sender);
+        let key = contracts::stream::partition_key(bundle.site_id, sender);
         self.stream.put(&key, plain(bundle), Duration::ZERO)
     }
 
@@ -293,6 +293,22 @@ fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
             },
         });
         assert_eq!(world.cloud.messages(), [message]);
+    });
+}
+
+#[test]
+fn a_key_in_a_bundle_id_is_not_in_the_reason_of_a_quarantined_record() {
+    cloud::run(async {
+        let mut world = World::new().await;
+        let key = "fsl_0123456789abcdefghijklmnopqrstuvwxyz";
+        let mut bundle = bundle(key, vec![(sensor("a", 0), samples(3, 60))]);
+        world.deliver_bundle(&bundle).await;
+        bundle.series[0].samples[2].value = Some(-0.5);
+        world.deliver_bundle(&bundle).await;
+        let messages = world.cloud.messages();
+        assert_eq!(messages[0]["error"], "BundleConflict");
+        let reason = messages[0]["reason"].as_str().expect("a reason");
+        assert!(reason.contains("/fsl_01234567… with different samples"), "{reason}");
     });
 }
 
@@ -862,7 +878,7 @@ fn a_long_invalid_value_has_a_short_reason() {
 }
 
 #[test]
-fn a_throttled_site_stops_in_order_and_other_sites_do_not() {
+fn a_throttled_site_stops_at_its_first_failed_record_and_other_sites_continue() {
     cloud::run(async {
         let mut world = World::new().await;
         world.project(&provisioned("b")).await;
@@ -894,7 +910,8 @@ fn a_throttled_site_stops_in_order_and_other_sites_do_not() {
 }
 
 #[test]
-fn a_provisioned_sensor_is_known_at_once_and_a_retired_one_is_refused_within_a_minute() {
+fn a_provisioned_sensor_is_known_at_once_and_a_retired_one_is_refused_when_its_cache_entry_expires()
+{
     cloud::run(async {
         let mut world = World::new().await;
         // The sample is later than the retirement.
@@ -961,7 +978,8 @@ fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
 
 #[test]
 fn a_transient_error_beside_a_conflict_is_retried_and_the_conflict_is_found_then() {
-    // Four series are put concurrently, so the first put ends before the last one begins.
+    // The bundle has eight series, and at most four puts run at the same time. So the put of the first series ends
+    // before that of the last one begins.
     for (conflict, throttled) in [(0, 7), (7, 0)] {
         cloud::run(async {
             let mut world = World::new().await;
@@ -1123,7 +1141,7 @@ fn a_series_without_offsets_is_quarantined_if_its_site_declares_none_and_the_oth
 }
 
 #[test]
-fn times_without_an_offset_are_too_old_ahead_or_late_by_their_instants_in_utc() {
+fn the_limits_of_times_without_an_offset_are_checked_in_utc() {
     cloud::run(async {
         let mut world = World::new().await;
         world.step.max_age_days = 400;

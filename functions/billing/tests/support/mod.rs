@@ -1,5 +1,6 @@
-//! A fake payment provider. It stores customers and subscriptions, honours idempotency keys as
-//! Stripe does, and fails where the test requires it.
+//! Support of billing's tests: consumers and messages of the command queues, responses of Step Functions and SQS, and a
+//! fake payment provider. The provider stores customers and subscriptions, honours idempotency keys as Stripe does, and
+//! fails where the test requires it.
 
 // Each test file uses only a part of this module.
 #![allow(dead_code)]

@@ -2,6 +2,7 @@
 
 use aws_sdk_eventbridge::{
     Client,
+    config::{Builder, retry::RetryConfig},
     error::ProvideErrorMetadata,
     types::{PutEventsRequestEntry, PutEventsResultEntry},
 };
@@ -13,7 +14,7 @@ use super::outlet::{Entry, Outlet, PutResult, Side};
 /// The event bus.
 #[derive(Debug)]
 pub struct Bus {
-    /// The EventBridge client.
+    /// The EventBridge client. Its own retries must be disabled, because the publisher retries per entry.
     pub client: Client,
     /// The name of the bus.
     pub name: String,
@@ -23,7 +24,8 @@ impl Bus {
     /// Creates the outlet of the bus with this name.
     #[must_use]
     pub fn new(aws: &Aws, name: String) -> Self {
-        Self { client: Client::new(aws.config()), name }
+        let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
+        Self { client: Client::from_conf(config), name }
     }
 }
 

@@ -14,9 +14,9 @@ const MAX_EVENTS: usize = 50_000;
 
 /// The events that an outlet accepted and that are not marked yet, and the outlets that accept nothing.
 ///
-/// It avoids sending an event again: while one outlet accepts nothing, each event would be sent to the other one at each
-/// retry. The order on the stream does not depend on it. An event is remembered only after the stream accepted it, and the stream got it
-/// only after the earlier events of its entity. A forgotten event is put again, which is a repeat.
+/// Without it, while one outlet accepts nothing, each retry would send the events to the other outlet again. The order on
+/// the stream does not depend on what is forgotten: a forgotten event is put again, which is a repeat. An event counts as
+/// being on the stream only after the stream accepted it, and by then the earlier events of its entity were settled there.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<State>);
 
@@ -26,7 +26,7 @@ struct State {
     accepted: HashMap<EventId, [bool; 2]>,
     /// The remembered events, the oldest first. It may have events that were forgotten because they are marked.
     order: VecDeque<EventId>,
-    /// The outlets that accepted nothing in the last run in which they had something to accept.
+    /// The outlets that settled nothing in the last run that had something to send to them.
     idle: [bool; 2],
 }
 
@@ -35,13 +35,14 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether the outlet accepted the event. After `false`, it may still have done so.
+    /// Returns whether the outlet accepted the event. If it returns `false`, the outlet may still have accepted the
+    /// event.
     pub(super) fn is_accepted(&self, side: Side, key: &EventKey) -> bool {
         let accepted = |id| self.state().accepted.get(&id).copied();
         key.event_id().and_then(accepted).is_some_and(|accepted| accepted[side as usize])
     }
 
-    /// Returns whether the stream accepted the event.
+    /// Returns whether the stream accepted the event. If it returns `false`, the stream may still have accepted it.
     pub(super) fn is_on_stream(&self, key: &EventKey) -> bool {
         self.is_accepted(Side::Stream, key)
     }

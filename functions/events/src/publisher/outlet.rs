@@ -15,7 +15,7 @@ const MAX_ATTEMPTS: u32 = 4;
 /// The maximum number of concurrent calls.
 const MAX_CALLS: usize = 4;
 /// The error name in the quarantine for an event that an outlet refuses permanently.
-const EVENT_REFUSED: &str = "EventRefused";
+pub(super) const EVENT_REFUSED: &str = "EventRefused";
 
 /// An outlet of the publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::value::RawValue;
 use store::{EventRow, Item, Key, StoreError};
 
-use super::Publisher;
+use super::{Publisher, outlet::EVENT_REFUSED};
 
 /// The number of rows in the first page when earlier events are read. Most gaps are short. The size of later pages is
 /// left to DynamoDB.
@@ -87,7 +87,7 @@ pub struct TableRecord<'r> {
     pub json: &'r RawValue,
     /// The new row in the record. It is used only if the table no longer has the row.
     pub image: Item,
-    /// Whether an operator replays the record. Then the event is sent to both outlets even if it was refused before, and
+    /// Whether an engineer on call replays the record. Then the event is sent to both outlets even if it was refused before, and
     /// it is not quarantined again: the caller gets the reason.
     pub replay: bool,
 }
@@ -99,7 +99,7 @@ pub(super) struct PendingEvent<'r> {
     pub(super) event: Result<EventRow, String>,
     pub(super) item: Item,
     pub(super) record: Option<&'r RawValue>,
-    /// Whether an operator replays it.
+    /// Whether an engineer on call replays it.
     pub(super) replay: bool,
     /// Whether the caller requested it. Other events are earlier events that were read from the table, because of the
     /// order on the stream. While the bus accepts nothing, they are not sent to it: it gets them by the sweep.
@@ -153,9 +153,9 @@ struct Gap {
 
 /// The events of a run.
 pub(super) struct Read<'r> {
-    /// The events that are not settled, each once, in the order of the requests.
+    /// The events to send, each once: the requested ones in the order of the requests, then their unsettled earlier events.
     pub(super) pending: Vec<PendingEvent<'r>>,
-    /// The requested events that were not read, because the others are too large together.
+    /// The requested events that were not read, because the others have reached the maximum size of a run.
     pub(super) unread: Vec<EventKey>,
 }
 
@@ -192,6 +192,9 @@ impl Publisher {
                 let record = records[key].as_ref();
                 let image = || record.map(|record| record.image.clone());
                 let Some(item) = rows.remove(key).or_else(image) else { continue };
+                if is_settled(&item) {
+                    settled.insert(key.clone());
+                }
                 let is_replay = record.is_some_and(|record| record.replay);
                 if !is_published(&item) && (is_replay || !is_refused(&item)) {
                     bytes += size(&item);
@@ -199,17 +202,15 @@ impl Publisher {
                 }
             }
             // Only the keys of the predecessors are kept.
-            let is_settled = |item: &Item| is_published(item) || is_refused(item);
             settled
                 .extend(rows.into_iter().filter(|(_, item)| is_settled(item)).map(|(key, _)| key));
         }
-        // If an unread event precedes an event of this run, it is read as an earlier event. Otherwise the later event waits
-        // for another run.
-        for key in &unread {
-            records.remove(key);
-        }
+        // A requested event that is not pending is not in this run: it is published or refused, or it was not read. An
+        // unread event that precedes an event of this run is read as an earlier event. If the limits of earlier events
+        // leave no room for it, the later event waits for another run.
+        let in_run: HashSet<EventKey> = pending.iter().map(|event| event.key.clone()).collect();
         let follows_gap = |key: &EventKey| {
-            let predecessor = key.predecessor().filter(|key| !records.contains_key(key));
+            let predecessor = key.predecessor().filter(|key| !in_run.contains(key));
             predecessor
                 .is_some_and(|key| !settled.contains(&key) && !self.memory.is_on_stream(&key))
         };
@@ -217,7 +218,7 @@ impl Publisher {
             pending.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
         let mut behind: HashSet<EventKey> = after_gaps.iter().cloned().collect();
         let mut gaps = stream::iter(after_gaps)
-            .map(|key| self.gap(key, |key| records.contains_key(key)))
+            .map(|key| self.gap(key, |key| in_run.contains(key)))
             .buffer_unordered(CONCURRENT_GAPS);
         let (mut keys, mut bytes) = (HashSet::new(), 0);
         while bytes <= MAX_EARLIER_BYTES
@@ -229,8 +230,7 @@ impl Publisher {
             }
             for item in gap.earlier {
                 let key = EventKey::from_item(&item);
-                let is_new =
-                    |key: &EventKey| !records.contains_key(key) && keys.insert(key.clone());
+                let is_new = |key: &EventKey| !in_run.contains(key) && keys.insert(key.clone());
                 let key = key.filter(is_new);
                 pending.extend(key.map(|key| PendingEvent::earlier(key, item)));
             }
@@ -244,11 +244,11 @@ impl Publisher {
         Ok(Read { pending, unread })
     }
 
-    /// Reads the events before an event, back to one that is settled on the stream or that the caller requested.
+    /// Reads the unsettled events before an event, back to one that is settled on the stream or that is in this run.
     async fn gap(
         &self,
         before: EventKey,
-        is_requested: impl Fn(&EventKey) -> bool,
+        is_in_run: impl Fn(&EventKey) -> bool,
     ) -> Result<Gap, StoreError> {
         let mut gap = Gap { before, earlier: VecDeque::new(), bytes: 0, truncated: false };
         let query = self
@@ -261,9 +261,11 @@ impl Publisher {
         let mut page = query.clone().limit(FIRST_GAP_PAGE).page(None).await?;
         loop {
             for item in page.items {
-                // All events before one on the stream are settled there.
-                let ends_gap = |key| is_requested(&key) || self.memory.is_on_stream(&key);
-                if is_published(&item) || EventKey::from_item(&item).is_some_and(ends_gap) {
+                // The gap ends at an event that is settled on the stream, because the events before it are settled there,
+                // too. It also ends at an event of this run: the events before that one are settled, are in this run, or
+                // are read as that event's own gap.
+                let ends_gap = |key| is_in_run(&key) || self.memory.is_on_stream(&key);
+                if is_settled(&item) || EventKey::from_item(&item).is_some_and(ends_gap) {
                     return Ok(gap);
                 }
                 if is_refused(&item) {
@@ -298,6 +300,14 @@ impl Publisher {
 /// Returns the size of the item's texts. The rest is small.
 fn size(item: &Item) -> usize {
     item.values().filter_map(|value| value.as_s().ok()).map(String::len).sum()
+}
+
+/// Returns whether the mark says that the event, and all earlier events of its entity, are settled on the stream.
+///
+/// A row that is not an event is refused without waiting for the earlier ones, so its mark does not say that.
+fn is_settled(item: &Item) -> bool {
+    let refused = item.get("refused").and_then(|reason| reason.as_s().ok());
+    is_published(item) || refused.is_some_and(|reason| reason.starts_with(EVENT_REFUSED))
 }
 
 fn is_published(item: &Item) -> bool {

@@ -1,4 +1,5 @@
-//! Settling an event: one mark when both outlets have it, or the quarantine if one refused it permanently.
+//! Settling an event: one mark when both outlets have accepted or refused it, and the quarantine if one refused it
+//! permanently.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::Timestamp;
@@ -47,8 +48,8 @@ impl Publisher {
 
     /// Marks a row as published.
     ///
-    /// If the mark fails, the event stays in the index `unpublished`, and this environment remembers that both outlets
-    /// have it. Another environment sends it a second time.
+    /// If the mark fails, the event stays in the index `unpublished`, and this execution environment remembers that
+    /// both outlets have it. Another execution environment may send it a second time.
     async fn mark_published(&self, key: &EventKey) {
         let now = AttributeValue::S(Timestamp::now().to_string());
         let mark = Transaction::on(&self.events).update(
@@ -92,6 +93,8 @@ impl Publisher {
             Some(record) => self.quarantine.put(&record, why).await?,
             None => self.quarantine.put(&self.as_record(&event.item), why).await?,
         }
+        // The reason begins with the error name, because `is_settled` reads it: after `EventRefused`, the earlier events are
+        // settled on the stream. After another name, they may not be.
         let refusal: String = format!("{error}: {reason}").chars().take(MAX_REASON_CHARS).collect();
         let mark = Transaction::on(&self.events).update(
             &self.events,

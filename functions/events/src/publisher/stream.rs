@@ -1,10 +1,11 @@
 //! The outlet that keeps the order: the Kinesis stream of all events.
 //!
 //! The partition key is the entity's key in the log, so the events of an entity are in one shard. `PutRecords` keeps no
-//! order within a call. An event is sent only after the response for the entity's previous event, and Kinesis gives the
-//! later call the larger sequence number. AWS promises this order only for `PutRecord` with `SequenceNumberForOrdering`. That
-//! needs a call for each event, and the sequence number of the previous event. Another execution environment may have put
-//! that event. The step `events-order` of `tools/prove-on-aws.sh` tests on AWS that later calls get larger numbers.
+//! order within a call. An event is sent only after the response for the entity's previous event. The order relies on
+//! Kinesis giving the later call the larger sequence number. AWS promises that only for `PutRecord` with
+//! `SequenceNumberForOrdering`. That needs a call for each event, and the sequence number of the previous event. If
+//! another execution environment put that event, its sequence number is not known here. The step `events-order` of
+//! `tools/prove-on-aws.sh` tests on AWS that later calls get larger numbers.
 
 use aws_sdk_kinesis::{
     Client,

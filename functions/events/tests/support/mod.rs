@@ -47,7 +47,7 @@ pub fn event(id: &str) -> Value {
     })
 }
 
-/// Returns an event of this entity, in a source of the operator.
+/// Returns an event of this entity.
 pub fn event_of(entity: &str, id: &str) -> Value {
     let mut event = event(id);
     event["subject"] = entity.into();

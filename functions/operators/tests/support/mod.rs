@@ -80,6 +80,13 @@ pub fn check(name: &str, result: Result<Response, Problem>) -> Value {
             *value = format!("<{field}>").into();
         }
     }
+    let entries = shown["body"].get_mut("entries").and_then(Value::as_array_mut);
+    for entry in entries.into_iter().flatten() {
+        let details = entry["details"].as_str().unwrap_or_default();
+        if let Some((_, rest)) = details.strip_prefix("key:").and_then(|it| it.split_once(", ")) {
+            entry["details"] = format!("key:<prefix>, {rest}").into();
+        }
+    }
     let errors = shown["body"].get_mut("errors").and_then(Value::as_array_mut);
     for error in errors.into_iter().flatten() {
         let message = error["message"].as_str().expect("a message");

@@ -8,7 +8,7 @@ use contracts::{
     sample::{Qualifier, Sample},
 };
 
-/// A sample's bits of the value, its flag and its qualifiers.
+/// The bits of a sample's value, its flag and its qualifiers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Content {
     value: Option<u64>,
