@@ -1,5 +1,5 @@
 //! The table of errors: what each means and what to do about it. `failures show` and `failures groups` use it.
-//! docs/operations.md contains it too. A test compares the two.
+//! docs/operations.md contains the same table; a test compares them.
 
 use ledger::{FailureSummary, Kind};
 use serde::Serialize;
@@ -269,8 +269,8 @@ pub fn markdown() -> String {
 mod tests {
     use super::*;
 
-    /// All error names that record-failure can write, each group with a kind and a source.
-    const NAMES: [(&[&str], Kind, &str); 7] = [
+    /// Error names that record-failure can write, each group with a kind and a source.
+    const NAMES: [(&[&str], Kind, &str); 8] = [
         // The names of `fault::ErrorKind`, and Lambda's own error names and conditions.
         (
             &[
@@ -316,6 +316,8 @@ mod tests {
             "site-teardown",
         ),
         (&["Unreadable", "UnreadableFile"], Kind::Unreadable, "project-site"),
+        // The source is the queue of events that EventBridge could not publish to a topic.
+        (&["NotPublished"], Kind::Unreadable, "inventory-failures"),
     ];
 
     #[test]

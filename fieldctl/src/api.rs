@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(35);
 /// The delay before the first retry. Each further delay is twice as long.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRIES: u32 = 5;
-/// The maximum delay that a response may ask for with `Retry-After`.
+/// The maximum delay before a retry that `Retry-After` can cause. A longer `Retry-After` counts as this delay.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// The maximum page size of the API.
 pub const MAX_PAGE_SIZE: usize = 100;
@@ -41,7 +41,7 @@ impl Call {
         Self { method, path: path.into(), idempotency_key, if_match, body: Bytes::new() }
     }
 
-    /// Creates a `GET` request. `path` is below the stage and includes the query.
+    /// Creates a `GET` request. `path` is relative to the stage and includes the query.
     #[must_use]
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
@@ -155,8 +155,8 @@ impl Stack {
         if (200..300).contains(&response.status) { Ok(response) } else { Err(response.refusal()) }
     }
 
-    /// Calls the API and returns the response, which may be a refusal. If the API does not accept the stored key, the call
-    /// is repeated once with a new key. Every call of the API is idempotent.
+    /// Calls the API and returns the response, which may be a refusal. If the API does not accept the stored
+    /// administrator's key, the call is repeated once with a new key. That is safe, because every call of the API is idempotent.
     pub async fn answer(&self, call: &Call) -> Result<ApiResponse, CliError> {
         let mut key = self.api_key().await?;
         let mut response = self.retried(call, &key.credential).await?;
@@ -177,8 +177,8 @@ impl Stack {
         if is_busy(response.status) { Err(response.refusal()) } else { Ok(response) }
     }
 
-    /// Sends a call. While the service is busy, the call is sent up to five times again, not before the time in
-    /// `Retry-After`.
+    /// Sends a call. While the service is busy, retries the call up to five times. A retry waits at least as long as
+    /// `Retry-After` says, up to [`MAX_RETRY_AFTER`].
     async fn retried(&self, call: &Call, credential: &Credential) -> Result<ApiResponse, CliError> {
         let mut delay = FIRST_RETRY_DELAY;
         for _ in 0..MAX_RETRIES {

@@ -1,7 +1,15 @@
 //! The API key of the person who runs `fieldctl`.
 //!
-//! The first of these that exists is used: the environment variable [`VARIABLE`]; the key file's entry for the API; a
-//! new administrator's key, which `fieldctl` creates with the first administrator's secret and writes to the key file.
+//! `fieldctl` uses the first of these that exists:
+//!
+//! 1. The value of the environment variable [`VARIABLE`].
+//! 2. The key file's entry for the API.
+//! 3. A new administrator's key. `fieldctl` creates it with the first administrator's secret, and writes it to the key
+//!    file.
+//!
+//! If the API does not accept an administrator's key from the key file, `fieldctl` replaces it in the same way. It
+//! replaces no other credential, because the new key would have more rights.
+//!
 //! No argument takes a key, because all users of a machine can see the arguments of its processes.
 
 use std::{
@@ -17,7 +25,7 @@ use std::{
 use contracts::{Scope, names, operators::KeyRequest};
 use fault::AwsErrorKind;
 use hyper::header::HeaderValue;
-use keys::{ApiKey, BOOTSTRAP_PREFIX};
+use keys::{ApiKey, BOOTSTRAP_PREFIX, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
@@ -39,7 +47,7 @@ const LIFETIME_DAYS: u32 = 90;
 #[serde(transparent)]
 pub(crate) struct Credential(String);
 
-/// Prints a placeholder.
+/// Prints a placeholder instead of the secret text.
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credential(hidden)")
@@ -57,6 +65,11 @@ impl Credential {
             ApiKey::parse(text).map_err(|error| error.to_string())?;
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Returns whether this is an administrator's key.
+    fn is_administrators_key(&self) -> bool {
+        self.0.starts_with(Kind::Admin.prefix())
     }
 
     /// Returns the value of the header `Authorization`.
@@ -148,31 +161,34 @@ impl KeyFile {
                     self.path.display()
                 )));
         }
-        // An error of serde can quote the content.
+        // An error of serde can quote the content, so only the position is shown.
         serde_json::from_slice(&text).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             self.unusable("is not a key file", &format!("line {line}, column {column}"))
         })
     }
 
-    /// Locks the file for this process until the returned handle is dropped. Creates the folder if it does not exist.
+    /// Locks the key file for this process until the returned handle is dropped. The lock is a separate file, because
+    /// `write` replaces the key file. Creates the folder if it does not exist.
     async fn lock(&self) -> Result<File, CliError> {
         let failed = |error: io::Error| self.unusable("can't be written", &error);
         DirBuilder::new().recursive(true).mode(0o700).create(self.folder()).map_err(failed)?;
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(self.path.with_extension("lock")).map_err(failed)?;
-        // Waiting for another process would block the runtime's only thread.
+        // Waiting for another process on this thread would block the runtime, which has no other thread.
         let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
         locked.map_err(io::Error::other).flatten().map_err(failed)
     }
 
-    /// Replaces the file, so that a reader sees all of the old or all of the new content. Needs the lock.
+    /// Replaces the file atomically: a reader sees all of the old or all of the new content. The caller must hold the
+    /// lock.
     fn write(&self, entries: &Entries) -> io::Result<()> {
         let new = self.path.with_extension("new");
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        // A file that an interrupted run left keeps its mode.
+        // The mode above applies only to a file that is created. An interrupted run may have left one with another
+        // mode.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(serde_json::to_string_pretty(entries)?.as_bytes())?;
         file.sync_all()?;
@@ -180,7 +196,7 @@ impl KeyFile {
     }
 }
 
-/// Returns the name of a key that `fieldctl` creates for itself: it says who uses it.
+/// Returns the name of a key that `fieldctl` creates for itself. The name contains the user and the machine.
 fn own_name() -> String {
     let user = ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok());
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -188,7 +204,7 @@ fn own_name() -> String {
     name.chars().filter(|c| !terminal::is_unsafe(*c)).take(MAX_NAME).collect()
 }
 
-/// The maximum length of the names of keys that `fieldctl` creates for itself.
+/// The maximum length of the names of keys that `fieldctl` creates for itself, in characters.
 const MAX_NAME: usize = 100;
 
 impl Stack {
@@ -201,19 +217,20 @@ impl Stack {
         Ok(current.insert(self.find_key().await?).clone())
     }
 
-    /// Returns the key to use after the API has refused `refused` with status 401. Creates one if the key file had it.
+    /// Returns the key to use after the API has refused `refused` with status 401. An administrator's key from the key
+    /// file is replaced; any other refused key is an error.
     pub(crate) async fn api_key_after(&self, refused: &CurrentKey) -> Result<CurrentKey, CliError> {
         let mut current = self.api_key.lock().await;
-        // Another call of this command may have replaced it.
+        // Another call of this command may have replaced the key already.
         if let Some(key) = current.as_ref().filter(|key| key.credential != refused.credential) {
             return Ok(key.clone());
         }
         match refused.origin {
-            Origin::Environment | Origin::New => Err(refused.not_accepted()),
-            Origin::File => {
+            Origin::File if refused.credential.is_administrators_key() => {
                 let key = self.stored_or_new_key(Some(&refused.credential)).await?;
                 Ok(current.insert(key).clone())
             }
+            Origin::Environment | Origin::File | Origin::New => Err(refused.not_accepted()),
         }
     }
 
@@ -233,7 +250,7 @@ impl Stack {
     }
 
     /// Returns the key that another process has stored in the meantime, if it is not `refused`. Otherwise creates a key
-    /// and stores it. Two processes that start at the same time create only one key.
+    /// and stores it. With the lock, two processes that start at the same time create only one key.
     async fn stored_or_new_key(
         &self,
         refused: Option<&Credential>,
@@ -255,8 +272,8 @@ impl Stack {
         Ok(CurrentKey { credential, origin: Origin::New })
     }
 
-    /// Creates an administrator's key for this user with the first administrator's secret. Also returns a sentence that
-    /// says so.
+    /// Creates an administrator's key for this user with the first administrator's secret. Also returns a sentence
+    /// about the new key, for the user.
     async fn create_own_key(&self) -> Result<(ApiKey, String), CliError> {
         let name = own_name();
         let request = KeyRequest {
@@ -276,7 +293,7 @@ impl Stack {
             let message =
                 format!("no key can be created with the secret {secret}: {}", error.message);
             let advice = match response.status {
-                // The response to an earlier attempt was lost.
+                // An earlier attempt with this idempotency key created a key, but the response was lost.
                 409 => "run the command again, then revoke the key that nobody has".to_owned(),
                 _ => format!("set {VARIABLE} to a key of the API"),
             };
@@ -326,14 +343,25 @@ impl CurrentKey {
     /// Returns the error for a key that the API refuses with status 401.
     pub(crate) fn not_accepted(&self) -> CliError {
         let wrong = "it is wrong, revoked, expired, or of another environment";
+        let new = "fieldctl then creates an administrator's key if your role may read the first administrator's secret";
         match self.origin {
             Origin::Environment => {
                 CliError::new(Exit::Aws, format!("the API does not accept the key in {VARIABLE}"))
                     .advise(format!(
-                        "{wrong}: set {VARIABLE} to a valid key, or unset it; then fieldctl creates \
-                         a key if your role may read the first administrator's secret"
+                        "{wrong}: set {VARIABLE} to a valid key, or unset it: if the key file has no entry \
+                         for the API, {new}"
                     ))
             }
+            Origin::File if !self.credential.is_administrators_key() => match KeyFile::locate() {
+                Ok(KeyFile { path }) => {
+                    let message = format!("the API does not accept the key in {}", path.display());
+                    CliError::new(Exit::Aws, message).advise(format!(
+                        "{wrong}: write a valid key to that file, set {VARIABLE} to one, or remove the \
+                         API's entry from that file: {new}"
+                    ))
+                }
+                Err(error) => error,
+            },
             Origin::File | Origin::New => {
                 CliError::new(Exit::Aws, "the API does not accept a key that was just created")
                     .advise("wait a minute, then run the command again; `fieldctl logs --function authorise-caller --errors` shows problems of the authorizer")
@@ -344,8 +372,6 @@ impl CurrentKey {
 
 #[cfg(test)]
 mod tests {
-    use keys::Kind;
-
     use super::*;
 
     #[test]

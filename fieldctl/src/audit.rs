@@ -14,7 +14,7 @@ use crate::{
     stack::Stack,
 };
 
-/// Writes an entry before each action of a command.
+/// Writes an entry of the audit trail for each action of a command, before the action or in its transaction.
 #[derive(Debug)]
 pub struct Auditor {
     trail: Trail,
@@ -24,7 +24,7 @@ pub struct Auditor {
 }
 
 impl Auditor {
-    /// Asks AWS who the caller is.
+    /// Creates an auditor. Asks AWS who the caller is, because each entry names its actor.
     ///
     /// # Errors
     /// If AWS does not answer. Then nothing may be done, because the entry would have no actor.
@@ -106,8 +106,9 @@ impl<'a> Owners<'a> {
         Self { stack, known: Mutex::default() }
     }
 
-    /// Returns the operator of the site that a failure is about. It is the default operator if the failure names no site
-    /// that exists, or only one that the sender of readings claims.
+    /// Returns the operator of the site that a failure is about: the site where the register has the sensor, or else
+    /// the site that the failure names. Returns the default operator if there is no such site, or if only the sender of
+    /// readings claims the site.
     ///
     /// # Errors
     /// If the site's row can't be read.

@@ -48,7 +48,7 @@ pub struct OutputOptions {
     /// Print only JSON on standard output. A list is printed as one line for each entry.
     #[arg(long, global = true)]
     pub json: bool,
-    /// When to use colours: auto (on a terminal), always or never; NO_COLOR disables them.
+    /// When to use colours: auto (on a terminal, unless NO_COLOR is set), always or never.
     #[arg(
         long,
         global = true,
@@ -89,10 +89,10 @@ impl OutputOptions {
 pub enum Command {
     /// Checks the whole environment: what needs attention, and what to do about it.
     Status(status::Options),
-    /// Monitoring sites: list, show, health, onboard, update, teardown.
+    /// Monitoring sites: list, show, health, onboard, update, migrate, teardown.
     #[command(subcommand)]
     Sites(Sites),
-    /// The sensors of a site and their metadata: list, show, update.
+    /// The sensors of a site and their metadata: list, show, revisions, update.
     #[command(subcommand)]
     Sensors(Sensors),
     /// Shows the history of a site in chronological order: events, sagas, failures.
@@ -114,12 +114,12 @@ pub enum Command {
     Readings(Readings),
     /// Differences between the payment provider's subscriptions and the billing table.
     Subscriptions(subscriptions::Options),
-    /// Failed work: list, show, replay, discard.
+    /// Failed work: list, groups, show, replay, discard.
     #[command(subcommand)]
     Failures(Failures),
-    /// Logs of the functions: of a site, of a function, only errors, live.
+    /// Logs of the functions and state machines: of a site, of a function, only errors, live.
     Logs(Logs),
-    /// Operators, the organisations that run sites: list, create, show.
+    /// Operators, the organisations that run sites: list, show, create, update, suspend, resume.
     #[command(subcommand)]
     Operators(Operators),
     /// API keys: list, create, rotate, revoke.

@@ -1,8 +1,12 @@
 //! The functions that consume events: whether they get events, and how far they are behind.
 //!
-//! A lag is only reported if it was measured. The result names what AWS does not measure.
+//! A lag is reported only if it was measured. The details of the report name what was not measured.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use aws_sdk_eventbridge::operation::list_rule_names_by_target::ListRuleNamesByTargetError;
 use aws_sdk_lambda::operation::list_event_source_mappings::ListEventSourceMappingsError;
@@ -17,6 +21,7 @@ use store::{
     from_item,
     generation::{self, State},
 };
+use tokio::time::{Instant, sleep};
 
 use crate::{
     error::{CliError, aws},
@@ -32,12 +37,13 @@ use crate::{
 
 /// How far back the stream is read to compare its events with a consumer's cursors, in milliseconds.
 const SAMPLE_MILLIS: i64 = 120_000;
-/// The maximum number of reads of each shard for the comparison.
-const MAX_SAMPLE_READS: u32 = 5;
-/// The maximum number of entities whose cursors are compared: those with the newest events.
+/// The maximum time of reading the stream for the comparison. Each read takes throughput from the consumers of the
+/// stream.
+const MAX_SAMPLE_TIME: Duration = Duration::from_secs(30);
+/// The maximum number of entities whose cursors are compared.
 const MAX_SAMPLED: usize = 100;
 
-/// The state of a rule or a mapping that does not exist.
+/// The state of a consumer that has no rule or mapping.
 const MISSING: &str = "Missing";
 
 /// A consumer and what delivers events to it.
@@ -52,8 +58,8 @@ pub struct Consumer {
     pub source: &'static str,
     /// Whether `consumers replay` can rebuild it.
     pub replayable: bool,
-    /// `Enabled` if it gets events. Otherwise the state of the first rule or mapping that does not deliver them, such as
-    /// `Disabled`. `Missing` if there is none.
+    /// The state of the first rule or mapping that does not deliver events, such as `Disabled`. If all deliver events,
+    /// the state of the first one, usually `Enabled`. `Missing` if the consumer has no rule or mapping.
     pub state: String,
     /// The rules of the bus by their names, or the event source mapping by its UUID.
     pub inputs: Vec<Input>,
@@ -67,7 +73,7 @@ pub struct Input {
     pub name: String,
     /// Its state, as AWS names it, in Pascal case.
     pub state: String,
-    /// Lambda's report on its last read of the stream.
+    /// Lambda's report on its last read of the stream. `None` for a rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_result: Option<String>,
 }
@@ -84,12 +90,14 @@ pub struct Lag {
     pub source: &'static str,
     /// The state of its rules or its mapping.
     pub state: String,
-    /// Good: it was measured to be at most a minute behind. Unknown: nothing was measured.
+    /// `Problem` if one was found, for example a lag of more than a minute. Otherwise `Good` if the lag was measured,
+    /// and `Unknown` if not.
     pub health: Health,
-    /// How far it is behind: the age of the records that Lambda read last, or the time for which the last call waited.
+    /// How far it is behind. With the stream as its source: the age of the records that Lambda read last. With the bus:
+    /// the time for which the last asynchronous call waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub behind_seconds: Option<f64>,
-    /// How long the oldest unpublished event has waited. It concerns all consumers.
+    /// How long the oldest unpublished event has waited. Such an event delays all consumers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unpublished_seconds: Option<f64>,
     /// The deliveries that EventBridge gave up in the last 15 minutes.
@@ -116,16 +124,23 @@ pub struct Compared {
     pub entities: usize,
     /// The number of their events that the consumer has not applied yet.
     pub not_applied: u64,
-    /// How long the oldest of these events has been in the stream, in seconds. At least this long, if events before it
-    /// are missing too.
+    /// How long the oldest of these events has been in the stream, in seconds. Only the end of the stream is read, so
+    /// an older event may have waited longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_seconds: Option<f64>,
 }
 
-/// What was measured about a consumer. `None`: nothing was measured.
+impl Compared {
+    /// Returns whether an event has waited for so long that it is a problem.
+    fn is_late(&self) -> bool {
+        self.oldest_seconds.is_some_and(|oldest| oldest * 1000.0 > MAX_ITERATOR_AGE_MILLIS)
+    }
+}
+
+/// What was measured about a consumer. A value is `None` if it was not measured.
 #[derive(Clone, Debug, Default)]
 struct Measured {
-    /// Milliseconds.
+    /// How far the consumer is behind, in milliseconds.
     behind: Option<f64>,
     /// The records that the stream got in the last 15 minutes.
     incoming: Option<f64>,
@@ -135,6 +150,20 @@ struct Measured {
     unpublished: Option<i64>,
     /// Why something could not be measured.
     errors: Vec<String>,
+}
+
+impl Measured {
+    /// Adds the comparison with the events that were read. If reading did not reach the end of the stream, the newest
+    /// events are missing. Then the comparison can prove a lag, but not that there is none.
+    fn add(&mut self, compared: Compared, is_at_end: bool) {
+        self.compared = Some(compared).filter(|it| is_at_end || it.is_late());
+        if !is_at_end {
+            let seconds = MAX_SAMPLE_TIME.as_secs();
+            self.errors.push(format!(
+                "reading the stream of events for {seconds} s did not reach its end"
+            ));
+        }
+    }
 }
 
 /// Returns all consumers with the state of their rules or mappings.
@@ -158,7 +187,7 @@ async fn read(stack: &Stack, consumer: &EventConsumer) -> Result<Consumer, CliEr
     })
 }
 
-/// Returns whether events are delivered, or are about to be.
+/// Returns whether a rule or mapping in this state delivers events, or is about to.
 #[must_use]
 pub fn runs(state: &str) -> bool {
     matches!(state, "Enabled" | "Enabling" | "Creating" | "Updating")
@@ -244,7 +273,7 @@ pub async fn lag(stack: &Stack, now: Timestamp) -> Result<Vec<Lag>, CliError> {
         measured.errors.extend(error.clone());
         if has_cursors(consumer) {
             match compare(stack, now).await {
-                Ok(compared) => measured.compared = Some(compared),
+                Ok((compared, is_at_end)) => measured.add(compared, is_at_end),
                 Err(error) => measured.errors.push(error.message),
             }
         }
@@ -290,7 +319,7 @@ fn measured(consumer: &Consumer, values: &Values, unpublished: Option<i64>) -> M
     }
 }
 
-/// Decides from what was measured. Without a measurement of the consumer itself, the result is never good.
+/// Computes the lag from what was measured. The health is never `Good` if the consumer's own lag was not measured.
 fn judge(environment: &str, consumer: &Consumer, measured: &Measured) -> Lag {
     let is_stream = consumer.source == EventSource::Stream.name();
     let (mut problems, mut next) = (Vec::new(), None);
@@ -317,13 +346,11 @@ fn judge(environment: &str, consumer: &Consumer, measured: &Measured) -> Lag {
         problems.push(format!("it is {} behind", shown(measured.behind)));
         next = next.or_else(logs);
     }
-    if let Some(Compared { entities, not_applied, oldest_seconds: Some(oldest) }) =
-        measured.compared
-        && oldest * 1000.0 > MAX_ITERATOR_AGE_MILLIS
-    {
+    if let Some(late) = measured.compared.filter(Compared::is_late) {
+        let Compared { entities, not_applied, oldest_seconds } = late;
         problems.push(format!(
-            "it has not applied {not_applied} events of the {entities} entities with the newest events, the oldest for {}",
-            shown(Some(oldest * 1000.0))
+            "it has not applied {not_applied} events of {entities} entities with new events, the oldest for {}",
+            shown(oldest_seconds.map(|oldest| oldest * 1000.0))
         ));
         next = next.or_else(logs);
     }
@@ -390,45 +417,68 @@ fn shown(millis: Option<f64>) -> String {
     span(millis.unwrap_or_default() as i64)
 }
 
-/// Returns whether the consumer has a cursor for each entity in its table, as `shared/consumer` keeps them.
+/// Returns whether the consumer's table has a cursor for each entity. `shared/consumer` writes these cursors.
 fn has_cursors(consumer: &Consumer) -> bool {
     consumer.mode == Mode::Every.name() && consumer.function == WATCH_NETWORK
 }
 
-/// A cursor: the sequence of the last event of an entity that the consumer has applied.
+/// A cursor: the consumer's position in the events of an entity. `sequence` is that of the last event that it applied.
 #[derive(Debug, Deserialize)]
 struct Cursor {
     id: String,
     sequence: u64,
 }
 
-/// Compares the entities with the newest events of the stream with the cursors of watch-network.
-async fn compare(stack: &Stack, now: Timestamp) -> Result<Compared, CliError> {
+/// The sequences and arrival times of an entity's events.
+type Arrivals = BTreeMap<u64, Timestamp>;
+
+/// Compares the newest events of the stream with the cursors of watch-network, entity by entity. Also returns whether
+/// reading reached the end of the stream.
+async fn compare(stack: &Stack, now: Timestamp) -> Result<(Compared, bool), CliError> {
     let since = now.plus_millis(-SAMPLE_MILLIS);
     let mut stream = EventStream::open(stack, Start::Since(since)).await?;
-    // The sequences and arrival times of each entity's events.
-    let mut events: HashMap<String, BTreeMap<u64, Timestamp>> = HashMap::new();
-    for read in 0..MAX_SAMPLE_READS {
-        if read > 0 {
-            tokio::time::sleep(READ_INTERVAL).await;
-        }
+    // By the entity's key in the log.
+    let mut events: HashMap<String, Arrivals> = HashMap::new();
+    let read = async || {
         for event in stream.read().await? {
             let metadata = &event.envelope.metadata;
             let arrived = event.arrived.unwrap_or(metadata.occurred_at);
             events.entry(metadata.log_key()).or_default().insert(metadata.sequence, arrived);
         }
-        if stream.is_at_end() {
-            break;
-        }
-    }
-    let mut entities: Vec<_> = events.into_iter().collect();
-    entities.sort_by_key(|(_, events)| events.values().max().copied());
-    let newest = entities.split_off(entities.len().saturating_sub(MAX_SAMPLED));
-    let applied = cursors(stack, newest.iter().map(|(log_key, _)| log_key)).await?;
-    Ok(compared(&newest, &applied, now))
+        Ok(stream.is_at_end())
+    };
+    let is_at_end = read_to_end(read).await?;
+    let entities = chosen(events);
+    let applied = cursors(stack, entities.iter().map(|(log_key, _)| log_key)).await?;
+    Ok((compared(&entities, &applied, now), is_at_end))
 }
 
-/// Returns the cursors of those entities in the generation that readers see.
+/// Reads until `read` returns true, for at most [`MAX_SAMPLE_TIME`]. Returns whether it returned true.
+async fn read_to_end(
+    mut read: impl AsyncFnMut() -> Result<bool, CliError>,
+) -> Result<bool, CliError> {
+    let started = Instant::now();
+    loop {
+        if read().await? {
+            return Ok(true);
+        }
+        if started.elapsed() >= MAX_SAMPLE_TIME {
+            return Ok(false);
+        }
+        sleep(READ_INTERVAL).await;
+    }
+}
+
+/// Returns at most [`MAX_SAMPLED`] entities: the one with the newest event, and others evenly by the time of their newest
+/// events. If all had the newest events, the oldest event that is not applied would seldom be one of theirs.
+fn chosen(events: HashMap<String, Arrivals>) -> Vec<(String, Arrivals)> {
+    let mut entities: Vec<_> = events.into_iter().collect();
+    entities.sort_by_key(|(_, events)| Reverse(events.values().max().copied()));
+    let step = entities.len().div_ceil(MAX_SAMPLED).max(1);
+    entities.into_iter().step_by(step).collect()
+}
+
+/// Returns the cursors of these entities. A rebuild writes a new generation of cursors; the current one is read.
 async fn cursors(
     stack: &Stack,
     log_keys: impl Iterator<Item = &String>,
@@ -445,7 +495,7 @@ async fn cursors(
 }
 
 fn compared(
-    entities: &[(String, BTreeMap<u64, Timestamp>)],
+    entities: &[(String, Arrivals)],
     applied: &HashMap<String, u64>,
     now: Timestamp,
 ) -> Compared {
@@ -531,6 +581,55 @@ mod tests {
         let mut missing = consumer("watch-network", "stream", MISSING);
         missing.inputs.clear();
         assert_eq!(judge("test", &missing, &good).health, Health::Problem);
+    }
+
+    #[test]
+    fn a_comparison_without_the_end_of_the_stream_proves_a_lag_but_not_that_there_is_none() {
+        let good = Compared { entities: 3, not_applied: 0, oldest_seconds: None };
+        let late = Compared { entities: 3, not_applied: 9, oldest_seconds: Some(61.0) };
+        for (compared, is_at_end, expected) in [
+            (good, true, Health::Good),
+            (good, false, Health::Unknown),
+            (late, true, Health::Problem),
+            (late, false, Health::Problem),
+        ] {
+            let mut measured = Measured::default();
+            measured.add(compared, is_at_end);
+            assert_eq!(health(&measured), expected, "{measured:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_stream_is_read_to_its_end_for_a_bounded_time() {
+        for (end, expected) in [(1, true), (20, true), (1_000, false)] {
+            let (started, mut reads) = (Instant::now(), 0);
+            let read = async || {
+                reads += 1;
+                Ok(reads == end)
+            };
+            assert_eq!(read_to_end(read).await.ok(), Some(expected), "{end}");
+            assert!(started.elapsed() <= MAX_SAMPLE_TIME + READ_INTERVAL, "{end}");
+        }
+    }
+
+    #[test]
+    fn a_lag_shows_in_the_chosen_entities_whether_it_is_long_or_short() {
+        let at = Timestamp::from_millis;
+        let now = at(1_000_000);
+        // An event of another entity each 100 ms.
+        let events = || (0..1_000).map(|n| (format!("site#{n}"), now.plus_millis(-100 * n)));
+        for lag in [0, 1_000, 30_000, 70_000] {
+            let entities =
+                chosen(events().map(|(key, at)| (key, Arrivals::from([(1, at)]))).collect());
+            assert_eq!(entities.len(), MAX_SAMPLED);
+            let is_applied = |(_, at): &(String, Timestamp)| *at < now.plus_millis(-lag);
+            let applied = events().filter(is_applied).map(|(key, _)| (key, 1)).collect();
+            let compared = compared(&entities, &applied, now);
+            let oldest = compared.oldest_seconds.expect("the newest event is not applied") * 1000.0;
+            #[expect(clippy::cast_precision_loss, reason = "a time in milliseconds")]
+            let missing = lag as f64 - oldest;
+            assert!((0.0..=1_000.0).contains(&missing), "{lag}: {compared:?}");
+        }
     }
 
     #[test]

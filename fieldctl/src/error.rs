@@ -1,4 +1,4 @@
-//! Errors of commands: a message of one sentence, advice for the operator, and an exit code for scripts.
+//! Errors of commands: a message of one sentence, advice for the user, and an exit code for scripts.
 
 use std::{error::Error, fmt, io};
 
@@ -23,7 +23,7 @@ pub enum Exit {
     NotFound = 3,
     /// The service refused the request.
     Refused = 4,
-    /// AWS can't be reached, or denies access.
+    /// AWS or the API can't be reached, or denies access.
     Aws = 5,
     /// The work was sent, and its outcome is not known yet.
     Unknown = 6,
@@ -36,7 +36,7 @@ pub struct CliError {
     pub exit: Exit,
     /// What happened, in a sentence. Empty if there is nothing to print.
     pub message: String,
-    /// The invalid fields with the reasons, one line each.
+    /// Further lines, such as the invalid fields with the reasons, or the candidates for an ambiguous name.
     pub details: Vec<String>,
     /// What to do.
     pub advice: Option<String>,
@@ -130,7 +130,7 @@ impl From<io::Error> for CliError {
     }
 }
 
-/// Returns a field that the API refused, with the reason in words.
+/// Returns the path of a field that the API refused, and what is wrong with it.
 #[must_use]
 pub fn field_problem(error: &Value) -> String {
     let part = |name: &str| error[name].as_str().unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::{
 
 type Item = HashMap<String, AttributeValue>;
 
-/// The maximum age of an unpublished event. Normally events are published within a second.
+/// The age above which an unpublished event is a problem. Normally events are published within a second.
 pub const MAX_PUBLISH_DELAY: Duration = Duration::from_mins(1);
 
 /// The maximum number of keys of a `BatchGetItem` call.
@@ -46,7 +46,8 @@ pub struct Period {
 }
 
 impl Period {
-    /// Returns both bounds for `BETWEEN`, which includes them. As texts, times sort in chronological order.
+    /// Returns both bounds for `BETWEEN`, which includes them: so `to` is a millisecond earlier. As texts, times sort
+    /// in chronological order.
     fn bounds(self) -> Result<(String, String), CliError> {
         let from = self.from.map_or("0".to_owned(), |from| from.to_string());
         let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());
@@ -143,10 +144,10 @@ impl Stack {
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
-    /// Returns the last `limit` events of an operator's type since `from`, in chronological order. `to` is exclusive.
+    /// Returns an operator's last `limit` events of one type since `from`, in chronological order. `to` is exclusive.
     /// `is_own` says whether the type is one of Fieldstation's.
     ///
-    /// The index has a partition for each day and shard, so this reads one day after another, the newest first.
+    /// The index has a partition for each day and shard, so this method reads one day after another, the newest first.
     pub async fn events_of_type(
         &self,
         operator: OperatorId,
@@ -184,8 +185,8 @@ impl Stack {
         Ok(rows.split_off(rows.len().saturating_sub(limit)))
     }
 
-    /// Returns the events of a type that earlier releases wrote: they are not in the index `byTypeAndTime`. `known` are
-    /// the events that were found there.
+    /// Returns the events of a type that earlier releases wrote. Their rows have no `typeBucket`, so the index
+    /// `byTypeAndTime` does not contain them. `known` are the events that were found in that index.
     ///
     /// Remove this method, its call and [`MAX_KEYS_BY_TYPE`] together with the index `byType`.
     async fn rows_without_bucket(
@@ -297,7 +298,7 @@ impl Stack {
         Ok(entries)
     }
 
-    /// Reads the rows of those events, in no particular order. The indexes hold only keys.
+    /// Reads the rows of these events, in no particular order. An index has only their keys.
     async fn rows(&self, events: &[IndexedEvent]) -> Result<Vec<EventRow>, CliError> {
         let table = self.named(names::EVENTS);
         let mut rows = Vec::with_capacity(events.len());

@@ -56,7 +56,7 @@ struct Position {
     sequence: Option<String>,
     /// Where reading began.
     start: Start,
-    /// Whether the last read reached the end of the shard.
+    /// Whether the last read reached the newest record of the shard.
     at_end: bool,
     /// The number of failed reads since the last one that succeeded.
     failures: u32,
@@ -139,8 +139,8 @@ impl EventStream {
         Ok(stream)
     }
 
-    /// Reads each shard once, except a shard that still waits after a throttle. Returns the new events, in the order of
-    /// each shard. An event that was returned before is left out.
+    /// Reads each shard once, except a shard that still pauses after a failed read. Returns the new events, in the
+    /// order of each shard. An event that repeats one of the last `REMEMBERED` events is left out.
     pub async fn read(&mut self) -> Result<Vec<StreamedEvent>, CliError> {
         self.request_iterators().await?;
         let now = Instant::now();
@@ -197,8 +197,8 @@ impl EventStream {
         Ok(events)
     }
 
-    /// Adds the shards that succeed finished ones. The successor of two shards is added when both are finished, so that
-    /// the events of an entity stay in order.
+    /// Adds the shards that succeed finished ones. A shard that succeeds two shards is added when both are finished, so
+    /// that the events of an entity stay in order.
     async fn add_children(&mut self) -> Result<(), CliError> {
         for shard in list_shards(&self.client, &self.stream).await? {
             let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
@@ -231,7 +231,7 @@ impl EventStream {
             let response = call.send().await;
             let response = response.map_err(aws("the stream of events can't be read"))?;
             position.iterator = response.shard_iterator().map(str::to_owned);
-            // If the iterator expires before there is a record, the next one must not skip records.
+            // If this iterator expires before there is a record, the next iterator must not skip records.
             if matches!(position.start, Start::Latest) {
                 position.start = Start::Since(requested);
             }
@@ -239,7 +239,7 @@ impl EventStream {
         Ok(())
     }
 
-    /// Returns whether the last read of each shard reached its end.
+    /// Returns whether the last read of each shard reached the newest record of that shard.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         self.shards.values().all(|it| it.at_end)

@@ -1,8 +1,10 @@
 //! Reads failures page by page, with a filter. Only one page is in memory at a time.
 
+use std::collections::HashSet;
+
 use clap::Args;
 use contracts::{OnboardingId, SiteId, Timestamp};
-use ledger::{Cursor, FailureSummary, Kind, Ledger, Status, sources};
+use ledger::{Cursor, FailureId, FailureSummary, Kind, Ledger, Status, sources};
 use strsim::levenshtein;
 
 use crate::{
@@ -28,7 +30,8 @@ pub struct FailureFilter {
     /// Only failures of this kind.
     #[arg(long, ignore_case = true)]
     pub kind: Option<Kind>,
-    /// Only failures of this group, as `failures groups` shows it. A fingerprint selects all its groups.
+    /// Only failures of this group, as `failures groups` shows it. Its first 12 digits (the fingerprint) select all
+    /// groups of the same cause.
     #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub group: Option<String>,
     /// Only failures of this site: its id, the first digits of it, or its name.
@@ -156,7 +159,8 @@ pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Resul
     Ok(())
 }
 
-/// Parses a group's id: a fingerprint of 12 hex digits, and for the group of one sender `-` and 6 more.
+/// Parses a group's id: a fingerprint of 12 hex digits. The id of the group of one sender also has `-` and 6 hex
+/// digits.
 fn parse_group(text: &str) -> Result<String, String> {
     let is_hex = |text: &str, length| {
         text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -184,7 +188,8 @@ pub fn did_you_mean(text: &str, names: &[&str]) -> String {
     }
 }
 
-/// Reads failures page by page, newest first. A failure that is recorded again meanwhile is not returned again.
+/// Reads failures page by page, newest first, to show them. A failure that is recorded again before its page is read
+/// becomes newer than the pages that are still to be read, so it may be missed.
 #[derive(Debug)]
 pub struct FailurePager {
     ledger: Ledger,
@@ -213,6 +218,60 @@ impl FailurePager {
             self.remaining.pop();
         }
         rows.retain(|row| self.filter.accepts(row));
+        Ok(Some(rows))
+    }
+}
+
+/// Reads the open failures page by page, oldest first, to change them. A failure that is recorded again meanwhile moves to
+/// the end, so it is not missed. It is returned once. Failures that did not exist at the start are not returned.
+#[derive(Debug)]
+pub struct OpenFailures {
+    ledger: Ledger,
+    filter: FailureFilter,
+    position: Position,
+    /// The failures that were returned.
+    returned: HashSet<FailureId>,
+}
+
+/// Which page of the open failures is read next.
+#[derive(Clone, Copy, Debug)]
+enum Position {
+    Start,
+    /// The page after the cursor. `newest` is the time of the newest failure at the start. It is a time of the ledger,
+    /// because the clock of this machine may differ.
+    After {
+        cursor: Cursor,
+        newest: Timestamp,
+    },
+    End,
+}
+
+impl OpenFailures {
+    /// Creates a reader of the open failures that the filter accepts.
+    #[must_use]
+    pub fn new(ledger: Ledger, filter: FailureFilter) -> Self {
+        Self { ledger, filter, position: Position::Start, returned: HashSet::new() }
+    }
+
+    /// Returns the next page, which may be empty. Returns `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<FailureSummary>>, CliError> {
+        let (start, newest) = match self.position {
+            Position::Start => {
+                let (rows, _) = self.ledger.page(Status::Open, true, None, 1).await?;
+                let Some(row) = rows.first() else { return Ok(None) };
+                (None, row.last_at)
+            }
+            Position::After { cursor, newest } => (Some(cursor), newest),
+            Position::End => return Ok(None),
+        };
+        let (mut rows, cursor) = self.ledger.page(Status::Open, false, start, PAGE_SIZE).await?;
+        self.position = cursor.map_or(Position::End, |cursor| Position::After { cursor, newest });
+        rows.retain(|row| {
+            // A retried message may be recorded late, so the first time may be after the last one.
+            row.first_at.min(row.last_at) <= newest
+                && self.filter.accepts(row)
+                && self.returned.insert(row.id)
+        });
         Ok(Some(rows))
     }
 }

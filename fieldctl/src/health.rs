@@ -1,8 +1,8 @@
 //! Computes the health of a site: when its sensors last sent, what is missing, and what was refused or quarantined.
 //!
-//! It is computed from data that is stored anyway: the times of arrival in the rows of the readings table, the refusals
-//! that accept-readings counts, and the bundles that store-readings quarantined, from the failures table. Data that
-//! can't be read is reported as unknown.
+//! The health is computed from data that other functions store: the arrival times in the readings table, the refusals
+//! that accept-readings counts in the refusals table, and the bundles that store-readings quarantined, which are rows
+//! of the failures table. Data that can't be read is reported as unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,18 +22,18 @@ pub const WINDOW_MILLIS: i64 = 24 * HOUR_MILLIS;
 const MIN_SILENCE_MILLIS: i64 = 2 * MINUTE_MILLIS;
 /// The time after which a sensor with an unknown interval counts as silent.
 const ASSUMED_SILENCE_MILLIS: i64 = HOUR_MILLIS;
-/// The maximum time between arrivals that belong to one upload.
+/// The maximum time between two consecutive arrivals of one upload.
 const UPLOAD_MILLIS: i64 = MINUTE_MILLIS;
 
 /// The verdict about a site or a sensor. A site has the verdict of its most serious finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Verdict {
-    /// The readings could not be read, or nothing was found but some data could not be read.
+    /// Readings of a site in service could not be read. Or there is no finding, but other data could not be read.
     Unknown,
     /// The site is not `ACTIVE`, so no readings are expected.
     NotInService,
-    /// Nothing has ever arrived, and nothing was refused or quarantined.
+    /// Nothing has ever arrived. A site whose bundles were refused or quarantined has that verdict instead.
     NeverReported,
     /// Nothing has arrived for longer than expected.
     Silent,
@@ -52,7 +52,7 @@ pub enum Verdict {
 /// A problem that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The verdict to which the problem leads.
+    /// The site's verdict if this problem is the most serious one.
     pub kind: Verdict,
     /// The problem, in a sentence.
     pub message: String,
@@ -72,7 +72,7 @@ pub struct UnreadSource {
 /// The stored readings with samples of the last 24 hours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Accepted {
-    /// The number of bundles.
+    /// The number of bundles. Each revision of a bundle counts.
     pub bundles: usize,
     /// The number of samples. Samples of the same instant count once, and those that a revision withdrew do not count.
     pub samples: usize,
@@ -96,9 +96,11 @@ pub struct SensorHealth {
     pub last_sample: Option<Timestamp>,
     /// The time since the last arrival, in seconds.
     pub gap_seconds: Option<i64>,
-    /// The observed interval between bundles, in seconds: the median.
+    /// The observed interval between bundles, in seconds: the median time between their first samples, or between
+    /// uploads if that is longer.
     pub interval_seconds: Option<i64>,
-    /// The samples of the last 24 hours as a part of the number expected from the observed interval, from 0 to 1.
+    /// The number of samples of the last 24 hours, divided by the number that the median interval between samples
+    /// predicts. From 0 to 1.
     pub completeness: Option<f64>,
     /// The stored readings of the last 24 hours.
     pub accepted: Option<Accepted>,
@@ -116,7 +118,7 @@ pub struct Refusal {
     pub reason: String,
     /// The field, such as `series[].samples[]`.
     pub field: String,
-    /// The sensor whose series was invalid, if it could be read.
+    /// The sensor of the invalid series, if its id could be read.
     pub sensor_id: Option<SensorId>,
     /// The number of bundles. A bundle counts once for each reason, field and sensor.
     pub count: u64,
@@ -253,7 +255,7 @@ impl SensorActivity {
             starts.push(key.start.millis());
             let samples = unpack(&row.samples).map_err(|error| bad(&error.to_string()))?;
             if row.end > begin {
-                // A bundle that grew has several rows.
+                // A bundle that grew has several rows, but counts once.
                 bundles.insert((key.bundle, key.revision));
             }
             let replaced = replaced(markers, key.revision);
@@ -266,7 +268,7 @@ impl SensorActivity {
         let samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
         let accepted = Accepted { bundles: bundles.len(), samples };
         let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
-        // A logger may upload several bundles at once. Then the time between uploads is the interval.
+        // A logger may upload several bundles at once. Then the interval is the time between uploads.
         let interval = median_step(starts).max(median_step(arrivals));
         let last_sample = instants.last().copied();
         let completeness = median_step(instants).map(|step| {
@@ -472,8 +474,8 @@ impl SiteHealth {
         findings.extend(self.refusal_finding());
         findings.extend(self.quarantine_finding());
         findings.extend(self.stale_samples_finding());
-        // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored. So that
-        // finding comes first.
+        // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored. So the
+        // finding about the refusal or quarantine comes first.
         let rejection = findings
             .iter()
             .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));
@@ -599,7 +601,7 @@ impl SiteHealth {
         })
     }
 
-    /// Returns the exit code: 0 only if everything was read and nothing was found.
+    /// Returns the exit code: 0 only if everything could be read and there is no finding.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if !self.unknown.is_empty() {
@@ -612,7 +614,7 @@ impl SiteHealth {
     }
 }
 
-/// Formats a duration in its largest unit.
+/// Formats a duration in one unit, as [`age`](crate::render::age) does.
 #[must_use]
 pub fn format_age(millis: i64) -> String {
     crate::render::age(Timestamp::from_millis(millis), Timestamp::from_millis(0))

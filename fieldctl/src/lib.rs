@@ -1,4 +1,4 @@
-//! The operator's command as a library, so that its parts can be tested and reused.
+//! `fieldctl`, the command for engineers on call, as a library: so its parts can be tested and reused.
 
 #![allow(clippy::doc_markdown, reason = "the docs of arguments are the help that people read")]
 #![allow(rustdoc::bare_urls, reason = "the docs of arguments are help texts")]

@@ -1,4 +1,4 @@
-//! Looks up the names of sites for lists, each once.
+//! Looks up the names of sites for lists, each name once.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,8 @@ use crate::{error::Exit, render::short, stack::Stack};
 
 /// The maximum number of names that a command looks up. Further sites are shown by the first digits of their ids.
 const MAX_LOOKUPS: usize = 50;
-/// The other function that consumes readings. Its failures can also name a site that only the sender claims.
+/// The function that consumes readings besides store-readings. Its failures, too, can name a site that only the sender
+/// claims.
 const DETECT_BREACHES: &str = "detect-breaches";
 
 /// The names that were looked up so far.
@@ -51,8 +52,8 @@ impl<'a> SiteNames<'a> {
     }
 }
 
-/// Returns whether the failure's site is only claimed by the sender of the readings: the register does not confirm that
-/// the sensor belongs to it.
+/// Returns whether only the sender of the readings claims the failure's site: the register does not confirm that the
+/// sensor belongs to that site.
 #[must_use]
 pub fn is_claimed(source: &str, affected_ids: &AffectedIds) -> bool {
     let confirmed =

@@ -1,5 +1,5 @@
-//! All output of `fieldctl`. No other module may print; a rule of `testkit` checks that. Data comes from outside, so
-//! all of it is escaped: see `terminal`.
+//! All output of `fieldctl`. No other module may print; a rule test in `testkit` checks that. The printed data comes
+//! from outside, so this module escapes it with the crate `terminal`.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::error::Error as UsageError;
-use console::{Style, Term, measure_text_width, truncate_str};
+use console::{Style, Term, measure_text_width};
 use contracts::Timestamp;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -63,12 +63,6 @@ impl Text {
     pub fn width(&self) -> usize {
         measure_text_width(&self.0)
     }
-
-    /// Truncates the text to `columns` columns.
-    #[must_use]
-    pub fn truncate(&self, columns: usize) -> Self {
-        Self(truncate_str(&self.0, columns, "…").into_owned())
-    }
 }
 
 impl From<&str> for Text {
@@ -90,9 +84,10 @@ pub struct Screen {
     pub json: bool,
     /// Whether to print ANSI colours.
     color: bool,
-    /// The columns of the terminal. `None` if it is not a terminal; then nothing is truncated.
+    /// The number of columns, from the variable `COLUMNS` or from the terminal. `None` if there is neither. Then no
+    /// text is wrapped, and ids are printed whole.
     pub width: Option<usize>,
-    /// The time from which ages are computed.
+    /// The current time, with which ages are computed.
     pub now: Timestamp,
 }
 
@@ -151,7 +146,8 @@ impl Screen {
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
-    /// Prints a shell script that is generated from the command line's definition. It contains no outside data.
+    /// Prints a shell script that is generated from the command line's definition. The script contains no outside data,
+    /// so it is not escaped.
     pub fn script(&mut self, script: &[u8]) -> Result<(), CliError> {
         Ok(self.out.write_all(script)?)
     }
@@ -187,13 +183,12 @@ pub fn print_error(error: &CliError) {
     terminal::print_error(format_args!("fieldctl: {error}"));
 }
 
-/// Prints what the operator must know in addition to the output, on standard error.
+/// Prints on standard error what the user must know in addition to the output.
 pub fn print_notice(text: &str) {
     terminal::print_error(format_args!("fieldctl: {}", terminal::line(text)));
 }
 
-/// Prints the help or the usage error of clap. An error is escaped, because it quotes the arguments. Returns the exit
-/// code.
+/// Prints clap's help or usage error, and returns the exit code. An error is escaped, because it quotes the arguments.
 #[must_use]
 pub fn print_clap(error: &UsageError) -> u8 {
     if error.use_stderr() {

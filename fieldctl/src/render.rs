@@ -13,7 +13,7 @@ use crate::{
     text::one_line,
 };
 
-pub use crate::text::{short, wrap};
+pub use crate::text::{counted, short, wrap};
 
 /// A text and its tone.
 pub type Cell = (String, Tone);
@@ -115,7 +115,7 @@ pub fn span(millis: i64) -> String {
     }
 }
 
-/// Formats the time since `at` in its largest unit.
+/// Formats the time since `at` in one unit: the largest one of which it has at least two. Examples: `119s`, `2m`.
 #[must_use]
 pub fn age(now: Timestamp, at: Timestamp) -> String {
     let seconds = (now.millis() - at.millis()).max(0) / 1000;
@@ -164,7 +164,8 @@ pub fn serialized_name(value: &impl Serialize) -> String {
     }
 }
 
-/// Returns the message for people in a cause. Causes of functions and of Step Functions are JSON that contains it.
+/// Returns the message for people in a cause. A cause that a function or Step Functions wrote is JSON with a message.
+/// Any other cause is returned unchanged.
 #[must_use]
 pub fn cause_message(cause: &str) -> String {
     let parsed: Value = serde_json::from_str(cause).unwrap_or_default();

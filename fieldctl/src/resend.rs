@@ -12,7 +12,8 @@ use contracts::{
     saga::STEPS,
 };
 use fault::{AwsErrorKind, ReplayResponse};
-use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
+use ledger::{ErrorInfo, FailureId, FailureRow, Kind, sources::RECOVER_ONBOARDING};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::{
@@ -47,11 +48,11 @@ pub enum ReplayTarget {
 /// The form in which a function gets work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadForm {
-    /// The work is the event.
+    /// The function's event is the work itself.
     Event,
-    /// The work is a record of a stream. The event is a replay of the record.
+    /// The work is a record of a stream. The function's event is a [`ReplayEvent`] with this record.
     Record,
-    /// The work is the body of a queue's message. The event is a replay of the message.
+    /// The work is the body of a queue's message. The function's event is a [`ReplayEvent`] with this message.
     Message,
 }
 
@@ -68,12 +69,26 @@ impl ReplayTarget {
             Kind::Unreadable => None,
         }
     }
+
+    /// Returns the function's event, or the input of the execution.
+    fn input(&self, id: FailureId, payload: &str) -> Result<String, serde_json::Error> {
+        match self {
+            Self::Machine | Self::Function { form: PayloadForm::Event, .. } => {
+                // Lambda and Step Functions would refuse a payload that is not JSON, and a refused call ends the run.
+                serde_json::from_str::<IgnoredAny>(payload).map(|_| payload.to_owned())
+            }
+            Self::Function { form: PayloadForm::Record, .. } => replay(payload),
+            Self::Function { form: PayloadForm::Message, .. } => {
+                replay(&message(id, payload).to_string())
+            }
+        }
+    }
 }
 
 /// Returns whether replaying work of this source undoes a site: the work starts a teardown, or is a part of one.
 #[must_use]
 pub fn undoes(source: &str) -> bool {
-    [names::SITE_TEARDOWN, "recover-onboarding"].contains(&source)
+    [names::SITE_TEARDOWN, RECOVER_ONBOARDING].contains(&source)
         || STEPS.iter().any(|step| step.undo_function() == source)
 }
 
@@ -106,8 +121,9 @@ pub enum SendOutcome {
     Failed(ErrorInfo),
     /// There was no response, so the work may have been done or not. Holds the reason.
     InDoubt(String),
-    /// The work was not sent: there is no such function or state machine.
-    Missing(CliError),
+    /// The work was not sent: its payload is not JSON, or there is no such function or state machine. Other work can be
+    /// sent. Holds the reason.
+    Impossible(String),
     /// The work was not sent, and no other work can be sent either.
     NotSent(CliError),
 }
@@ -165,23 +181,13 @@ impl<'a> Resend<'a> {
         row: &FailureRow,
         payload: &str,
     ) -> Result<SendOutcome, String> {
+        let Ok(input) = target.input(row.id, payload) else {
+            return Ok(SendOutcome::Impossible("the payload is not JSON".to_owned()));
+        };
         match target {
             ReplayTarget::Function { name, form } => {
-                let event = match form {
-                    PayloadForm::Event => Ok(payload.to_owned()),
-                    PayloadForm::Record => replay(payload),
-                    PayloadForm::Message => replay(&message(row.id, payload).to_string()),
-                };
-                let event = match event {
-                    Ok(event) => event,
-                    Err(error) => {
-                        let message =
-                            format!("the payload of failure {} is not valid JSON: {error}", row.id);
-                        return Ok(SendOutcome::NotSent(CliError::new(Exit::Failed, message)));
-                    }
-                };
                 let call = self.lambda.invoke().function_name(self.stack.named(name));
-                match call.qualifier(LIVE).payload(Blob::new(event)).send().await {
+                match call.qualifier(LIVE).payload(Blob::new(input)).send().await {
                     Ok(response) => {
                         let body = response.payload().map_or(&[][..], |payload| payload.as_ref());
                         Ok(function_outcome(*form, response.function_error(), body))
@@ -194,7 +200,7 @@ impl<'a> Resend<'a> {
                 let arn = self.stack.execution_arn(names::SITE_TEARDOWN, &name);
                 let machine = self.stack.machine_arn(names::SITE_TEARDOWN);
                 let start = self.machines.start_execution().state_machine_arn(machine);
-                match start.name(name).input(payload).send().await {
+                match start.name(name).input(input).send().await {
                     Ok(_) => Ok(SendOutcome::Started(arn)),
                     Err(error) if error.code() == Some("ExecutionAlreadyExists") => {
                         Ok(SendOutcome::Started(arn))
@@ -267,7 +273,7 @@ where
             ReplayTarget::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
             ReplayTarget::Machine => format!("state machine {}", names::SITE_TEARDOWN),
         };
-        return Ok(SendOutcome::Missing(CliError::not_found(format!("there is no {missing}"))));
+        return Ok(SendOutcome::Impossible(format!("there is no {missing}")));
     }
     match AwsErrorKind::classify(error) {
         AwsErrorKind::Busy => Err(reason),

@@ -98,10 +98,11 @@ pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     }
 }
 
-/// Finds a sensor as [`sensor`] does, and its site. The site of a whole id is found, too.
+/// Finds a sensor and its site. The text is one that [`sensor`] accepts. Unlike [`sensor`], this function also looks up
+/// a whole id among the possible sensors of all sites.
 ///
 /// # Errors
-/// The same as those of [`sensor`]. A whole id of no site's sensor is not found.
+/// The same as those of [`sensor`], and exit code 3 for a whole id that no sensor of any site can have.
 pub async fn site_sensor(stack: &Stack, text: &str) -> Result<(SiteId, SensorId), CliError> {
     let text = text.trim();
     if let Some((site_name, metric)) = text.rsplit_once('/') {
@@ -173,8 +174,8 @@ async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
     Ok(latest(stack.all("/sites", "sites").await?))
 }
 
-/// Returns the last entry of each site. The list has one status after the other, so a site whose status changes meanwhile
-/// is in it twice.
+/// Returns the last entry of each site. `GET /sites` lists one status after the other. So a site whose status changes
+/// while the pages are read may be listed twice.
 fn latest(mut sites: Vec<Value>) -> Vec<Value> {
     let mut seen = HashSet::new();
     sites.reverse();
@@ -183,7 +184,7 @@ fn latest(mut sites: Vec<Value>) -> Vec<Value> {
     sites
 }
 
-/// What an argument names. The command `fieldctl <name>s list` lists all of them.
+/// The kind of thing that an argument names. The command `fieldctl <name>s list` lists all of this kind.
 struct Kind {
     name: &'static str,
 }
@@ -191,7 +192,7 @@ struct Kind {
 const SITE: Kind = Kind { name: "site" };
 const OPERATOR: Kind = Kind { name: "operator" };
 
-/// A site or an operator, as the fields with which a text is compared.
+/// The fields of a site or an operator with which an argument is compared.
 #[derive(Clone, Debug)]
 struct Candidate {
     id: String,

@@ -87,7 +87,7 @@ pub struct Execution {
     /// The ARNs of the executions that this one started.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<String>,
-    /// When the last event happened.
+    /// The time of the last event in the execution's history.
     pub last_event: Timestamp,
     /// The input.
     #[serde(skip)]
@@ -101,8 +101,9 @@ impl Execution {
         self.states.iter().find(|state| state.exited.is_none())
     }
 
-    /// Returns whether an execution that started at that time may be nested in this one, although the history does
-    /// not list it. The histories of some emulators do not list nested executions.
+    /// Returns whether an execution that started at that time may be nested in this one, although the history lists no
+    /// nested executions. Some emulators do not list them, so the time has to decide: only the state `Compensate`
+    /// starts a nested execution.
     fn may_have_nested(&self, started: Timestamp) -> bool {
         self.children.is_empty()
             && self.compensation().is_some_and(|state| {
@@ -116,8 +117,8 @@ impl Execution {
         self.machine == names::SITE_TEARDOWN
     }
 
-    /// Returns whether the execution ended and something may still have to be undone. This is so for a teardown that
-    /// did not succeed, and for an onboarding that did not succeed and whose nested teardown did not succeed either.
+    /// Returns whether the execution ended and something may still have to be undone. This is true for a teardown that
+    /// did not succeed. It is also true for an onboarding if neither the onboarding nor its nested teardown succeeded.
     #[must_use]
     pub fn needs_undo(&self) -> bool {
         let ended_without_success =
@@ -140,17 +141,23 @@ impl Execution {
     /// Returns whether the execution is running.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.status == ExecutionStatus::Running.as_str()
+        is_running(&ExecutionStatus::from(self.status.as_str()))
     }
+}
+
+/// Returns whether an execution with this status is running. One that waits for its redrive has not ended.
+#[must_use]
+pub fn is_running(status: &ExecutionStatus) -> bool {
+    matches!(status, ExecutionStatus::Running | ExecutionStatus::PendingRedrive)
 }
 
 /// The state of the undo of an onboarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "undo")]
 pub enum Undo {
-    /// There is no teardown, and none is needed.
+    /// No execution of a teardown was found, and none is needed.
     NotStarted,
-    /// A teardown is running.
+    /// The last teardown is running.
     Running {
         /// The undos that have failed so far.
         #[serde(rename = "failedUndos")]
@@ -163,8 +170,8 @@ pub enum Undo {
 }
 
 impl Undo {
-    /// Returns the state of the undo from all executions of one onboarding. The last started teardown decides. Every
-    /// teardown runs all undos, so earlier teardowns do not matter.
+    /// Returns the state of the undo from all executions of one onboarding. The teardown that started last decides:
+    /// every teardown runs all undos, so earlier teardowns do not matter.
     #[must_use]
     pub fn from_executions(executions: &[Execution]) -> Self {
         let teardowns = executions.iter().filter(|it| it.is_teardown());
@@ -204,7 +211,7 @@ pub struct ListedExecution {
     pub started: Timestamp,
 }
 
-/// Both state machines.
+/// The names of both state machines.
 pub const STATE_MACHINES: [&str; 2] = [names::SITE_ONBOARDING, names::SITE_TEARDOWN];
 
 impl Stack {
@@ -244,8 +251,8 @@ impl Stack {
         }))
     }
 
-    /// Lists at most `limit` executions of a state machine with that status that started since that time, newest
-    /// first.
+    /// Lists the executions of a state machine that started at `since` or later and have this status. `None` selects
+    /// all statuses. Returns at most `limit` executions, the newest first.
     pub async fn executions(
         &self,
         machine: &str,
@@ -275,8 +282,8 @@ impl Stack {
         Ok(found)
     }
 
-    /// Returns all executions for an onboarding, in the order of their start: its own execution,
-    /// the nested teardown, and teardowns that were started separately and have its id in their name.
+    /// Returns all executions of an onboarding, in the order of their start: its own execution, the nested teardown,
+    /// and separately started teardowns whose names contain the onboarding's id.
     pub async fn executions_of_onboarding(
         &self,
         onboarding: OnboardingId,
@@ -346,7 +353,8 @@ mod tests {
             (vec!["ABORTED"], Undo::Incomplete),
             (vec!["FAILED", "SUCCEEDED"], Undo::Complete),
             (vec!["SUCCEEDED", "FAILED"], Undo::Incomplete),
-            (vec!["FAILED", "RUNNING"], running),
+            (vec!["FAILED", "RUNNING"], running.clone()),
+            (vec!["FAILED", "PENDING_REDRIVE"], running),
         ] {
             let mut executions = vec![with_compensation(false)];
             executions.extend((1..).zip(&statuses).map(|(at, status)| teardown(status, at)));
@@ -370,7 +378,7 @@ mod tests {
             (onboarding("TIMED_OUT"), Undo::Incomplete),
             (onboarding("FAILED"), Undo::Incomplete),
             (with_compensation(false), Undo::Incomplete),
-            // The execution of its teardown is no longer kept.
+            // Step Functions no longer keeps the execution of the nested teardown.
             (with_compensation(true), Undo::NotStarted),
         ] {
             assert_eq!(

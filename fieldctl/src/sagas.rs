@@ -25,7 +25,7 @@ fn is_exceeded(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
     u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
 
-/// Returns the running executions without an event for longer than the budget, oldest first.
+/// Returns the running executions whose last event is longer ago than the budget, oldest first.
 pub async fn stuck(
     stack: &Stack,
     budget: Duration,
@@ -43,8 +43,8 @@ pub async fn stuck(
     Ok(found)
 }
 
-/// Returns one execution of each incomplete onboarding ([`Undo::Incomplete`]), newest first. It is the onboarding's
-/// last execution, which is a teardown if there is one.
+/// Returns the last execution of each incomplete onboarding ([`Undo::Incomplete`]), newest first: its last teardown, or
+/// the onboarding itself if there is no teardown.
 pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
     let listed = list_executions(stack, unsuccessful_statuses(), usize::MAX).await?;
     let mut described = describe_all(stack, listed);
@@ -57,7 +57,7 @@ pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
                 continue;
             }
             let mut all = stack.executions_of_onboarding(onboarding, execution.started).await?;
-            // A teardown that was started by hand may have any name.
+            // A teardown is found by its name, but one that was started by hand may have any name.
             if all.iter().all(|it| it.arn != execution.arn) {
                 all.push(execution.clone());
             }

@@ -1,5 +1,5 @@
-//! Reads the rows of sites from the sites table, for commands that concern the sites of all operators. The API shows only
-//! those of the operator whose key calls it.
+//! Reads the rows of sites from the sites table, for commands that concern the sites of all operators. The API shows a
+//! caller only the sites of its own operator.
 
 use contracts::{OperatorId, SiteId, names};
 use serde::Deserialize;
@@ -21,7 +21,7 @@ pub struct SiteRow {
     pub name: String,
     /// The site's status, for example `DECOMMISSIONING`.
     pub status: String,
-    /// The site's owner. Rows of version 1 have none.
+    /// The site's owner. Rows of version 1 have none, which means the default operator.
     #[serde(default)]
     pub operator_id: OperatorId,
 }

@@ -26,7 +26,8 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct Target {
-    /// Name of the environment. It is the name of the root stack; separate stacks are named STACK-SERVICE.
+    /// Name of the environment: the name of the root stack. If each service has its own stack, these are named
+    /// STACK-SERVICE.
     #[arg(
         long,
         global = true,
@@ -80,7 +81,7 @@ pub struct Stack {
     pub(crate) api_key: Mutex<Option<CurrentKey>>,
 }
 
-/// Returns the address of an endpoint that is on this machine.
+/// Returns the endpoint's address if the endpoint is on this machine.
 fn loopback(endpoint: &str) -> Option<Uri> {
     let uri: Uri = endpoint.parse().ok()?;
     let host = uri.host()?.trim_matches(['[', ']']);
@@ -93,8 +94,9 @@ fn is_set(variable: &str) -> bool {
 }
 
 impl Target {
-    /// Loads the configuration as the SDK does by default: from flags, environment variables, the profile, and the
-    /// machine's metadata. An emulator on this machine needs neither credentials nor a region.
+    /// Loads the configuration from the options of the command line, and otherwise as the SDK does by default: from
+    /// environment variables, the profile and the machine's metadata. For an emulator on this machine, credentials and
+    /// a region that are not set get fixed values.
     async fn config(&self) -> Result<SdkConfig, CliError> {
         let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -306,7 +308,7 @@ impl Stack {
 
 /// The service that owns the API.
 const GATEWAY: &str = "gateway";
-/// The service that is deployed first.
+/// The service that is deployed first. Its stack shows that the environment exists, even without a gateway.
 const FIRST_DEPLOYED_SERVICE: &str = names::SERVICES[0];
 /// The documentation of how stacks are deployed.
 pub(crate) const DEPLOYMENT_DOCS: &str = "docs/deploying.md";

@@ -11,6 +11,7 @@ use crate::{
     error::{CliError, aws},
     failure_pager::{FailureFilter, FailurePager},
     render::cause_message,
+    saga::is_running,
     stack::Stack,
 };
 
@@ -31,7 +32,7 @@ pub enum TeardownStatus {
 impl From<DescribeExecutionOutput> for TeardownStatus {
     fn from(execution: DescribeExecutionOutput) -> Self {
         match execution.status() {
-            ExecutionStatus::Running | ExecutionStatus::PendingRedrive => Self::Running,
+            status if is_running(status) => Self::Running,
             ExecutionStatus::Succeeded => Self::Succeeded,
             status => {
                 let cause = execution.cause().map(cause_message);

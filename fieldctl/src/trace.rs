@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use console::measure_text_width;
 use contracts::{OnboardingFailure, OnboardingId, SiteId, Timestamp};
 use ledger::{FailureSummary, Kind, Status};
 use serde::Serialize;
@@ -32,7 +31,7 @@ pub struct OnboardingHistory {
     pub events: Vec<EventRow>,
     /// The recorded failures.
     pub failures: Vec<FailureSummary>,
-    /// The payment provider, if a running saga waits for it.
+    /// The state of the payment provider, if a running saga waits for it.
     pub provider: Option<ProviderStatus>,
 }
 
@@ -53,7 +52,7 @@ pub enum OnboardingState {
         machine: String,
         /// The running state. `None` between two states.
         state: Option<String>,
-        /// When the state was entered.
+        /// When the state was entered. Between two states: when the last event happened.
         since: Timestamp,
         /// Whether the state waits for a response.
         waiting: bool,
@@ -123,7 +122,7 @@ pub enum TimelineEntry {
         /// The failure.
         #[serde(flatten)]
         failure: Box<FailureSummary>,
-        /// The number of older failures of its group that are not entries of their own.
+        /// The number of older failures of the same group that the timeline leaves out.
         #[serde(skip_serializing_if = "is_zero")]
         older: usize,
     },
@@ -172,7 +171,8 @@ pub fn execution_entries(execution: &Execution) -> Vec<TimelineEntry> {
 }
 
 impl OnboardingHistory {
-    /// Returns all entries in chronological order. At the same time, executions come first, then events, then failures.
+    /// Returns all entries in chronological order. Among entries of the same time, those of executions come first, then
+    /// events, then failures.
     #[must_use]
     pub fn timeline(&self) -> Vec<TimelineEntry> {
         let events = self.events.iter().map(|event| TimelineEntry::Event {
@@ -282,8 +282,8 @@ impl OnboardingHistory {
         print_timeline(screen, &merge_quarantined(self.timeline()))
     }
 
-    /// Prints the state of the payment provider. A billing step waits while the provider's circuit is open, since its
-    /// commands stay in their queue.
+    /// Prints the state of the payment provider. While the provider's circuit breaker is open, the commands of a
+    /// billing step stay in their queue, so the saga waits.
     fn print_provider(&self, screen: &mut Screen) -> Result<(), CliError> {
         let Some(provider) = &self.provider else { return Ok(()) };
         let tone = if provider.fails() { Tone::Bad } else { Tone::Plain };
@@ -359,11 +359,12 @@ impl OnboardingHistory {
     }
 }
 
-/// Keeps only the newest failure of each group of the site's quarantined readings. A logger may cause thousands.
+/// Keeps only the newest failure of each group of the site's quarantined readings. A logger may cause thousands of
+/// them.
 fn merge_quarantined(entries: Vec<TimelineEntry>) -> Vec<TimelineEntry> {
     let mut older: HashMap<String, usize> = HashMap::new();
     let mut kept: Vec<TimelineEntry> = Vec::with_capacity(entries.len());
-    // The entries are in chronological order, so the first failure of a group from the end is its newest.
+    // The entries are in chronological order. So the first failure of a group, counted from the end, is its newest.
     for mut entry in entries.into_iter().rev() {
         if let TimelineEntry::Failure { failure, .. } = &mut entry
             && failure.kind == Kind::Quarantined
@@ -392,7 +393,7 @@ pub fn status_tone(status: &str) -> Tone {
     match status {
         "ACTIVE" | "SUCCEEDED" | "COMPLETED" | "REPLAYED" => Tone::Good,
         "REJECTED" | "FAILED" | "TIMED_OUT" | "ABORTED" => Tone::Bad,
-        "ONBOARDING" | "DECOMMISSIONING" | "RUNNING" | "OPEN" => Tone::Warn,
+        "ONBOARDING" | "DECOMMISSIONING" | "RUNNING" | "PENDING_REDRIVE" | "OPEN" => Tone::Warn,
         _ => Tone::Faint,
     }
 }
@@ -430,7 +431,7 @@ impl TimelineLine {
                 line("▶", Tone::Strong, machine, String::new(), name.clone())
             }
             TimelineEntry::Ended { machine, status, failure, .. } => {
-                // The reason is shown with the states.
+                // The message is already shown with the state that failed.
                 let details = failure
                     .as_ref()
                     .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
@@ -497,7 +498,8 @@ fn depth(entry: &TimelineEntry) -> usize {
     usize::from(matches!(entry, TimelineEntry::State { .. }))
 }
 
-/// The minimum width of a text beside a line of the timeline. With less space it is printed below the line.
+/// The minimum width of a text beside a line of the timeline, in columns. With less space, a text that does not fit is
+/// printed below the line.
 const MIN_TEXT: usize = 40;
 
 /// The indentation of what is printed below a line of the timeline, in columns.
@@ -509,10 +511,11 @@ pub fn print_timeline(screen: &mut Screen, entries: &[TimelineEntry]) -> Result<
     let Some(start) = entries.first().map(TimelineEntry::at) else { return Ok(()) };
     let lines: Vec<_> =
         entries.iter().map(|entry| (entry, TimelineLine::from_entry(entry, screen.now))).collect();
-    let name_width = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.name.len()).max();
-    let name_width = name_width.unwrap_or_default();
-    let duration_width =
-        lines.iter().map(|(_, line)| measure_text_width(&line.duration)).max().unwrap_or(0);
+    let name_width = |line: &TimelineLine| Text::from(&line.name).width();
+    let max_name = lines.iter().map(|(entry, line)| 2 * depth(entry) + name_width(line)).max();
+    let max_name = max_name.unwrap_or_default();
+    let duration_width = |line: &TimelineLine| Text::from(&line.duration).width();
+    let max_duration = lines.iter().map(|(_, line)| duration_width(line)).max().unwrap_or(0);
     let mut day = String::new();
     for (entry, line) in lines {
         let time = entry.at().to_string();
@@ -522,22 +525,24 @@ pub fn print_timeline(screen: &mut Screen, entries: &[TimelineEntry]) -> Result<
         }
         let since = format!("+{}", span(entry.at().millis() - start.millis()));
         let indent = 2 * depth(entry);
-        let head = format!("{} {since:>9}  ", &time[11..23]);
-        let name_columns = name_width - indent;
-        let columns = head.len() + indent + 2 + name_columns + 2 + duration_width + 2;
+        let head = Text::from(&format!("{} {since:>9}  ", &time[11..23]));
+        let columns = head.width() + 2 + max_name + 2 + max_duration + 2;
         let available = screen.width.map(|width| width.saturating_sub(columns));
         let is_failed_state =
             matches!(entry, TimelineEntry::State { .. }) && line.tone == Tone::Bad;
         let tone = if is_failed_state { Tone::Bad } else { Tone::Plain };
         let text = screen
-            .paint(Tone::Faint, &head)
+            .paint(Tone::Faint, head)
             .gap(indent)
             .then(screen.paint(line.tone, line.symbol))
             .then(" ")
-            .then(screen.paint(line.tone, &format!("{:name_columns$}", line.name)))
-            .then(&format!("  {:>duration_width$}  ", line.duration));
+            .then(screen.paint(line.tone, &line.name))
+            .gap(max_name - indent - name_width(&line) + 2 + max_duration - duration_width(&line))
+            .then(&line.duration)
+            .gap(2);
         // On a narrow terminal, a text that does not fit beside the line is printed below it.
-        let is_long = available.is_some_and(|width| width < MIN_TEXT && line.details.len() > width);
+        let is_long = available
+            .is_some_and(|width| width < MIN_TEXT && Text::from(&line.details).width() > width);
         let (gap, width) = if is_long {
             (DETAIL_INDENT, screen.width.map(|width| width.saturating_sub(DETAIL_INDENT)))
         } else {

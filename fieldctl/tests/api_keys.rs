@@ -197,7 +197,7 @@ impl Fake {
     }
 }
 
-/// Returns what no output may have of a key.
+/// Returns the part of a key that no output may contain.
 fn hidden_part(key: &ApiKey) -> String {
     key.reveal()[key.visible_prefix().len()..].to_owned()
 }
@@ -304,7 +304,7 @@ async fn two_commands_at_once_create_one_key() {
 }
 
 #[tokio::test]
-async fn a_stored_key_that_is_not_accepted_is_replaced_once() {
+async fn a_stored_administrators_key_that_is_not_accepted_is_replaced_once() {
     let fake = Fake::start().await;
     let revoked = new_key(Kind::Admin);
     fake.store(&revoked).await;
@@ -320,6 +320,25 @@ async fn a_stored_key_that_is_not_accepted_is_replaced_once() {
     let (code, _, err) = fake.run(&LIST, None).await;
     assert_eq!(code, 0, "{err}");
     assert_eq!(fake.created().len(), 2);
+}
+
+#[tokio::test]
+async fn a_stored_key_of_another_scope_is_not_replaced_by_an_administrators_key() {
+    for kind in [Kind::Operator, Kind::Read, Kind::Logger] {
+        let fake = Fake::start().await;
+        let expired = new_key(kind);
+        fake.store(&expired).await;
+        let (code, out, err) = fake.run(&LIST, None).await;
+        assert_eq!((code, out.as_str()), (5, ""), "{err}");
+        let path = fake.file().display().to_string();
+        for part in ["does not accept the key in", &path, "FIELDSTATION_API_KEY", "remove"] {
+            assert!(err.contains(part), "{part}: {err}");
+        }
+        assert_eq!(fake.authorizations(), [bearer(&expired)], "{kind:?}");
+        assert_eq!(fake.cloud.requests("GetSecretValue").len(), 0, "{kind:?}");
+        assert!(fake.created().is_empty(), "{kind:?}");
+        assert_eq!(fake.stored()[fake.url().await]["key"], expired.reveal());
+    }
 }
 
 #[tokio::test]
@@ -342,7 +361,8 @@ async fn a_secret_that_can_not_be_read_is_explained() {
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     for (secret, advice) in cases {
         let fake = Fake::with(secret, true).await;
-        // The second command has its own advice for a request that may have been executed. None was sent.
+        // The second command has its own advice for a request that may have been executed. It does not apply here,
+        // because no request was sent.
         for command in [&LIST[..], &["sites", "onboard", registration]] {
             let (code, _, err) = fake.run(command, None).await;
             assert_eq!(code, 5, "{err}");
@@ -383,7 +403,7 @@ async fn a_key_file_that_others_can_read_or_that_is_broken_is_refused() {
         assert!(err.contains("is not a key file: line 1"), "{err}");
     }
 
-    // No key is created that can't be kept.
+    // If a key can't be kept, none is created.
     fs::remove_dir_all(fake.home.path().join(".config")).expect("removed");
     fs::write(fake.home.path().join(".config"), "").expect("a file");
     let (code, _, err) = fake.run(&LIST, None).await;
@@ -536,7 +556,7 @@ async fn keys_and_operators_are_listed() {
 }
 
 #[tokio::test]
-async fn an_administrator_lists_and_revokes_the_keys_of_another_operator() {
+async fn an_administrator_lists_rotates_and_revokes_the_keys_of_another_operator() {
     let fake = Fake::start().await;
     let variable = Some(API_KEY.reveal());
     let operator = OperatorId::registered("a").to_string();
@@ -545,6 +565,17 @@ async fn an_administrator_lists_and_revokes_the_keys_of_another_operator() {
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("fsl_abcdefgh"), "{out}");
     assert_eq!(fake.cloud.requests("/local/keys")[0].query, format!("{named}&limit=100"));
+    let rotate = ["keys", "rotate", "roof", "--operator", "alps"];
+    let (code, _, err) = fake.run_showing_keys(&rotate, variable).await;
+    assert_eq!(code, 0, "{err}");
+    let request = fake.created().pop().expect("a request");
+    assert_eq!(request["operatorId"], operator);
+    assert_eq!(request["replaces"], json!(KeyId::from_request(OperatorId::DEFAULT, "key-1")));
+    let reads = fake.cloud.requests("/local/keys").into_iter().filter(|it| it.method == "GET");
+    let queries: Vec<_> = reads.map(|it| it.query).collect();
+    assert_eq!(queries.len(), 2);
+    assert_eq!(queries[0], queries[1], "the old key is looked up among the operator's keys");
+
     let revoke = ["keys", "revoke", "roof", "--operator", &operator, "--yes"];
     let (code, _, err) = fake.run(&revoke, variable).await;
     assert_eq!(code, 0, "{err}");

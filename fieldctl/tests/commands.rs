@@ -63,7 +63,7 @@ async fn lists_read_all_pages() {
 
 #[tokio::test]
 async fn readings_are_limited_and_the_newest_come_first() {
-    // Every page has two samples, whatever the limit, newest first or oldest first.
+    // A page has at most two samples, even if the limit is greater.
     let cloud = Cloud::start(|request| {
         let next = request.query.split('&').find_map(|pair| pair.strip_prefix("next="));
         let begin: i64 = next.map_or(0, |next| next.parse().expect("a page token"));
@@ -175,6 +175,53 @@ async fn a_sensor_is_shown_with_its_metadata_and_what_is_valid_now() {
     assert!(code == 3 && err.contains("has no sensor"), "{code} {err}");
     let (code, _, err) = cloud.run(&["sensors", "show", &site().to_string()]).await;
     assert!(code == 3 && err.contains("no sensor has the id"), "{code} {err}");
+}
+
+#[tokio::test]
+async fn the_revisions_of_a_sensor_are_listed_from_all_pages_in_the_order_of_their_arrival() {
+    let at = |time: &str| format!("2026-01-{time}:00.000Z");
+    let range = |from: &str, to: &str| json!({ "from": at(from), "to": at(to) });
+    let mut correction = json!({
+        "bundleId": "b-1", "revision": 3, "reason": "The clock was fast.", "samples": 2,
+        "replaces": range("01T10:00", "01T11:00"), "arrivedAt": at("03T12:00"),
+    });
+    correction["from"] = json!(at("01T09:00"));
+    correction["to"] = json!(at("01T09:02"));
+    let retraction = json!({
+        "bundleId": "b-2", "revision": 2, "reason": "The sensor was wet.", "samples": 0,
+        "replaces": range("01T12:00", "01T13:00"), "arrivedAt": at("02T12:00"),
+    });
+    let pages = [correction.clone(), retraction.clone()];
+    let cloud = Cloud::start(move |request| {
+        assert!(request.operation.ends_with("/revisions"), "{request:?}");
+        let [first, second] = pages.clone();
+        ok(if request.query.contains("next=") {
+            json!({ "revisions": [second] })
+        } else {
+            json!({ "revisions": [first], "next": "n" })
+        })
+    })
+    .await;
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
+    let list = ["sensors", "revisions", &sensor];
+    let output = cloud.command(&list).env("COLUMNS", "200").output().await.expect("it runs");
+    let out = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = out.lines().map(|it| it.split_whitespace().collect::<Vec<_>>()).collect();
+    let titles = "ARRIVED KIND SAMPLES FROM TO REVISION BUNDLE REASON".to_owned();
+    let row = |arrived, what: &str, from, to, rest: &str| {
+        format!("{} {what} {} {} {rest}", at(arrived), at(from), at(to))
+    };
+    let expected = [
+        titles,
+        row("02T12:00", "retraction 0", "01T12:00", "01T13:00", "2 b-2 The sensor was wet."),
+        row("03T12:00", "value 2", "01T09:00", "01T11:00", "3 b-1 The clock was fast."),
+    ];
+    assert_eq!(lines.iter().map(|line| line.join(" ")).collect::<Vec<_>>(), expected);
+
+    let (code, out, err) = cloud.run(&[&["--json"], &list[..]].concat()).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let entries = out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    assert_eq!(entries.collect::<Vec<_>>(), [correction, retraction]);
 }
 
 #[tokio::test]

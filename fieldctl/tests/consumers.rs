@@ -27,7 +27,7 @@ type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 struct Answers {
     /// The state of the mapping. `None`: there is none.
     mapping: Option<&'static str>,
-    /// The states of the rules.
+    /// The state of every rule. `None`: there are no rules.
     rules: Option<&'static str>,
     /// The values of the metrics by name.
     metrics: Vec<(&'static str, f64)>,
@@ -35,6 +35,8 @@ struct Answers {
     no_metrics: bool,
     /// The records of the stream: entity, sequence, age in milliseconds.
     records: Vec<(&'static str, u64, i64)>,
+    /// The number of reads of the shard before these records. Each returns one event of `site#0`.
+    earlier_reads: u64,
 }
 
 fn healthy() -> Answers {
@@ -119,11 +121,19 @@ fn respond(answers: &Answers, request: &ReceivedRequest) -> FakeResponse {
             "SequenceNumberRange": { "StartingSequenceNumber": "0" } }] }),
         "GetShardIterator" => {
             assert_eq!(body["ShardIteratorType"], "AT_TIMESTAMP");
-            json!({ "ShardIterator": "i" })
+            json!({ "ShardIterator": "0" })
         }
         "GetRecords" => {
-            let records: Vec<_> = answers.records.iter().map(record).collect();
-            json!({ "Records": records, "NextShardIterator": "i", "MillisBehindLatest": 0 })
+            let read: u64 =
+                body["ShardIterator"].as_str().expect("text").parse().expect("a number");
+            let next = (read + 1).to_string();
+            if read < answers.earlier_reads {
+                let earlier = record(&("site#0", read + 1, 100_000));
+                json!({ "Records": [earlier], "NextShardIterator": next, "MillisBehindLatest": 9 })
+            } else {
+                let records: Vec<_> = answers.records.iter().map(record).collect();
+                json!({ "Records": records, "NextShardIterator": next, "MillisBehindLatest": 0 })
+            }
         }
         other => panic!("{other} is not expected"),
     };
@@ -258,6 +268,21 @@ async fn cursors_are_compared_with_the_newest_events_of_the_stream() {
 }
 
 #[tokio::test]
+async fn the_newest_events_of_a_busy_shard_are_compared() {
+    let (records, earlier_reads) = (vec![("site#1", 1, 1000)], 7);
+    let cloud = cloud(Answers { records, earlier_reads, metrics: vec![], ..healthy() }).await;
+    let cursor = json!({ "id": "1/cursor#site#0", "row": "cursor", "sequence": earlier_reads });
+    cloud.dynamo.put(NETWORK, cursor).await;
+    let (_, lags) = entries(&cloud, "lag").await;
+    let compared = &of(&lags, "watch-network")["compared"];
+    assert_eq!(
+        (&compared["entities"], &compared["notApplied"]),
+        (&json!(2), &json!(1)),
+        "{lags:#}"
+    );
+}
+
+#[tokio::test]
 async fn an_event_that_is_not_published_delays_all_consumers() {
     let cloud = cloud(healthy()).await;
     let at = Timestamp::now().plus_millis(-61_000);
@@ -278,6 +303,8 @@ struct Rebuilt {
     entities: Vec<String>,
     /// The names of the errors with which the next calls of `apply` fail.
     failures: Vec<&'static str>,
+    /// The number of the next calls of `apply` that reach their deadline after one event.
+    partial: u32,
     /// Whether the first entity of each call of `apply` can't be applied.
     broken: bool,
 }
@@ -305,6 +332,11 @@ impl Rebuilt {
                     return (200, body, vec![("x-amz-function-error", "Unhandled")]);
                 }
                 None => {}
+            }
+            assert_eq!(event["partial"], true, "{event}");
+            if self.partial > 0 {
+                self.partial -= 1;
+                return (200, json!({ "applied": 1, "failed": [], "more": true }), vec![]);
             }
         }
         self.actions.push(action.to_owned());
@@ -381,6 +413,21 @@ async fn a_replay_sends_every_entity_once_and_then_switches() {
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
+}
+
+#[tokio::test]
+async fn a_call_that_makes_progress_is_repeated_until_all_its_events_are_applied() {
+    let (cloud, rebuilt, keys) = with_log(&[]).await;
+    // One of the three calls reaches its deadline more often than a call without progress is repeated.
+    rebuilt.lock().expect("no panic").partial = 30;
+    let command = ["--json", "consumers", "replay", "watch-network", "--yes"];
+    let (code, out, err) = cloud.run(&command).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let document: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(document["applied"], json!(30 + 2 * 250), "each event is counted: {document}");
+    let rebuilt = rebuilt.lock().expect("no panic");
+    assert_eq!(rebuilt.entities.iter().cloned().collect::<BTreeSet<_>>(), keys);
+    assert!(rebuilt.actions.iter().any(|it| it == "finish"), "{:?}", rebuilt.actions);
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ fn noon() -> Timestamp {
     "2026-03-10T12:00:00Z".parse().expect("a time")
 }
 
-/// Puts the event `SiteActivated` of another site with each number. Earlier releases wrote no bucket.
+/// Stores an event `SiteActivated`. Each number stands for another site. Without `bucket`, the row is like those of
+/// earlier releases.
 async fn put_own(cloud: &Cloud, operator: OperatorId, number: u64, at: Timestamp, bucket: bool) {
     let site_id = SiteId::registered(operator, "http", &number.to_string());
     let saga = SagaContext::for_site(operator, site_id, None);
@@ -58,7 +59,7 @@ fn foreign(operator: OperatorId, id: &str, sequence: u64) -> Value {
     })
 }
 
-/// Puts the row of such an event, as append-event writes it.
+/// Stores the row of an event of another system, as append-event writes it.
 async fn put_foreign(cloud: &Cloud, operator: OperatorId, id: &str, sequence: u64) {
     let detail = foreign(operator, id, sequence);
     let key = format!("{operator}/acme.instrument#{id}");
@@ -225,7 +226,8 @@ fn shard_of_stream(id: &str, parents: &[&str], is_closed: bool) -> Value {
     })
 }
 
-/// A stream whose shard `a` is split into `b` and `c`, which are merged into `d`. A closed shard `old` has earlier events.
+/// Answers as a stream whose shard `a` is split into `b` and `c`, which are merged into `d`. A closed shard `old` has
+/// earlier events.
 fn resharded(request: &ReceivedRequest, reads: &Mutex<BTreeMap<String, usize>>) -> FakeResponse {
     let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
     let refuse = |name: &'static str| {
@@ -278,7 +280,7 @@ fn resharded(request: &ReceivedRequest, reads: &Mutex<BTreeMap<String, usize>>) 
                 // The first event is repeated.
                 ("a2", _) => read(&[own(1), own(2)], None),
                 ("b", _) => read(&[own(3)], None),
-                // The shard `b` ends two reads earlier.
+                // The shard `b` ends two reads before `c`. The shard `d` must not be read before `c` ends.
                 ("c", 1 | 2) => read(&[], Some("c")),
                 ("c", _) => read(&[own(4)], None),
                 ("d", _) => read(&[own(5)], Some("d")),

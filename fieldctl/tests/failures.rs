@@ -14,8 +14,9 @@ use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cloud::{CALLER_ARN, Cloud, ReceivedRequest, Stacks};
 use contracts::{OnboardingId, OperatorId, SensorId, SiteId, Timestamp};
+use fieldctl::failure_pager::{FailureFilter, OpenFailures};
 use ledger::{
-    AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
+    AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Ledger, Status, fingerprint::fingerprint,
 };
 use serde_json::{Value, json};
 use testkit::dynamo::{AUDIT, FAILURES, SITES};
@@ -269,7 +270,7 @@ async fn put_teardown_failures(cloud: &Cloud) {
     put_site(cloud, site("a"), OperatorId::DEFAULT, "DECOMMISSIONING").await;
 }
 
-/// Returns the failure as one of work of this site.
+/// Returns the row with this site as the one that the failure concerns.
 fn about(site: SiteId, mut row: FailureRow) -> FailureRow {
     row.site_id = Some(site);
     row.error.affected_ids = Some(AffectedIds { site_id: Some(site), ..AffectedIds::default() });
@@ -406,7 +407,7 @@ async fn a_failure_is_shown_decoded_with_its_sender_and_advice() {
     assert_eq!(shown["advice"]["command"], format!("fieldctl failures replay {id} --yes"));
 }
 
-/// Answers as a stack whose teardowns have that final status from the `polls`-th request on.
+/// Answers as a stack whose teardowns have that final status from the `polls`-th `DescribeExecution` on.
 fn teardowns(status: &'static str, polls: usize) -> impl Fn(&ReceivedRequest) -> FakeResponse {
     let polled = AtomicUsize::new(0);
     move |request| {
@@ -519,7 +520,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
         ("FAILED", "10s", 1, &[1, 2, 3, 4, 5]),
         ("RUNNING", "1s", 6, &[1, 2, 3, 4, 5]),
     ] {
-        // The first description is that of the onboarding's own execution.
+        // The command first describes the onboarding's own execution, so every description has the final status.
         let cloud = Cloud::start(teardowns(status, 0)).await;
         put_teardown_failures(&cloud).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
@@ -622,7 +623,7 @@ async fn each_replay_and_each_discard_is_an_entry_of_the_audit_trail() {
     }
     assert!(entries(&cloud).await.is_empty());
 
-    // Failures that are no longer open, or can't be sent, are no entries.
+    // Failures that are no longer open, or can't be sent, get no entries.
     let replay = [&["failures", "replay", "--yes"], &ids[..]].concat();
     let mut expected = BTreeSet::from([&one, &two].map(|row| entry("ReplayFailure", row)));
     for _ in 0..2 {
@@ -666,6 +667,33 @@ async fn without_an_entry_of_the_audit_trail_nothing_is_done() {
         assert_eq!(statuses(&cloud).await, (BTreeMap::from([("OPEN".to_owned(), 3)]), 0));
         assert!(entries(&cloud).await.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_payload_that_is_not_json_stays_open_and_the_others_are_sent() {
+    let cloud = Cloud::start(teardowns("SUCCEEDED", 0)).await;
+    let broken = |number, source: &str, kind| {
+        let payload = Some("{ not JSON".to_owned());
+        about(site("a"), FailureRow { source: source.to_owned(), kind, payload, ..row(number) })
+    };
+    let bad = [
+        broken(1, "store-readings", Kind::Quarantined),
+        broken(2, "project-site", Kind::FunctionFailed),
+        broken(3, "site-teardown", Kind::ExecutionFailed),
+    ];
+    put(&cloud, bad.into_iter().chain((4..=6).map(row))).await;
+    put_site(&cloud, site("a"), OperatorId::DEFAULT, "DECOMMISSIONING").await;
+    let replay = ["failures", "replay", "--all", "--yes", "--concurrency", "1", "--rate", "100"];
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("3 replayed, 0 failed again, 3 skipped"), "{out}");
+    assert!(out.contains("(3 the payload is not JSON)"), "{out}");
+    assert_eq!(anything_sent(&cloud), 3, "nothing of the broken ones is sent");
+    let counts = BTreeMap::from([("OPEN".to_owned(), 3), ("REPLAYED".to_owned(), 3)]);
+    assert_eq!(statuses(&cloud).await, (counts, 0));
+    let rows = cloud.dynamo.rows(FAILURES).await;
+    let open = rows.iter().filter(|row| row["status"] == "OPEN");
+    assert!(open.into_iter().all(|row| row["replays"] == 0), "{rows:?}");
 }
 
 #[tokio::test]
@@ -919,6 +947,33 @@ async fn mistakes_are_reported_with_a_message() {
         assert_eq!(exit, code, "{args:?}: {out}{err}");
         assert!(err.contains(expected) && !err.contains("panicked"), "{args:?}: {err}");
     }
+}
+
+/// The page size of the commands.
+const PAGE: usize = 250;
+
+#[tokio::test]
+async fn a_failure_that_is_recorded_again_while_the_open_ones_are_read_is_returned_once() {
+    let cloud = Cloud::start(done).await;
+    put(&cloud, (1..=PAGE + 10).map(row)).await;
+    let ledger = Ledger { failures: cloud.dynamo.table(FAILURES) };
+    let mut open = OpenFailures::new(ledger, FailureFilter::default());
+    let page = open.next().await.expect("a page").expect("not the end");
+    let mut found: Vec<_> = page.into_iter().map(|row| row.id).collect();
+    assert_eq!(found.len(), PAGE);
+    // Both pages have one of them, whatever the order is. One failure is new.
+    let again = [5, PAGE + 5].map(|number| FailureRow {
+        attempts: 2,
+        last_at: row(1_000).last_at,
+        ..row(number)
+    });
+    put(&cloud, again.into_iter().chain([row(1_001)])).await;
+    while let Some(page) = open.next().await.expect("a page") {
+        found.extend(page.into_iter().map(|row| row.id));
+    }
+    assert_eq!(found.len(), PAGE + 10, "one is returned twice, is missing, or is new");
+    let expected: BTreeSet<_> = (1..=PAGE + 10).map(|number| row(number).id).collect();
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ mod schemas;
 
 use std::collections::BTreeSet;
 
-use cloud::{Cloud, ReceivedRequest};
+use cloud::{CALLER_ARN, Cloud, ReceivedRequest, Stacks};
 use contracts::{
     OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Series, TimeRange},
@@ -18,7 +18,7 @@ use series::{RefusalRow, RevisionRow, SeriesRow, partition};
 use store::{Commit, Transaction};
 use telemetry::series_store::{Received, rows};
 use testkit::{
-    dynamo::{FAILURES, READINGS, REFUSALS, SITES},
+    dynamo::{AUDIT, FAILURES, READINGS, REFUSALS, SITES},
     golden,
     sample::noon,
 };
@@ -353,7 +353,17 @@ async fn old_sites_are_migrated_once() {
         (out, cloud.dynamo.rows(SITES).await)
     };
     let (out, rows) = migrate().await;
-    assert_eq!(out, "2 of 3 sites were changed.\n");
+    assert_eq!(out, "Changed 2 of 3 sites.\n");
+    let entries = cloud.dynamo.rows(AUDIT).await;
+    assert_eq!(entries.len(), 1, "one run is one entry: {entries:?}");
+    for (name, value) in [
+        ("operatorId", OperatorId::DEFAULT.to_string()),
+        ("actor", format!("iam:{CALLER_ARN}")),
+        ("action", "MigrateSites".to_owned()),
+        ("target", "sites".to_owned()),
+    ] {
+        assert_eq!(entries[0][name], value);
+    }
     let of = |id: SiteId, kind: &str| {
         let is_of = |row: &&Value| row["siteId"] == json!(id) && row["row"] == kind;
         rows.iter().find(is_of).expect("a row").clone()
@@ -366,7 +376,20 @@ async fn old_sites_are_migrated_once() {
     assert_eq!(of(ids[2], "SITE"), migrated);
     assert_eq!(of(ids[0], "STEP#ReserveKits"), step);
     let again = migrate().await;
-    assert_eq!(again, ("0 of 3 sites were changed.\n".to_owned(), rows));
+    assert_eq!(again, ("Changed 0 of 3 sites.\n".to_owned(), rows));
+    assert_eq!(cloud.dynamo.rows(AUDIT).await, entries, "a run without a change has no entry");
+}
+
+#[tokio::test]
+async fn without_an_entry_of_the_audit_trail_no_site_is_migrated() {
+    let stacks = Stacks { no_audit: true, ..Stacks::default() };
+    let cloud = Cloud::with(stacks, respond).await;
+    let old = json!({ "siteId": site(), "row": "SITE", "status": "ACTIVE", "createdAt": noon(0) });
+    cloud.dynamo.put(SITES, old.clone()).await;
+    let (code, out, err) = cloud.run(&["sites", "migrate"]).await;
+    assert_eq!(code, 5, "{out}{err}");
+    assert!(err.contains("dynamodb:PutItem on the table test-audit"), "{err}");
+    assert_eq!(cloud.dynamo.rows(SITES).await, [old]);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Tests `fieldctl readings`: runs the real binary against a fake of the API. For `readings send`, the fake refuses by the
-//! bundle's id.
+//! Tests `fieldctl readings`: runs the real binary against a fake of the API. For `readings send`, the id of a bundle
+//! decides what the fake refuses.
 
 mod cloud;
 
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-/// The maximum number of errors in a response of the fake. The API's is 100.
+/// The maximum number of errors in a response of the fake, besides the one that counts the others. The API's is 100.
 const MAX_LISTED: usize = 2;
 
 /// Returns a bundle with two series of two samples each.
@@ -151,7 +151,7 @@ async fn what_is_refused_does_not_stop_the_rest() {
     assert_line(&out, &[&good, "1", "1", "0", "0", "0", "4"]);
     assert_line(&out, &["total", "8", "4", "1", "4", "0", "14"]);
     assert!(err.contains("broken.json is not valid JSON"), "{err}");
-    assert!(err.contains("refused 4 of 8 bundles, and parts of 1 others"), "{err}");
+    assert!(err.contains("refused 4 of 8 bundles, and parts of 1 other"), "{err}");
 
     let (code, out, err) = run(&cloud, &["readings", "send", &broken, &good]).await;
     assert_eq!(code, 2, "{out}{err}");
@@ -287,6 +287,25 @@ async fn a_call_that_is_not_allowed_is_the_last_one() {
 }
 
 #[tokio::test]
+async fn both_errors_are_printed_if_the_run_stops_and_the_file_of_refused_bundles_fails() {
+    let files = Files::new();
+    let refused = files.path("refused.json");
+    let path = refused.clone();
+    let cloud = Cloud::start(move |_| {
+        // Nothing is refused, so the command removes its file at the end, which fails now.
+        std::fs::remove_file(&path).expect("the command's file");
+        (403, json!({ "title": "Forbidden" }), vec![])
+    })
+    .await;
+    let file = files.write("file.json", &["good-1"]);
+    let option = ["--refused", &refused.to_string_lossy()];
+    let (code, out, err) = run(&cloud, &[&["readings", "send", &file], &option[..]].concat()).await;
+    assert_eq!(code, 5, "{out}{err}");
+    assert!(err.contains("Forbidden"), "{err}");
+    assert!(err.contains("refused.json can't be written"), "{err}");
+}
+
+#[tokio::test]
 async fn what_was_accepted_before_the_api_gave_up_is_counted() {
     let cloud = Cloud::start(|request| {
         if !request.body.contains("waiting") {
@@ -316,7 +335,8 @@ fn sensor() -> (String, String) {
     (sensor.to_string(), format!("/local/sensors/{sensor}/readings"))
 }
 
-/// Answers to a query in two pages. The sample of the second page has no value. The first one has a hostile qualifier.
+/// Answers to a query in two pages. The first sample has a hostile qualifier. The sample of the second page has no
+/// value.
 fn answer_query(request: &ReceivedRequest) -> FakeResponse {
     let has_flags = request.query.contains("flags=true");
     let sample = |time: &str, value: Value, flag: u8, qualifiers: Value| {
@@ -332,8 +352,8 @@ fn answer_query(request: &ReceivedRequest) -> FakeResponse {
     (200, if request.query.contains("next=2") { second } else { first }, vec![])
 }
 
-/// Asserts the number of queries so far. Asserts that both pages of the last one have these parameters, in this order, and
-/// no others of what a query shows.
+/// Asserts the number of requests so far. Asserts that the last two, the pages of one query, have these of the
+/// parameters `quality`, `values` and `flags`, in this order, and no others of them.
 fn assert_queries(cloud: &Cloud, count: usize, parameters: &[&str]) {
     let (_, path) = sensor();
     let requests = cloud.requests(&path);

@@ -28,7 +28,7 @@ pub struct Plot<'a> {
     pub from: Timestamp,
     /// The time at the right edge. It must be later than `from`.
     pub to: Timestamp,
-    /// The samples of the period, sorted by time. There must be at least one.
+    /// The samples of the period, sorted by time. At least one must have a usable value.
     pub samples: &'a [Sample],
     /// The limits, each with its name.
     pub limits: Vec<(&'static str, f64)>,

@@ -41,8 +41,8 @@ pub enum Events {
         /// The selected events.
         #[command(flatten)]
         selection: EventSelection,
-        /// The operator of the events of a type, of another system's entity, or with another system's correlation id:
-        /// its id, the first digits of it, or its name. The default is the default operator.
+        /// The operator whose events are listed: its id, the first digits of it, or its name. The default is the
+        /// default operator. Events of Fieldstation's own entities and of an onboarding are found with any operator.
         #[arg(long)]
         operator: Option<String>,
         /// Only events since this time: RFC 3339, or an age such as 2h. The default is seven days before --to for
@@ -327,7 +327,7 @@ impl ShownEvent {
         }
     }
 
-    /// The time of publication is the time at which the stream got the event.
+    /// Converts an event of the stream. It was published at the time at which the stream got it.
     fn from_stream(event: StreamedEvent) -> Self {
         let metadata = event.envelope.metadata;
         let is_foreign = !metadata.entity.is_own();
@@ -348,7 +348,8 @@ impl ShownEvent {
         }
     }
 
-    /// Returns the site of one of Fieldstation's own events. What another system calls a site may not be one.
+    /// Returns the site of one of Fieldstation's own events. The `siteId` of another system's event may mean something
+    /// else.
     fn site(&self) -> Option<SiteId> {
         let site = self.detail["data"]["siteId"].as_str()?.parse().ok();
         site.filter(|_| !self.is_foreign)
@@ -366,7 +367,7 @@ impl ShownEvent {
     }
 }
 
-/// The names of sites, each looked up once, and again after a change. `None` for a site whose first event is not in the log.
+/// The names of sites, each looked up once, and again after a change. `None` for a site without a name in the log.
 type NameCache = BTreeMap<SiteId, Option<String>>;
 
 /// Looks up the names that are not known yet.

@@ -19,10 +19,10 @@ use crate::{
     audit::{Auditor, Owners},
     decode::decode,
     error::{CliError, Exit},
-    failure_pager::{FailureFilter, FailurePager, STATUSES, kind_name},
+    failure_pager::{FailureFilter, FailurePager, OpenFailures, STATUSES, kind_name},
     names::{SiteNames, is_claimed},
     output::{Screen, Tone},
-    render::{Table, age, ago, cause_message, mask_secrets, plain, short},
+    render::{Table, age, ago, cause_message, counted, mask_secrets, plain, short},
     stack::Stack,
     trace::status_tone,
 };
@@ -93,7 +93,7 @@ pub enum StatusName {
     Open,
     /// A replay succeeded, or the work was done in another way.
     Replayed,
-    /// An operator discarded it.
+    /// An engineer on call discarded it.
     Discarded,
     /// Any status.
     Any,
@@ -170,8 +170,7 @@ async fn list(
 fn count_text(count: usize) -> String {
     match count {
         0 => "No failure".to_owned(),
-        1 => "1 failure".to_owned(),
-        count => format!("{count} failures"),
+        count => counted(count, "failure", "failures"),
     }
 }
 
@@ -494,14 +493,14 @@ async fn selected_ids(ledger: &Ledger, selection: &Selection) -> Result<Vec<Fail
 #[derive(Debug)]
 enum SelectedFailures {
     Ids { ledger: Ledger, remaining: Vec<FailureId> },
-    Filtered(FailurePager),
+    Filtered(Box<OpenFailures>),
 }
 
 impl SelectedFailures {
     async fn new(ledger: Ledger, selection: &Selection) -> Result<Self, CliError> {
         let remaining = selected_ids(&ledger, selection).await?;
         Ok(if remaining.is_empty() {
-            Self::Filtered(FailurePager::new(ledger, &[Status::Open], selection.filter.clone()))
+            Self::Filtered(Box::new(OpenFailures::new(ledger, selection.filter.clone())))
         } else {
             Self::Ids { ledger, remaining }
         })

@@ -57,6 +57,9 @@ pub enum Keys {
     Rotate {
         /// The key: its prefix, its id or the first digits of it, or its name. Never the whole key.
         key: String,
+        /// The operator of the key: its id, the first digits of it, or its name. The default is your operator.
+        #[arg(long)]
+        operator: Option<String>,
         /// How long the old key stays valid: up to 30d.
         #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "24h")]
         overlap: Duration,
@@ -113,8 +116,9 @@ impl Keys {
                 };
                 create(stack, screen, &request).await
             }
-            Self::Rotate { key, overlap, expires_in_days } => {
-                let old = find_key(stack, &key, None).await?;
+            Self::Rotate { key, operator, overlap, expires_in_days } => {
+                let operator_id = find_operator(stack, operator).await?;
+                let old = find_key(stack, &key, operator_id).await?;
                 let request = KeyRequest {
                     expires_in_days: expires_in_days.or(old.lifetime_days()),
                     name: old.name,
@@ -122,7 +126,7 @@ impl Keys {
                     replaces: Some(old.key_id),
                     // The API refuses a number that is too large.
                     overlap_seconds: Some(u32::try_from(overlap.as_secs()).unwrap_or(u32::MAX)),
-                    operator_id: None,
+                    operator_id,
                 };
                 create(stack, screen, &request).await
             }

@@ -22,7 +22,7 @@ use crate::{
 /// Commands for operators.
 #[derive(Debug, Subcommand)]
 pub enum Operators {
-    /// Lists the operators, except the default operator, which owns what is older than operators.
+    /// Lists the operators, without the default operator. That one owns everything from before there were operators.
     List,
     /// Shows an operator.
     Show {

@@ -15,7 +15,7 @@ use crate::{
     api::{Call, query},
     error::{CliError, Exit, unreadable},
     output::{Screen, Tone},
-    render::{Table, parse_time, plain},
+    render::{Table, counted, parse_time, plain},
     resolve,
     stack::Stack,
 };
@@ -219,7 +219,7 @@ async fn get(
     Ok(Exit::Done)
 }
 
-/// Returns the row of a sample, or of a bucket. `flags` is whether the row of a sample has its flag and qualifiers.
+/// Returns the row of a sample, or of a bucket. `flags` says whether the row of a sample has its flag and qualifiers.
 fn row(entry: &Value, unit: &str, flags: bool) -> Vec<crate::render::Cell> {
     let time = |value: &Value| (value.as_str().unwrap_or("?").to_owned(), Tone::Faint);
     match entry {
@@ -254,7 +254,8 @@ fn flag_text(flag: &Value) -> String {
     }
 }
 
-/// Returns a number as text. A reading may have no value. A bucket in which no reading counts has only a count.
+/// Returns a number as text, or `-` if it is missing. A reading may have no value. A bucket in which no reading counts
+/// has only a count.
 fn number(value: &Value, shown: impl FnOnce(&Value) -> String) -> String {
     if value.is_null() { "-".to_owned() } else { shown(value) }
 }
@@ -297,7 +298,8 @@ async fn plot(
     if samples.is_empty() {
         screen.line("There are no readings with a value in this period.")?;
     } else {
-        let title = format!("{sensor}, {unit}, {} readings from {from}", samples.len());
+        let readings = counted(samples.len(), "reading", "readings");
+        let title = format!("{sensor}, {unit}, {readings} from {from}");
         let plot =
             Plot { title, from, to, samples: &samples, limits: Vec::new(), breaches: Vec::new() };
         plot.to_string().lines().try_for_each(|line| screen.line(line))?;

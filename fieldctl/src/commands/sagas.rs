@@ -20,7 +20,7 @@ use crate::{
     error::{CliError, Exit, aws},
     event_log::Period,
     output::{Progress, Screen, Tone},
-    render::{Cell, Table, age, mask_secrets, parse_duration, plain, span},
+    render::{Cell, Table, age, counted, mask_secrets, parse_duration, plain, span},
     resolve::{self, MIN_PREFIX},
     saga::{Execution, ExecutionError, STATE_MACHINES},
     sagas::{self, describe_all, list_executions, unsuccessful_statuses},
@@ -47,7 +47,8 @@ pub enum Sagas {
         /// The time without an event after which an execution is stuck.
         #[arg(long, default_value = "15m", value_parser = parse_duration)]
         budget: Duration,
-        /// The maximum number of executions. Without --stuck and --incomplete it applies to each state machine.
+        /// The maximum number of executions. Without --stuck and --incomplete, it applies to each state machine; with
+        /// --failed, it applies to each of the three statuses of each state machine.
         #[arg(long, default_value_t = 25)]
         limit: usize,
     },
@@ -144,7 +145,8 @@ fn name_in_list(screen: &Screen, name: &str) -> String {
     }
 }
 
-/// Finds an execution by its ARN, by a prefix of its name in either state machine, or an onboarding by its site.
+/// Finds an execution of either state machine by its ARN, its name or a prefix of its name. If there is none, finds the
+/// onboarding of the site that the text names.
 async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
     let not_found = || {
         CliError::not_found(format!("there is no execution {named}"))
@@ -285,20 +287,7 @@ async fn recover(
     screen.now = Timestamp::now();
     print(screen, &execution)?;
     match execution.status.as_str() {
-        "SUCCEEDED" => {
-            let closed = close_repaired(&stack.ledger(), &[onboarding]).await?;
-            if !screen.json {
-                screen.line("")?;
-                screen.field("undo", Tone::Good, "complete")?;
-                if closed > 0 {
-                    let text =
-                        format!("{closed} failures of this onboarding were repaired and closed");
-                    screen.field("failures", Tone::Plain, &text)?;
-                }
-            }
-            Ok(Exit::Done)
-        }
-        "RUNNING" => {
+        _ if execution.is_running() => {
             if !screen.json {
                 screen.line("")?;
                 let text = format!(
@@ -308,6 +297,19 @@ async fn recover(
                 screen.field("undo", Tone::Warn, &text)?;
             }
             Ok(Exit::Unknown)
+        }
+        "SUCCEEDED" => {
+            let closed = close_repaired(&stack.ledger(), &[onboarding]).await?;
+            if !screen.json {
+                screen.line("")?;
+                screen.field("undo", Tone::Good, "complete")?;
+                if closed > 0 {
+                    let text = counted(closed, "failure", "failures");
+                    let text = format!("{text} of this onboarding repaired and closed");
+                    screen.field("failures", Tone::Plain, &text)?;
+                }
+            }
+            Ok(Exit::Done)
         }
         _ => Ok(Exit::Failed),
     }

@@ -27,6 +27,11 @@ pub enum Sensors {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
     },
+    /// Lists the revisions of a sensor's readings: corrections and retractions.
+    Revisions {
+        /// The sensor: its id, the first digits of it, or SITE/METRIC.
+        sensor: String,
+    },
     /// Changes the metadata of a sensor, and shows the sensor.
     Update {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
@@ -46,6 +51,10 @@ impl Sensors {
                 let (site, sensor) = resolve::site_sensor(stack, &sensor).await?;
                 let sensor = sensor_of_site(stack, site, sensor).await?;
                 show(screen, &sensor)
+            }
+            Self::Revisions { sensor } => {
+                let sensor = resolve::sensor(stack, &sensor).await?;
+                revisions(stack, screen, sensor).await
             }
             Self::Update { sensor, file } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
@@ -85,6 +94,43 @@ async fn list(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
     Table::new(["SENSOR", "UNIT", "KIND", "INTERVAL", "CALIBRATION", "METRIC", "LABEL"])
         .page(screen, &rows)?;
     Ok(Exit::Done)
+}
+
+async fn revisions(stack: &Stack, screen: &mut Screen, sensor: SensorId) -> Result<Exit, CliError> {
+    let mut revisions = stack.all(&format!("/sensors/{sensor}/revisions"), "revisions").await?;
+    if screen.json {
+        revisions.iter().try_for_each(|revision| screen.entry(revision))?;
+        return Ok(Exit::Done);
+    }
+    if revisions.is_empty() {
+        screen.line("The sensor's readings have no revisions.")?;
+    }
+    // The API lists them in the order of their bundle ids.
+    revisions.sort_by_key(|revision| text(&revision["arrivedAt"]));
+    let rows: Vec<_> = revisions.iter().map(revision_row).collect();
+    let titles = ["ARRIVED", "KIND", "SAMPLES", "FROM", "TO", "REVISION", "BUNDLE", "REASON"];
+    Table::new(titles).page(screen, &rows)?;
+    Ok(Exit::Done)
+}
+
+/// Returns a row of the list of revisions. Its range is that of the samples and of what the revision replaces.
+fn revision_row(revision: &Value) -> Vec<Cell> {
+    let (samples, replaced) = (revision, &revision["replaces"]);
+    let times = |name: &str| [samples, replaced].map(|range| text(&range[name]));
+    // The times have the same format, so their order is that of their texts.
+    let from = times("from").into_iter().filter(|time| !time.is_empty()).min();
+    let to = times("to").into_iter().max();
+    let is_retraction = revision["samples"] == 0;
+    vec![
+        (text(&revision["arrivedAt"]), Tone::Faint),
+        plain(if is_retraction { "retraction" } else { "value" }),
+        plain(text(&revision["samples"])),
+        plain(from.unwrap_or_default()),
+        plain(to.unwrap_or_default()),
+        plain(text(&revision["revision"])),
+        plain(text(&revision["bundleId"])),
+        (text(&revision["reason"]), Tone::Strong),
+    ]
 }
 
 /// Returns a sensor of a site in the form of a response to `PATCH /sensors/{sensorId}`.

@@ -41,8 +41,8 @@ pub enum Sites {
     },
     /// Shows when a site's sensors last sent, what is missing, and what was refused or quarantined.
     ///
-    /// Exit codes: 0 the site reports; 1 it is silent, or something was refused or quarantined; 5 something could
-    /// not be read.
+    /// Exit codes: 0 there is no finding; 1 there is one, such as a silent sensor, or readings that were refused or
+    /// quarantined; 5 something could not be read.
     Health {
         /// The site: its id, the first digits of it, or its name.
         site: String,
@@ -72,8 +72,8 @@ pub enum Sites {
     },
     /// Adds the operator to the sites of releases before there were operators.
     ///
-    /// Run it once after the upgrade. Until then the API does not list these sites. It reads and writes the sites table
-    /// itself, and it can be run again at any time.
+    /// Run it once after the upgrade. Until then the API does not list these sites. The command does not call the API:
+    /// it reads and writes the sites table directly. It can be run again at any time.
     Migrate,
     /// Takes a site out of service permanently.
     Teardown {
@@ -139,7 +139,7 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or("?")
 }
 
-/// A site whose onboarding may be undone because it is not in service.
+/// A site that is not in service, so its onboarding may be undone.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UndoableSite {

@@ -17,14 +17,14 @@ use crate::{
     stack::Stack,
 };
 
-/// How long an execution environment of append-event may still use the earlier operator.
+/// Says how long an execution environment of append-event may still use the earlier operator.
 const EFFECTIVE: &str = "Within a minute, no request uses the earlier operator any more.";
 
 /// Commands for the sources of appended events.
 #[derive(Debug, Subcommand)]
 pub enum Sources {
-    /// Lists the sources that operators have claimed by appending an event. Sources of the parameter SourceOperators are
-    /// not claimed.
+    /// Lists the sources that operators have claimed by appending an event. A source that the parameter SourceOperators
+    /// names is not claimed, so it is not listed.
     List {
         /// The operator: its id, the first digits of it, or its name. The default is all operators.
         #[arg(long)]
@@ -38,7 +38,8 @@ pub enum Sources {
         #[arg(long)]
         yes: bool,
     },
-    /// Gives a source to another operator, also one that nobody has claimed. Its events stay with the earlier operator.
+    /// Gives a source to another operator. The source may also be one that nobody has claimed. Its events stay with the
+    /// earlier operator.
     Transfer {
         /// The source, such as com.example.lims.
         source: String,
@@ -181,7 +182,7 @@ async fn change(
     Ok(Exit::Done)
 }
 
-/// Starts the transaction that changes the claim, if it is still the one of `before`.
+/// Starts the transaction that changes the claim. It is refused if the source no longer belongs to `before`.
 fn claim(
     guards: &StoreTable,
     source: &str,

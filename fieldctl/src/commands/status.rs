@@ -52,7 +52,8 @@ fn show(screen: &mut Screen, status: &Status) -> Result<(), CliError> {
     let text = format!("{} in {}, {}: {verdict}", status.stack, status.region, status.at);
     screen.line(screen.paint(tone(status.health), &text))?;
     screen.line("")?;
-    let width = status.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+    let width = status.checks.iter().map(|check| Text::from(check.name).width()).max();
+    let width = width.unwrap_or_default();
     status.checks.iter().try_for_each(|check| line(screen, check, width))
 }
 
@@ -78,7 +79,11 @@ fn line(screen: &mut Screen, check: &Check, width: usize) -> Result<(), CliError
     }
     for (index, (tone_of_part, part)) in lines.iter().enumerate() {
         let head = match index {
-            0 => screen.paint(tone, symbol).then(" ").then(&format!("{:width$}  ", check.name)),
+            0 => {
+                let name = Text::from(check.name);
+                let gap = width.saturating_sub(name.width()) + 2;
+                screen.paint(tone, symbol).then(" ").then(name).gap(gap)
+            }
             _ => Text::default().gap(indent),
         };
         screen.line(head.then(screen.paint(*tone_of_part, part)))?;
@@ -111,7 +116,7 @@ fn lists(screen: &mut Screen, status: &Status) -> Result<(), CliError> {
         ]
     };
     let rows: Vec<_> = status.consumers.iter().map(consumer).collect();
-    Table::new(["CONSUMER", "READS", "FUNCTION", "UUID", "LAST RESULT"]).page(screen, &rows)?;
+    Table::new(["STATE", "READS", "FUNCTION", "UUID", "LAST RESULT"]).page(screen, &rows)?;
     screen.line("")?;
     let rows = status.queues.iter().map(|it| {
         let age = it.oldest_seconds.map_or("-".to_owned(), |age| format!("{age:.0} s"));

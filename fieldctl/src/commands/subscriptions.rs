@@ -7,7 +7,7 @@ use payments::{Finding, FindingKind, Report};
 use crate::{
     error::{CliError, Exit},
     output::{Screen, Tone},
-    render::{Cell, Table, ago, plain},
+    render::{Cell, Table, ago, counted, plain},
     stack::Stack,
 };
 
@@ -40,13 +40,16 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliE
     let Report { at, running, active, foreign, found, findings, .. } = report;
     let foreign = match foreign {
         0 => String::new(),
-        count => format!(", {count} subscriptions at the provider belong to no site"),
+        count => {
+            let foreign = counted(*count, "subscription at", "subscriptions at");
+            let belong = if *count == 1 { "belongs" } else { "belong" };
+            format!(", {foreign} the provider {belong} to no site")
+        }
     };
     let at = ago(screen.now, *at);
-    screen.line(&format!(
-        "Compared {at}: {running} subscriptions run at the provider, {active} rows are \
-         ACTIVE{foreign}."
-    ))?;
+    let running = counted(*running, "subscription runs", "subscriptions run");
+    let active = counted(*active, "row is", "rows are");
+    screen.line(&format!("Compared {at}: {running} at the provider, {active} ACTIVE{foreign}."))?;
     if outdated {
         let text = "This report is out of date: reconcile-subscriptions has not written one since. Its log has the reason.";
         let text = screen.paint(Tone::Bad, text);
@@ -63,7 +66,8 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliE
     let rows: Vec<_> = findings.iter().map(|finding| row(screen, finding)).collect();
     table.page(screen, &rows)?;
     if *found > findings.len() {
-        screen.line(&format!("{} more are not shown.", found - findings.len()))?;
+        let more = counted(found - findings.len(), "more is", "more are");
+        screen.line(&format!("{more} not shown."))?;
     }
     Ok(())
 }

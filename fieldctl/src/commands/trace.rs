@@ -85,7 +85,7 @@ fn calls_provider(state: &str) -> bool {
     billing.any(|step| [step.name, step.undo].contains(&state))
 }
 
-/// Prints an error. Returns `None` in that case, so that the command continues without the value.
+/// Returns the value of a success. Prints the error of a failure and returns `None`, so that the command continues.
 fn or_print<T>(result: Result<T, CliError>) -> Option<T> {
     result.inspect_err(output::print_error).ok()
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{Check, copy_error, resources::Resources};
 use crate::{
+    consumers::runs,
     error::{CliError, aws},
     stack::Stack,
 };
@@ -32,7 +33,7 @@ impl Consumer {
     /// Returns whether Lambda reads the source, or is about to.
     #[must_use]
     pub fn runs(&self) -> bool {
-        matches!(self.state.as_str(), "Enabled" | "Enabling" | "Creating" | "Updating")
+        runs(&self.state)
     }
 }
 

@@ -36,7 +36,8 @@ pub struct Function {
     /// The number of failed calls in the last 15 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<f64>,
-    /// The number of failed items in batches of the live version. Lambda does not count such a call as an error.
+    /// The number of failed items in the batches of the live version in the last 15 minutes. A call that returns them
+    /// in its partial batch response is not an error for Lambda.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_items: Option<f64>,
 }

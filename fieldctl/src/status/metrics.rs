@@ -18,7 +18,7 @@ use crate::{
     stack::{DEPLOYMENT_DOCS, Stack},
 };
 
-/// The period of the metrics, in seconds.
+/// The time span for which metrics are read, in seconds.
 pub const WINDOW_SECONDS: i32 = 900;
 
 /// The maximum number of queries in one call.
@@ -103,8 +103,8 @@ impl MetricRequest {
 /// The measured values, by metric and name of the request.
 pub type Values = HashMap<(MetricKind, String), f64>;
 
-/// The measured values. The names of streams and of the functions that read them are those without the environment; the
-/// names of other resources are their logical ids.
+/// The measured values. The names for `IteratorAge` and `IncomingRecords` are those of functions and streams without
+/// the environment. The names for all other metrics are logical ids.
 #[derive(Debug)]
 pub struct Metrics(Result<Values, CliError>);
 

@@ -11,7 +11,7 @@ use crate::{
     stack::Stack,
 };
 
-/// A failed call shows that the provider fails now only if it is not older than this.
+/// The maximum age at which a failed call still shows that the provider fails now, in milliseconds.
 const RECENT_MILLIS: i64 = 60_000;
 
 /// The state of the provider, from the circuit breaker's row and the secret.
@@ -28,7 +28,7 @@ pub struct ProviderStatus {
     /// The last failure since the last success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<CallError>,
-    /// When the secret with the API key was last changed. `None` if it can't be read.
+    /// When the secret with the API key was last changed. `None` if that can't be read, or if there is no last error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_changed_at: Option<Timestamp>,
 }
@@ -45,7 +45,7 @@ impl ProviderStatus {
         Self { circuit, failures, next_probe, last_error, key_changed_at }
     }
 
-    /// Returns whether calls fail now.
+    /// Returns whether the last call failed, or the circuit is not closed.
     #[must_use]
     pub fn fails(&self) -> bool {
         self.circuit != "closed" || self.failures > 0

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Check, copy_error, metrics::Metrics, resources::Resources};
 use crate::{
     error::{CliError, aws},
-    render::span,
+    render::{counted, span},
     stack::Stack,
 };
 
@@ -33,7 +33,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns whether messages wait longer than consumers need. Without an age, any waiting message counts.
+    /// Returns whether messages wait longer than [`MAX_WAIT`]. If the age is unknown, any waiting message counts.
     fn is_waiting(&self) -> bool {
         self.waiting > 0 && self.oldest_seconds.is_none_or(|age| age > MAX_WAIT.as_secs_f64())
     }
@@ -91,8 +91,9 @@ pub fn check(queues: Result<&[Queue], &CliError>) -> Result<Check, CliError> {
         return Ok(Check::good(
             "queues",
             format!(
-                "no message waits too long in {} queues; {all} messages in total",
-                queues.len()
+                "no message waits too long in {}; {} in total",
+                counted(queues.len(), "queue", "queues"),
+                counted(all, "message", "messages")
             ),
         ));
     }

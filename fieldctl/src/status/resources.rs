@@ -12,7 +12,7 @@ use crate::{
     stack::{DEPLOYMENT_DOCS, Deployment, Stack, describe, does_not_exist},
 };
 
-/// The number of concurrent calls.
+/// The maximum number of concurrent calls.
 const MAX_CONCURRENT_CALLS: usize = 8;
 
 /// The resources of all stacks of the environment.
@@ -185,7 +185,8 @@ async fn list(stack: &Stack) -> Result<StackResources, CliError> {
     Ok(StackResources { root, services, resources })
 }
 
-/// Finds the stack of a service in the root stack. The root stack's resource is named after the service.
+/// Finds the stack of a service among the root stack's resources. The logical id of the resource begins with the
+/// service's name.
 fn nested(stack: &Stack, own: &[StackResourceSummary], service: &'static str) -> ServiceStack {
     let found = own.iter().find(|it| {
         let is_stack = it.resource_type() == Some("AWS::CloudFormation::Stack");

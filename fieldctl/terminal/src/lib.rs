@@ -28,7 +28,8 @@ pub fn is_unsafe(c: char) -> bool {
     ) || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-/// Escapes the unsafe characters of a text. If `plain` returns a replacement for a character, that is used instead.
+/// Escapes the unsafe characters of a text. If `plain` returns a character, that one is written instead of the
+/// original.
 fn replace(text: &str, plain: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
     let is_plain = |c| plain(c).map_or(!is_unsafe(c), |other| other == c);
     if text.chars().all(is_plain) {

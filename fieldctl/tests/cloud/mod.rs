@@ -36,7 +36,8 @@ pub struct ReceivedRequest {
     pub authorization: String,
     /// The header `If-Match`.
     pub if_match: String,
-    /// The operation: `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
+    /// The operation, such as `AWSStepFunctions.DescribeExecution`; `CloudFormation` for that service and STS; or else
+    /// the path.
     pub operation: String,
     /// The path's query.
     pub query: String,
@@ -90,7 +91,7 @@ const RESOURCES: [(&str, &str, &str, &str); 5] = [
     ("failures", "AWS::CloudWatch::Alarm", "OpenFailuresAlarm", ALARM),
 ];
 
-/// The page size of resources. It is small, so that most stacks have several pages.
+/// The page size of resources. It is small, so that the stacks with the most resources have several pages.
 const RESOURCES_PER_PAGE: usize = 2;
 
 /// The log groups. One of them belongs to another environment.
@@ -329,7 +330,8 @@ impl Forward {
 }
 
 impl Cloud {
-    /// Starts a fake with a root stack. `handler` answers all requests except those to `CloudFormation` and DynamoDB.
+    /// Starts a fake with a root stack. `handler` answers all requests except those to `CloudFormation`, STS and
+    /// DynamoDB, and `DescribeLogGroups`.
     pub async fn start(
         handler: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
@@ -366,7 +368,7 @@ impl Cloud {
         Self { dynamo, endpoint, received }
     }
 
-    /// Returns the received requests of that operation or path.
+    /// Returns the received requests whose operation or path contains this text.
     pub fn requests(&self, operation: &str) -> Vec<ReceivedRequest> {
         let received = self.received.lock().expect("no panic in the fake");
         received.iter().filter(|request| request.operation.contains(operation)).cloned().collect()

@@ -38,8 +38,9 @@ const SEGMENTS: i32 = 4;
 const MAX_CONCURRENT_CALLS: usize = 4;
 /// The maximum duration of a call: that of a Lambda function.
 const MAX_CALL: Duration = Duration::from_mins(15);
-/// The delays before a call is repeated: Lambda throttled it, there was no response, or the function could not do all.
-/// Each call may be repeated, because it continues where an earlier one stopped.
+/// The delays before the retries of a call. A call is retried if Lambda throttled it, if there was no response, or if
+/// the function failed with a transient error or a timeout. A retry is safe, because it continues where the earlier
+/// call stopped.
 const RETRY_DELAYS: [Duration; 7] = [
     Duration::from_millis(200),
     Duration::from_millis(500),
@@ -49,8 +50,8 @@ const RETRY_DELAYS: [Duration; 7] = [
     Duration::from_secs(10),
     Duration::from_secs(20),
 ];
-/// The pause between two deletions of old rows if nothing could be deleted. An execution may still write such rows for a
-/// minute.
+/// The pause after a call that could not delete the old rows yet. For a minute after a rebuild, an execution may still
+/// write such rows, so the function deletes none.
 const CLEAN_PAUSE: Duration = Duration::from_secs(5);
 /// The maximum number of failed entities that are shown.
 const MAX_FAILED: usize = 100;
@@ -90,7 +91,7 @@ struct Replayed {
     function: &'static str,
     /// How the replay ended.
     result: Ended,
-    /// The generation of rows that was built or aborted. `None` if none was being built when it should be aborted.
+    /// The generation of rows that was built or aborted. `None` if `--abort` found no rebuild in progress.
     generation: Option<u64>,
     /// The number of entities in the log.
     entities: u64,
@@ -162,7 +163,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// Creates a client that does not retry: [`Self::call`] does.
+    /// Creates a replay. Its client does not retry, because [`Self::call`] does.
     fn new(stack: &'a Stack, function: &'static str) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
@@ -259,12 +260,12 @@ impl<'a> Replay<'a> {
         let batches = self.entities().try_chunks(Rebuild::MAX_ENTITIES).map_err(|error| error.1);
         let apply = |entities: Vec<String>| async move {
             let count = entities.len() as u64;
-            let apply = Rebuild::Apply { generation, entities };
-            Ok((count, self.call::<Applied>(&apply).await?))
+            Ok((count, self.apply_to_the_end(generation, entities).await?))
         };
         let mut results = pin!(batches.map_ok(apply).try_buffer_unordered(MAX_CONCURRENT_CALLS));
         let mut reported = Instant::now();
-        while let Some((entities, Applied { applied, failed })) = results.try_next().await? {
+        while let Some((entities, reply)) = results.try_next().await? {
+            let Applied { applied, failed, .. } = reply;
             replayed.entities += entities;
             replayed.applied += applied;
             replayed.failed.extend(failed);
@@ -282,6 +283,24 @@ impl<'a> Replay<'a> {
         }
         progress.clear();
         Ok(())
+    }
+
+    /// Applies all events of these entities. Each reply with `more` is progress, so the next call has all its attempts
+    /// again. Returns the number of events that all calls applied, and the entities that the last call reports as failed.
+    async fn apply_to_the_end(
+        &self,
+        generation: u64,
+        entities: Vec<String>,
+    ) -> Result<Applied, CliError> {
+        let apply = Rebuild::Apply { generation, entities, partial: true };
+        let mut applied = 0;
+        loop {
+            let reply: Applied = self.call(&apply).await?;
+            applied += reply.applied;
+            if !reply.more {
+                return Ok(Applied { applied, ..reply });
+            }
+        }
     }
 
     /// Deletes the rows of earlier generations. Returns their number.
@@ -302,7 +321,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Returns the keys of all entities in the log: those of all first events.
+    /// Returns the key of each entity in the log once: the scan returns only events with the sequence 1.
     fn entities(&self) -> impl Stream<Item = Result<String, CliError>> + '_ {
         let segment = |segment| {
             let scan = self
@@ -329,7 +348,7 @@ impl<'a> Replay<'a> {
         stream::select_all((0..SEGMENTS).map(segment))
     }
 
-    /// Calls the function until it has done the work, and returns its reply.
+    /// Calls the function and returns its reply. Retries a call that can be repeated.
     async fn call<R: DeserializeOwned>(&self, rebuild: &Rebuild) -> Result<R, CliError> {
         for delay in RETRY_DELAYS {
             match self.call_once(rebuild).await? {

@@ -11,7 +11,7 @@ use contracts::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{
     ClaimOptions, ClaimResult, ErrorInfo, FailureId, FailureRow, FailureSummary, FinishResult,
-    Kind, Ledger, ReplayOutcome, Status,
+    Kind, Ledger, ReplayOutcome, Status, sources::RECOVER_ONBOARDING,
 };
 use serde_json::json;
 use tokio::{
@@ -37,13 +37,13 @@ use crate::{
     teardown::{TeardownStatus, close_repaired, wait_for_teardown},
 };
 
-/// The maximum time between the recordings of two parts of a record. Usually it is much shorter, because the parts are
-/// sent one right after another.
+/// The maximum time between the recordings of two parts of a record. A record that is too long for one message is
+/// recorded in parts, each as a failure of its own. The time is usually much shorter, because the parts are sent one
+/// after another.
 const MAX_PARTS_MILLIS: i64 = 60 * 60 * 1000;
 
-/// The function whose replay starts a teardown.
-const RECOVER_ONBOARDING: &str = "recover-onboarding";
-/// The maximum time between the start of a teardown and the recording of its failure: a day of retries.
+/// The maximum time between the start of a teardown by recover-onboarding and the recording of that function's failure:
+/// a day of retries.
 const MAX_RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// The options of a replay.
@@ -81,7 +81,7 @@ enum ReplayResult {
     Unknown(String),
     /// It may have been sent. Holds the reason.
     InDoubt(String),
-    /// It is not open, or it is sent with another failure.
+    /// It was not sent: it is not open, or another failure's replay includes its work.
     Skipped(String),
     /// It was not sent, and stays open.
     StaysOpen(String),
@@ -111,7 +111,7 @@ struct ReplayRun<'a> {
     resend: Resend<'a>,
     auditor: Auditor,
     owners: Owners<'a>,
-    /// The id of all claims of this run.
+    /// The id of this run's claims. A claim reserves a failure, so that no other run sends its work.
     id: Uuid,
     by: Option<String>,
     options: ClaimOptions,
@@ -135,7 +135,7 @@ fn watch_ctrl_c() -> Receiver<bool> {
     receiver
 }
 
-/// Waits until the value is `true`. Never returns if the sender is gone before that.
+/// Waits until the value is `true`. Never returns if the sender is dropped before that.
 async fn wait_until_true(mut receiver: Receiver<bool>) {
     if receiver.wait_for(|value| *value).await.is_err() {
         std::future::pending::<()>().await;
@@ -392,11 +392,11 @@ impl ReplayRun<'_> {
             SendOutcome::Moot(why) => ReplayOutcome::NothingToDo(why),
             SendOutcome::Failed(error) => ReplayOutcome::Failed(error),
             SendOutcome::Started(arn) => self.wait_for_teardown(first, &arn).await,
-            // The claims stay, so that nothing sends the work again unless the operator forces it.
+            // The claims stay, so that nothing sends the work again without --in-doubt.
             SendOutcome::InDoubt(why) => return Ok(ReplayResult::InDoubt(why)),
-            SendOutcome::Missing(error) => {
+            SendOutcome::Impossible(why) => {
                 self.release(&claimed).await?;
-                return stays_open_if_not_found(error);
+                return Ok(ReplayResult::StaysOpen(why));
             }
             SendOutcome::NotSent(error) => {
                 self.release(&claimed).await?;
@@ -461,7 +461,8 @@ impl ReplayRun<'_> {
                 ReplayOutcome::Done
             }
             Ok(TeardownStatus::Failed(error)) => ReplayOutcome::Failed(error),
-            // The teardown continues. After its end, record-failure closes or reopens the failure.
+            // The teardown continues. At its end, record-failure closes the failure of site-teardown or records it
+            // again.
             Ok(TeardownStatus::Running) | Err(_) => ReplayOutcome::Unknown,
         }
     }
@@ -540,7 +541,7 @@ fn are_parts_of_same_record(one: &str, other: &str) -> bool {
     }
 }
 
-/// Converts the error of a missing function or payload: the failure stays open, and the run continues. Any other error
+/// Converts the error of a missing payload: the failure stays open, and the run continues. Any other error
 /// ends the run.
 fn stays_open_if_not_found(error: CliError) -> Result<ReplayResult, CliError> {
     match error.exit {
@@ -550,7 +551,7 @@ fn stays_open_if_not_found(error: CliError) -> Result<ReplayResult, CliError> {
 }
 
 impl ResultCounts {
-    /// Counts a result, and prints it unless it is a success.
+    /// Counts a result and prints it. As text, a skipped failure is not printed, and a success only if it has a reason.
     fn add(
         &mut self,
         screen: &mut Screen,

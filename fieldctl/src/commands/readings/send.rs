@@ -17,13 +17,13 @@ use crate::{
     commands::json_file,
     error::{CliError, Exit, field_problem},
     output::{self, Progress, Screen, Tone},
-    render::{Table, plain},
+    render::{Table, counted, plain},
     stack::Stack,
 };
 
 /// The maximum number of bundles in one call.
 const MAX_BUNDLES: usize = 500;
-/// The maximum size of a call's body.
+/// The maximum size of a call's body, in bytes.
 const MAX_CALL_BYTES: usize = 4 << 20;
 
 /// The options of the command.
@@ -62,7 +62,7 @@ impl BundleFile {
     }
 }
 
-/// The parts of a bundle that are needed to count what was accepted. A bundle that has another form is empty.
+/// The parts of a bundle that are needed to count what was accepted. A bundle of another form is read as an empty one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Outline {
@@ -88,7 +88,7 @@ impl Outline {
     }
 }
 
-/// Splits bundles into ranges that fit into one call.
+/// Splits the bundles into ranges. The bundles of a range fit into one call.
 fn split_into_calls(bundles: &[Box<RawValue>]) -> VecDeque<Range<usize>> {
     let mut calls: VecDeque<Range<usize>> = VecDeque::new();
     let mut bytes = 0;
@@ -134,7 +134,7 @@ fn path_in_file(field: &str, first: usize) -> String {
 struct Refusal {
     /// The index of its bundle in the call. `None` if the API names no bundle.
     bundle: Option<usize>,
-    /// The index of its series in the bundle. `None` if it is the whole bundle.
+    /// The index of its series in the bundle. `None` if the API names no series, because it refused the whole bundle.
     series: Option<usize>,
     /// The path in the call.
     field: String,
@@ -187,7 +187,7 @@ impl Verdict {
         let entries = body[name].as_array().into_iter().flatten();
         let mut refusals: Vec<_> =
             entries.map(|entry| Refusal::read(entry, kind.unwrap_or("-"))).collect();
-        // What names no bundle is about the only one.
+        // In a call with one bundle, a refusal that names no bundle is about that bundle.
         for refusal in refusals.iter_mut().filter(|it| ids.len() == 1 && it.bundle.is_none()) {
             (refusal.bundle, refusal.field) = (Some(0), "[0]".to_owned());
         }
@@ -196,14 +196,14 @@ impl Verdict {
         Self { outcomes, refusals }
     }
 
-    /// Returns whether the response says what happened with each bundle. The API lists a limited number of refusals. If it
-    /// has more, the last one names no bundle.
+    /// Returns whether the response says what happened with each bundle. The API lists a limited number of refusals. If
+    /// there are more, the last entry of the list names no bundle.
     fn is_complete(&self) -> bool {
         !self.outcomes.contains(&Outcome::Unknown)
             && self.refusals.iter().all(|refusal| refusal.bundle.is_some())
     }
 
-    /// Counts a bundle that is the only one of its call as refused if the response does not say what happened.
+    /// Counts the bundle of a call with one bundle as refused, if the response does not say what happened with it.
     fn refuse_unknown(&mut self, response: &ApiResponse) {
         if self.outcomes == [Outcome::Unknown] {
             self.outcomes = vec![Outcome::Refused];
@@ -220,7 +220,7 @@ impl Verdict {
     }
 }
 
-/// Returns whether a response of that status says what happened with each bundle. After any other one, the next call
+/// Returns whether a response of that status says what happened with each bundle. After any other status, the next call
 /// would fail, too.
 fn is_verdict(status: u16) -> bool {
     matches!(status, 200..300 | 400 | 410 | 413)
@@ -265,16 +265,17 @@ struct Counts {
     bundles: usize,
     /// The bundles that were accepted, completely or in part.
     accepted: usize,
-    /// Those of them that were accepted in part.
+    /// The bundles that were accepted in part. They are included in `accepted`.
     accepted_in_part: usize,
     /// The bundles that were refused completely.
     refused: usize,
-    /// The samples that were accepted. Those of a bundle count only if the API names its refused series.
+    /// The samples that were accepted. Samples of a bundle that was accepted in part count only if the API names the
+    /// series that it refused.
     samples: usize,
 }
 
 impl Counts {
-    /// Returns the bundles of which it is not known whether they were accepted. Most of them were not sent.
+    /// Returns the number of bundles of which it is not known whether they were accepted. Most of them were not sent.
     fn left(&self) -> usize {
         self.bundles - self.accepted - self.refused
     }
@@ -339,7 +340,8 @@ impl<'a> Run<'a> {
             let mut verdict = Verdict::read(&response, &ids);
             let is_verdict = is_verdict(response.status);
             if is_verdict && !verdict.is_complete() && call.len() > 1 {
-                // The halves name the rest of the refusals. What was accepted is a repeat, which changes nothing.
+                // The responses to the two halves of the call name the missing refusals. Sending a bundle again that
+                // was accepted changes nothing.
                 let middle = call.start.midpoint(call.end);
                 calls.push_front(middle..call.end);
                 calls.push_front(call.start..middle);
@@ -349,7 +351,7 @@ impl<'a> Run<'a> {
                 verdict.refuse_unknown(&response);
             }
             self.count(&verdict, bundles, &outlines, counts);
-            // After a closed pipe nobody would see what else is refused.
+            // The run stops at a closed pipe, because nobody would see what else is refused.
             self.show(&verdict, file, call.start)
                 .map_err(|_| CliError::new(Exit::Failed, "the output can't be written"))?;
             self.progress.steps(call.len());
@@ -484,7 +486,7 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
     run.progress.clear();
     let Run { screen, refusals, refused, .. } = run;
 
-    let written = refused_file.map(|file| file.write(&refused)).transpose();
+    let written = refused_file.map_or(Ok(()), |file| file.write(&refused));
     if screen.json {
         let mut document = total.json();
         let files = counted.iter().map(|(name, counts)| {
@@ -499,6 +501,10 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         show_counts(screen, &counted, total, !refused.is_empty())?;
     }
     if let Some(error) = stopped {
+        // The command ends with the error that stopped it, so the other one is printed here.
+        if let Err(unwritten) = &written {
+            output::print_error(unwritten);
+        }
         let advice = error.advice.clone().unwrap_or_default();
         return Err(error.advise(format!(
             "It is safe to send the same files again: a bundle is stored once. {advice}"
@@ -532,9 +538,9 @@ fn show_counts(
 /// Returns the error for a run that sent everything, and of which the API refused something.
 fn refused_error(total: Counts, refused_file: Option<&str>) -> CliError {
     let Counts { bundles, accepted_in_part, refused, .. } = total;
-    let message = format!(
-        "the API refused {refused} of {bundles} bundles, and parts of {accepted_in_part} others"
-    );
+    let bundles = counted(bundles, "bundle", "bundles");
+    let parts = counted(accepted_in_part, "other", "others");
+    let message = format!("the API refused {refused} of {bundles}, and parts of {parts}");
     let what = match refused_file {
         Some(file) => format!("correct the bundles in {file} and send it"),
         None => {

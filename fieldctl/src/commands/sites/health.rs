@@ -2,7 +2,7 @@
 
 use contracts::{OperatorId, SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use ledger::{FailureSummary, Status};
+use ledger::{FailureSummary, Status, sources::STORE_READINGS};
 use serde_json::Value;
 use series::{RefusalRow, RevisionRow, SeriesRow};
 use store::Table as DynamoTable;
@@ -23,14 +23,13 @@ use crate::{
 
 /// The maximum number of sensors or failures that are read concurrently.
 const MAX_CONCURRENT_READS: usize = 8;
-/// The minimum number of a sensor's rows from which its interval is computed.
+/// The minimum number of rows of a sensor that are read to compute its interval, even if they are older than 24 hours.
 const MIN_ROWS: usize = 50;
 /// The maximum number of a sensor's rows that are read: two days of bundles of half a minute.
 const MAX_ROWS: usize = 6_000;
 /// The maximum number of open failures of store-readings that are searched for those of the site. With more of them,
 /// the number of quarantined bundles is unknown.
 const MAX_FAILURES: usize = 1_000;
-const STORE_READINGS: &str = "store-readings";
 
 /// Runs the command.
 pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
@@ -62,7 +61,7 @@ async fn load_data(stack: &Stack, site: SiteId, site_json: &Value, now: Timestam
         .buffered(MAX_CONCURRENT_READS)
         .collect();
     let refusals = stack.table(names::REFUSALS);
-    // Releases before there were operators show none.
+    // An API of a release from before there were operators returns no operator.
     let operator = text(site_json, "operatorId").parse().unwrap_or_default();
     let since = now.plus_millis(-WINDOW_MILLIS);
     let (sensors, own, without_site, failures) = futures_util::join!(
@@ -167,9 +166,13 @@ fn print(screen: &mut Screen, health: &SiteHealth) -> Result<(), CliError> {
         )?;
     }
     if let Some(count @ 1..) = health.refused_without_site {
-        let message = format!(
-            "{count} refused bundles of the last 24 h name no site; some may be from this site"
-        );
+        let message = match count {
+            1 => "1 refused bundle of the last 24 h names no site; it may be from this site"
+                .to_owned(),
+            _ => format!(
+                "{count} refused bundles of the last 24 h name no site; some may be from this site"
+            ),
+        };
         screen.field("note", Tone::Warn, &message)?;
     }
     screen.line("")?;

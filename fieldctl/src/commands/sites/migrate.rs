@@ -1,5 +1,6 @@
 //! The command `fieldctl sites migrate`.
 
+use ::audit::Action;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{OperatorId, SiteId, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -8,8 +9,10 @@ use serde_json::json;
 use store::{Commit, StoreError, Table, Transaction, from_item};
 
 use crate::{
+    audit::Auditor,
     error::{CliError, Exit},
     output::{Progress, Screen},
+    render::counted,
     site_row,
     stack::Stack,
 };
@@ -36,6 +39,10 @@ pub async fn run(stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
     let rows = rows(&table).await?;
     let count = rows.len();
     let old: Vec<_> = rows.into_iter().filter(|row| row.operator_status.is_none()).collect();
+    if !old.is_empty() {
+        let auditor = Auditor::new(stack).await?;
+        auditor.record(OperatorId::DEFAULT, Action::MigrateSites, names::SITES).await?;
+    }
     let progress = Progress::bar(old.len(), "Ctrl-C stops, and the command can be run again");
     let (table, bar) = (&table, &progress);
     let changed = stream::iter(old)
@@ -52,7 +59,8 @@ pub async fn run(stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
     if screen.json {
         screen.document(&json!({ "sites": count, "changed": changed }))?;
     } else {
-        screen.line(&format!("{changed} of {count} sites were changed."))?;
+        let sites = counted(count, "site", "sites");
+        screen.line(&format!("Changed {changed} of {sites}."))?;
     }
     Ok(Exit::Done)
 }
