@@ -61,7 +61,7 @@ impl Alarm {
         format!("{} {}", self.namespace, self.metric_name)
     }
 
-    /// Returns the time that the alarm evaluates.
+    /// Returns the length of the time range that the alarm evaluates.
     #[must_use]
     pub fn window(&self) -> Duration {
         Duration::from_secs((self.period * self.evaluation_periods).into())
@@ -103,8 +103,8 @@ impl Stack {
         Ok(alarms)
     }
 
-    /// Puts values of the alarms' metric with a timestamp of `ago`. The alarms' metrics may only differ in their
-    /// dimensions.
+    /// Puts values of the alarms' metric, with a timestamp that is `ago` before now. The alarms' metrics may only
+    /// differ in their dimensions.
     ///
     /// `values` are pairs of a value and its count. Without values, a datum without samples is put.
     pub async fn put_metric_values(

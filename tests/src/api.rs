@@ -63,7 +63,7 @@ pub struct Call {
 enum Credential {
     /// The key of an administrator of the default operator.
     Administrator,
-    /// These values, each in its own header. No header if there is none.
+    /// These values, each in its own header. If the list is empty, the call has no such header.
     Given(Vec<HeaderValue>),
 }
 
@@ -163,7 +163,7 @@ impl Call {
         self
     }
 
-    /// Sends the call with this key or token, or as the administrator if there is none.
+    /// Sets the key or token of the call. With `None`, the call keeps the administrator's key.
     #[must_use]
     pub fn bearing_or_admin(self, credential: Option<&str>) -> Self {
         match credential {
@@ -172,13 +172,13 @@ impl Call {
         }
     }
 
-    /// Sends the call with this key or token.
+    /// Sets the key or token of the call.
     #[must_use]
     pub fn bearing(self, credential: &str) -> Self {
         self.authorizations(&[&format!("Bearer {credential}")])
     }
 
-    /// Sends the call with these `Authorization` headers.
+    /// Sets the `Authorization` headers of the call.
     ///
     /// # Panics
     /// If a value is not a valid header value.

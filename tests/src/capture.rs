@@ -11,6 +11,8 @@ use uuid::Uuid;
 use crate::Stack;
 
 const TARGET: &str = "queue";
+/// How long [`Capture::take_all`] waits for events that should not be there.
+const QUIET: Duration = Duration::from_millis(1500);
 
 /// Captures the events that the stack publishes after [`Capture::start`].
 #[derive(Debug)]
@@ -71,6 +73,21 @@ impl Capture {
             }
             tokio::time::sleep(Duration::from_millis(150)).await;
         }
+    }
+
+    /// Receives events like [`Capture::take_until`]. Then waits for events that should not be there, such as repeats,
+    /// and deletes the rule and the queue. Returns all events.
+    pub async fn take_all(
+        self,
+        stack: &Stack,
+        timeout: Duration,
+        enough: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>> {
+        let mut events = self.take_until(stack, timeout, enough).await?;
+        tokio::time::sleep(QUIET).await;
+        events.extend(self.take(stack).await?);
+        self.stop(stack).await?;
+        Ok(events)
     }
 
     /// Deletes the rule and the queue.

@@ -40,7 +40,7 @@ pub struct Task {
     pub ended: Option<i64>,
     /// The number of attempts.
     pub attempts: u32,
-    /// The errors' names of the failed attempts.
+    /// The error names of the failed attempts.
     pub failures: Vec<String>,
     /// Whether the last attempt succeeded.
     pub succeeded: bool,
@@ -168,14 +168,14 @@ impl Stack {
         self.execution(&execution_arn(&self.machine_arn(names::SITE_TEARDOWN), name)).await
     }
 
-    /// Stops an execution, as an operator does.
+    /// Stops an execution, as an engineer on call does.
     pub async fn stop(&self, arn: &str) -> Result<()> {
         let stop = self.sfn.stop_execution().execution_arn(arn);
         stop.cause("stopped by hand").send().await.context("the execution can't be stopped")?;
         Ok(())
     }
 
-    /// Starts a teardown, as an operator does. Returns its ARN.
+    /// Starts a teardown, as an engineer on call does. Returns its ARN.
     pub async fn start_teardown(&self, input: &str) -> Result<String> {
         let machine = self.machine_arn(names::SITE_TEARDOWN);
         let started =

@@ -28,7 +28,7 @@ pub type KitCounts = BTreeMap<String, i64>;
 fn add(count: &mut KitCounts, kits: &Value, sign: i64) -> Result<()> {
     for kit in kits.as_array().context("no list of kits")? {
         let metric = kit["metric"].as_str().context("a kit without a metric")?;
-        let quantity = kit["quantity"].as_i64().context("a row without a quantity")?;
+        let quantity = kit["quantity"].as_i64().context("a kit without a quantity")?;
         *count.entry(metric.to_owned()).or_default() += sign * quantity;
     }
     Ok(())

@@ -25,9 +25,9 @@ pub struct LoggedEvent {
     pub kind: String,
     /// RFC 3339.
     pub occurred_at: String,
-    /// When EventBridge accepted the event.
+    /// When the event was marked as published, after the stream and the bus had accepted it.
     pub published_at: Option<String>,
-    /// Set until the event is published.
+    /// Set until the event is marked as published or as refused.
     pub unpublished: Option<String>,
     /// The whole `detail` as text.
     pub detail: String,

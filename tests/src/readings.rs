@@ -23,8 +23,8 @@ use crate::{
     wait::{FAILURE_TIMEOUT, Poll, TIMEOUT, until},
 };
 
-/// Returns a time of the day before yesterday (UTC) as RFC 3339, such as `first_day("00:10:00")`. Sites accept only recent
-/// samples.
+/// Returns a time of the day before yesterday (UTC) as RFC 3339, such as `first_day("00:10:00")`. Tests use recent
+/// days, because old samples are refused.
 #[must_use]
 pub fn first_day(time: &str) -> String {
     days_ago(2, time)
@@ -63,7 +63,7 @@ pub struct SiteSensor {
 pub struct Bucket {
     /// When it begins.
     pub start: Timestamp,
-    /// The number of samples.
+    /// The number of samples with a value of the requested quality.
     pub count: usize,
     /// The minimum. `None` if no sample counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,7 +150,8 @@ impl QuarantinedRecord {
         Position { shard_id: shard.to_owned(), sequence_number }
     }
 
-    /// Returns the record's partition key without the sender: the site, or what a producer wrote.
+    /// Returns the record's partition key up to the `/` before the sender. This is the site, unless a producer wrote
+    /// another key directly.
     #[must_use]
     pub fn partition_key(&self) -> &str {
         let key = &self.record.kinesis.partition_key;
@@ -234,7 +235,7 @@ impl Stack {
         self.pages(&format!("/sensors/{sensor}/readings"), query, "samples").await
     }
 
-    /// Returns a sensor's hours or days from all pages.
+    /// Returns a sensor's aggregated hours or days from all pages.
     pub async fn buckets(&self, sensor: SensorId, query: &str) -> Result<Vec<Bucket>> {
         self.pages(&format!("/sensors/{sensor}/readings"), query, "buckets").await
     }
@@ -342,7 +343,7 @@ impl Stack {
         while let Some(item) = items.next().await {
             rows.push(item?);
         }
-        // The key of a row of samples begins with their first time. The others are SENSOR and REVISION/...
+        // The key of a row of samples begins with the time of its first sample. Other keys are SENSOR and REVISION/...
         let begins_with_a_time = |key: &AttributeValue| {
             key.as_s().is_ok_and(|key| key.starts_with(|first: char| first.is_ascii_digit()))
         };

@@ -81,7 +81,7 @@ impl Site {
         Ok(Self { ids, sensors })
     }
 
-    /// Returns the partition key of its records.
+    /// Returns the site's id as text. Tests use it as the partition key of records that they put on the stream.
     #[must_use]
     pub fn key(&self) -> String {
         self.ids.site_id.to_string()

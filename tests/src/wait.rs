@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 /// The timeout for things that take a few seconds, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The timeout for a failure. A record with a sensor that its site can have is on hold for `ReadingsHoldSeconds` before.
+/// The timeout for a failure to be recorded. If a record of readings names a sensor that may be registered soon, it is
+/// first on hold for `ReadingsHoldSeconds`.
 pub const FAILURE_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The interval between polls. The emulator shares the machine with the functions.

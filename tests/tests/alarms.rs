@@ -237,8 +237,8 @@ async fn every_alarm_fires_notifies_on_call_and_returns_to_ok() -> Result<()> {
 
     let on_call = OnCallQueue::subscribe(&stack).await?;
     try_join_all(rules_of_metrics.into_values().map(async |mut rules| {
-        // A value measured for a short window stays in a longer one, and the emulator's alarms evaluate all
-        // values of a metric whatever their dimensions, so the longest windows come first.
+        // The longest windows come first. A value at the beginning of a short window is still in a longer one, and the
+        // emulator's alarms evaluate all values of a metric, whatever their dimensions.
         rules.sort_by_key(|(_, alarms)| {
             std::cmp::Reverse(alarms.first().map(|alarm| alarm.window()))
         });

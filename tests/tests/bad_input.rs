@@ -275,7 +275,7 @@ async fn a_malformed_stream_record_is_quarantined_and_does_not_block_the_stream(
     let reason = &failure.error.message;
     assert!(reason.contains("type"), "the error does not name the missing field: {reason:?}");
     stack.wait_until_active(ids.site_id).await?;
-    // A rebuild of a consumer would fail for this entity.
+    // The row is deleted, because a rebuild of a consumer would fail for its entity.
     stack.dynamodb().delete_item().table_name(&table).set_key(Some(key)).send().await?;
     Ok(())
 }

@@ -5,15 +5,15 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aws_sdk_sfn::types::HistoryEventType;
-use contracts::{Metric, OnboardingId};
+use contracts::{Metric, OnboardingId, Timestamp};
 use cost::{
     counted::{Effect, Execution, Onboardings, Stack as Counted},
     docs::check_or_update_json,
     machine::transitions,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tests::{
     Stack, log,
     sites::{DECLINED_CARD, GOOD_CARD, Ids, registration},
@@ -50,56 +50,21 @@ async fn counted_transitions(stack: &Stack, arn: &str) -> Result<u32> {
     Ok(entered + attempts - tasks)
 }
 
-/// Calls CloudWatch Logs, for which the tests have no client. The emulator does not check signatures of its own
-/// account.
-async fn logs(stack: &Stack, operation: &str, request: &Value) -> Result<Value> {
-    let authorization = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/logs/aws4_request, \
-                         SignedHeaders=host, Signature=0";
-    let call = reqwest::Client::builder().no_proxy().build()?.post(stack.endpoint().clone());
-    let call = call
-        .header("x-amz-target", format!("Logs_20140328.{operation}"))
-        .header("content-type", "application/x-amz-json-1.1")
-        .header("authorization", authorization)
-        .body(request.to_string());
-    let response = call.send().await?;
-    let (status, text) = (response.status(), response.text().await?);
-    ensure!(status.is_success(), "{operation} returned {status}: {text}");
-    Ok(serde_json::from_str(&text)?)
-}
-
-/// Returns the JSON lines of a log group.
-async fn lines(stack: &Stack, group: &str) -> Result<Vec<Value>> {
-    let mut lines = Vec::new();
-    let mut request = json!({ "logGroupName": group, "limit": 10_000 });
-    loop {
-        let page = logs(stack, "FilterLogEvents", &request).await?;
-        let events = page["events"].as_array().context("no log lines")?.iter();
-        // Lambda's own lines are not JSON on the emulator.
-        lines.extend(events.filter_map(|it| serde_json::from_str(it["message"].as_str()?).ok()));
-        match &page["nextToken"] {
-            Value::Null => return Ok(lines),
-            token => request["nextToken"] = token.clone(),
-        }
-    }
-}
-
-/// Counts how often each function logged `done` or `failed` for this onboarding.
-async fn invocations(stack: &Stack, onboarding: OnboardingId) -> Result<BTreeMap<String, u32>> {
+/// Counts how often each function logged `done` or `failed` for this onboarding, which began after `since`.
+async fn invocations(
+    stack: &Stack,
+    onboarding: OnboardingId,
+    since: Timestamp,
+) -> Result<BTreeMap<String, u32>> {
     let mut counts = BTreeMap::new();
-    let prefix = format!("/aws/lambda/{}/", stack.name());
-    let request = json!({ "logGroupNamePrefix": prefix, "limit": 50 });
-    let groups = logs(stack, "DescribeLogGroups", &request).await?;
-    for group in groups["logGroups"].as_array().context("no log groups")? {
-        let group = group["logGroupName"].as_str().context("a group without a name")?;
-        let lines = lines(stack, group).await?;
-        let ended = lines.iter().filter(|line| {
+    for log in stack.function_logs(since).await? {
+        let ended = log.entries().filter(|line| {
             let has_ended = line["message"] == "done" || line["message"] == "failed";
             has_ended && line["span"]["correlationId"] == onboarding.to_string()
         });
         let count = u32::try_from(ended.count())?;
         if count > 0 {
-            let function = group.strip_prefix(&prefix).context("a log group of another stack")?;
-            counts.insert(function.to_owned(), count);
+            counts.insert(log.function, count);
         }
     }
     Ok(counts)
@@ -109,6 +74,7 @@ async fn invocations(stack: &Stack, onboarding: OnboardingId) -> Result<BTreeMap
 async fn count_usage(
     stack: &Stack,
     ids: Ids,
+    since: Timestamp,
     expected: &BTreeMap<String, u32>,
 ) -> Result<Execution> {
     stack.wait_for_onboarding_end(ids.onboarding_id).await?;
@@ -119,7 +85,7 @@ async fn count_usage(
     }
     let saga_events = log::published_saga_events(stack, ids.onboarding_id).await?;
     let invocations = until("all invocations to be logged", TIMEOUT, async || {
-        let logged = invocations(stack, ids.onboarding_id).await?;
+        let logged = invocations(stack, ids.onboarding_id, since).await?;
         Ok(if logged == *expected {
             Poll::Ready(logged)
         } else {
@@ -150,19 +116,20 @@ async fn an_onboarding_uses_what_the_cost_model_predicts() -> Result<()> {
     let modelled: Onboardings = serde_json::from_str(&fs::read_to_string(file)?)?;
 
     let stack = Stack::connect().await?;
+    let since = Timestamp::now();
     let done = onboard(&stack, GOOD_CARD).await?;
     let declined = onboard(&stack, DECLINED_CARD).await?;
-    let done = count_usage(&stack, done, &countable_invocations(&modelled.done)).await?;
+    let done = count_usage(&stack, done, since, &countable_invocations(&modelled.done)).await?;
     assert_eq!(done.transitions, transitions(&saga, &teardown, None)?);
 
-    // The fourth and the fifth step did not run, so there are no events of them.
+    // The fourth and the fifth step did not run, so they have no invocations.
     let mut expected = countable_invocations(&modelled.undone);
     for step in ["configure-alerting", "activate-site"] {
         expected.remove(step);
     }
-    // Three steps: kits, sensors and the failure. Two undos: sensors and kits.
+    // project-site gets five events: of three steps (kits, sensors and the failed payment) and of two undos.
     expected.insert("project-site".to_owned(), 5);
-    let declined = count_usage(&stack, declined, &expected).await?;
+    let declined = count_usage(&stack, declined, since, &expected).await?;
     assert_eq!(declined.transitions, transitions(&saga, &teardown, Some(PAYMENT_STEP))?);
 
     let events = cost::onboarding::events(&modelled.done);

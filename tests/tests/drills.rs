@@ -93,8 +93,8 @@ async fn wait_for_health(stack: &Stack, name: &str, health: &str) -> Result<Valu
     .await
 }
 
-/// Waits until a check of `fieldctl status` is a problem whose details contain this text (`named`), or no longer
-/// contain it. Other tests may leave problems of their own on the stack.
+/// Waits until a check of `fieldctl status` is a problem whose details contain this text. If `named` is false, waits
+/// until it is no such problem. Other tests may leave problems of their own on the stack.
 async fn wait_for_problem(stack: &Stack, name: &str, text: &str, named: bool) -> Result<Value> {
     until(&format!("{name} to contain {text}: {named}"), PROVIDER_TIMEOUT, async || {
         let status = stack.fieldctl(&["--json", "status"])?.document()?;

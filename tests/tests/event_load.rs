@@ -43,10 +43,12 @@ const REPEAT_EVERY: usize = 10;
 const MEASURE_EVERY: usize = 100;
 /// The interval between two reads of the consumer's row for a latency.
 const LATENCY_POLL: Duration = Duration::from_millis(20);
+/// The functions that publish events. sweep-events publishes what publish-events leaves.
+const PUBLISHERS: [&str; 2] = ["publish-events", "sweep-events"];
 /// The maximum time without progress.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// Events of one run. No other run uses its type, its source and its entities.
+/// The events of one run. No other run uses their type, their source or their entities.
 struct Run {
     stack: Stack,
     operator: OperatorId,
@@ -240,7 +242,7 @@ impl Run {
             .await?;
             counted = self.counted().await?;
         }
-        // A repeat would be counted late.
+        // If an event is counted twice, the second time may come late.
         sleep(Duration::from_secs(10)).await;
         let counted = self.counted().await?;
         ensure!(counted == self.events, "{counted} events were counted, {} sent", self.events);
@@ -342,15 +344,17 @@ async fn each_of_many_events_is_appended_once_and_in_order_on_the_stream() -> Re
     run.check(&appended, &records).await
 }
 
-/// Kills a random process of publish-events every few seconds while `running` is set. Returns the number of kills.
-async fn kill_publishers(stack: &Stack, running: &AtomicBool) -> Result<usize> {
-    let mut kills = 0;
+/// Kills a random process of each publisher every few seconds while `running` is set. Returns the number of kills of each.
+async fn kill_publishers(stack: &Stack, running: &AtomicBool) -> Result<[usize; 2]> {
+    let mut kills = [0; 2];
     while running.load(Ordering::Relaxed) {
-        let found = pids(stack, "publish-events")?;
-        if let Some(pid) = found.get(Uuid::new_v4().as_u128() as usize % found.len().max(1)) {
-            // The process may have ended.
-            if kill_process(*pid, Signal::KILL).is_ok() {
-                kills += 1;
+        for (function, kills) in PUBLISHERS.iter().zip(&mut kills) {
+            let found = pids(stack, function)?;
+            if let Some(pid) = found.get(Uuid::new_v4().as_u128() as usize % found.len().max(1)) {
+                // The process may have ended.
+                if kill_process(*pid, Signal::KILL).is_ok() {
+                    *kills += 1;
+                }
             }
         }
         sleep(Duration::from_millis(1_500 + u64::from(Uuid::new_v4().as_bytes()[0]) * 20)).await;
@@ -371,12 +375,17 @@ async fn killed_publishers_refusing_outlets_and_a_late_consumer_lose_nothing() -
     let running = AtomicBool::new(true);
     let disturb = async {
         let refuse = async |variable: &str| {
-            let broken = BrokenFunction::deploy(stack, "publish-events", variable, "missing");
-            let minute = async || {
-                sleep(MINUTE).await;
-                Ok(())
+            // If one publisher had the right outlet, it would publish the events of the other one.
+            let broken = |function| BrokenFunction::deploy(stack, function, variable, "missing");
+            let [publish, sweep] = PUBLISHERS;
+            let both_broken = async || {
+                let minute = async || {
+                    sleep(MINUTE).await;
+                    Ok(())
+                };
+                broken(sweep).await?.during(minute).await
             };
-            broken.await?.during(minute).await?;
+            broken(publish).await?.during(both_broken).await?;
             println!("{variable} refused for a minute, {:?} appended", run.appended);
             anyhow::Ok(())
         };
@@ -400,15 +409,17 @@ async fn killed_publishers_refusing_outlets_and_a_late_consumer_lose_nothing() -
         println!("watch-network continues, {} events behind", behind - run.counted().await?);
         anyhow::Ok(())
     };
-    let (appended, (), (), kills) = try_join4(
+    let (appended, (), (), [publish_kills, sweep_kills]) = try_join4(
         run.append_all(&sender),
         disturb,
         late_consumer,
         kill_publishers(stack, &running),
     )
     .await?;
-    println!("{kills} processes of publish-events were killed");
-    ensure!(kills > 10, "publish-events was killed only {kills} times");
+    println!("killed: {publish_kills} times publish-events, {sweep_kills} times sweep-events");
+    ensure!(publish_kills > 10, "publish-events was killed only {publish_kills} times");
+    // It runs once a minute.
+    ensure!(sweep_kills > 1, "sweep-events was killed only {sweep_kills} times");
     run.wait_until_published().await?;
     let started = Instant::now();
     run.wait_until_counted().await?;

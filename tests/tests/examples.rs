@@ -34,7 +34,8 @@ fn examples() -> PathBuf {
     root().join("examples/consumers")
 }
 
-/// Returns the folder with the binary of the Rust example. Cargo puts tests one folder deeper than binaries.
+/// Copies the binary of the Rust example into a folder, with the name that Lambda expects. Cargo puts tests one folder
+/// deeper than binaries.
 fn build(folder: &Path) -> Result<()> {
     let test = env::current_exe()?;
     let mut candidates = test.ancestors().skip(1).take(2).map(|folder| folder.join("last-state"));

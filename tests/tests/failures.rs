@@ -32,10 +32,7 @@
 #[expect(dead_code, reason = "this binary does not use every fault")]
 mod faults;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -509,7 +506,8 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     assert_scheduled_call_is_replayed(&stack, report, no_table, no_preparation, "Internal").await
 }
 
-/// Marks an event as unpublished, as if EventBridge had not accepted it, and returns its row.
+/// Marks an event as unpublished, as if EventBridge had not accepted it, and changes its time to `occurred_at`. Returns
+/// its row.
 async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Result<Value> {
     let rows = stack.rows_with(names::EVENTS, "entity", &event.entity).await?;
     let row = rows.into_iter().find(|row| row["sequence"] == event.sequence);
@@ -538,11 +536,7 @@ async fn assert_published_once(
         captured.iter().map(event_id).filter(is_expected).map(str::to_owned).collect()
     };
     let enough = |captured: &[Value]| delivered(captured).len() >= events.len();
-    let mut captured = capture.take_until(stack, TIMEOUT, enough).await?;
-    // A duplicate would arrive during this time.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    captured.extend(capture.take(stack).await?);
-    capture.stop(stack).await?;
+    let captured = capture.take_all(stack, TIMEOUT, enough).await?;
     let mut received = delivered(&captured);
     received.sort();
     expected.sort();

@@ -45,7 +45,10 @@ async fn a_copy_of_a_sites_event_with_another_onboarding_is_recorded_and_changes
         stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
         let failure = stack.failure_about("start-onboarding", &onboarding).await?;
         assert_eq!(failure.error.name, "InvalidInput", "{failure}");
-        assert!(failure.error.message.contains("does not belong to site"), "{failure}");
+        assert!(
+            failure.error.message.contains("is not the id that was expected for site"),
+            "{failure}"
+        );
         assert_eq!(failure.payload()?["detail"], detail);
         assert!(stack.onboarding(onboarding.parse()?).await?.is_none(), "a saga was started");
     }

@@ -142,8 +142,8 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     for (message, failure) in &recorded {
         assert_eq!(failure.kind, "DEAD_LETTER", "{failure}");
         assert_eq!(failure.payload()?, **message, "incomplete payload");
-        // A replay calls the function, which refuses the command again and reports it immediately. A cancellation
-        // for a site in service is not even sent.
+        // A replay calls the function, which refuses the command again and reports it immediately. fieldctl does not
+        // even send a cancellation for a site in service.
         if failure.source == "initialize-subscription" {
             let outcomes = stack.replay(&[&failure.id])?;
             assert_eq!(outcomes[&failure.id], "FAILED", "{outcomes:?}");

@@ -298,7 +298,7 @@ async fn a_live_site_is_changed() -> Result<()> {
         .call(Call::patch(&path, r#"{"name": "Again"}"#).if_match(before.header("etag")))
         .await?;
     assert_eq!(late.status, 412, "{late}");
-    // A repeated change is none.
+    // A repeated change has no effect.
     let repeated = stack.call(Call::patch(&path, body.to_string())).await?;
     assert_eq!((repeated.status, &repeated.body), (200, &after.body), "{repeated}");
     let events = log::published_saga_events(&stack, ids.onboarding_id).await?;
@@ -327,7 +327,7 @@ async fn a_sensor_of_a_live_site_is_changed() -> Result<()> {
     })
     .await?;
     assert_eq!(changed["label"], "Mast, 2 m");
-    // A repeated change is none.
+    // A repeated change has no effect.
     let repeated = stack.call(Call::patch(&path, body.as_str())).await?;
     assert_eq!((repeated.status, &repeated.body), (200, &changed), "{repeated}");
 

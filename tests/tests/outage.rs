@@ -34,9 +34,9 @@ const SITES: usize = 200;
 const CONCURRENT_REGISTRATIONS: usize = 4;
 /// The number of consecutive failures after which the circuit opens (`Rules::default` of billing's circuit).
 const FAILURES_UNTIL_OPEN: usize = 5;
-/// The number of failed probes after which the outage ends.
+/// The minimum number of failed probes before the outage ends.
 const FAILED_PROBES: usize = 3;
-/// The time for all sites to be activated, on a machine with two cores.
+/// The timeout for all sites to have an event, on a machine with two cores.
 const ALL_SITES_TIMEOUT: Duration = Duration::from_secs(150);
 
 async fn register(stack: &Stack) -> Result<Ids> {

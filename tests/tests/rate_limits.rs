@@ -14,12 +14,14 @@ use uuid::Uuid;
 
 /// How long each of the two measurements takes.
 const DURATION: Duration = Duration::from_secs(20);
-/// The requests per second of the operator that keeps its limit.
+/// The requests per second of the operator that stays below its limit.
 const QUIET_RATE: u32 = 4;
-/// The number of clients of the operator that does not. The emulator starts a process for each concurrent request, so there are
-/// few.
+/// The number of clients of the operator that exceeds its limit. It is small, because the emulator starts a process for
+/// each concurrent request.
 const SENDERS: u32 = 10;
-/// The maximum of the ratio of the 95th percentiles.
+/// The minimum rate of the flood, in multiples of the operator's limit. It tries to send at ten times the limit.
+const MIN_FLOOD: u32 = 8;
+/// The maximum ratio of two 95th percentiles of the other operator's response times: during the flood, and without it.
 const MAX_RATIO: f64 = 1.5;
 
 /// Creates an operator with the smallest plan. Returns a key of it with this scope.
@@ -35,16 +37,18 @@ async fn operator(stack: &Stack, scope: Scope) -> Result<String> {
     Ok(created.body["key"].as_str().context("no key")?.to_owned())
 }
 
-/// Sends the same request again and again, at most `rate` times a second. Returns the status and the duration of each.
+/// Sends the same request again and again, `rate` times a second, each after the response to the one before. `missed` says
+/// what follows a response that was late. Returns the status and the duration of each.
 async fn send(
     stack: &Stack,
     call: &Call,
     key: &str,
     rate: u32,
+    missed: MissedTickBehavior,
     until: Instant,
 ) -> Result<Vec<(u16, Duration)>> {
     let mut ticks = interval(Duration::from_secs(1) / rate);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks.set_missed_tick_behavior(missed);
     let mut responses = Vec::new();
     while Instant::now() < until {
         ticks.tick().await;
@@ -53,6 +57,31 @@ async fn send(
         responses.push((stack.call(call).await?.status, start.elapsed()));
     }
     Ok(responses)
+}
+
+/// Sends a request at ten times a limit, until this time. Senders whose responses were late catch up.
+async fn flood(
+    stack: &Stack,
+    call: &Call,
+    key: &str,
+    limit: RateLimit,
+    until: Instant,
+) -> Result<Vec<(u16, Duration)>> {
+    let rate = limit.per_second() * 10 / SENDERS;
+    let senders =
+        (0..SENDERS).map(|_| send(stack, call, key, rate, MissedTickBehavior::Burst, until));
+    Ok(try_join_all(senders).await?.concat())
+}
+
+/// Checks that the flood was far above the limit.
+#[expect(clippy::print_stdout, reason = "the figures are the result")]
+fn check_flood(responses: &[(u16, Duration)], limit: RateLimit) -> Result<()> {
+    let seconds = u32::try_from(DURATION.as_secs())?;
+    let expected = usize::try_from(MIN_FLOOD * limit.per_second() * seconds)?;
+    let sent = responses.len();
+    println!("the flood: {sent} requests in {DURATION:?}, at least {expected} are required");
+    ensure!(sent >= expected, "the flood was too slow: {sent} requests, required are {expected}");
+    Ok(())
 }
 
 fn p95(responses: &[(u16, Duration)]) -> Duration {
@@ -77,20 +106,18 @@ async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
     let (quiet, loud) =
         (operator(&stack, Scope::Read).await?, operator(&stack, Scope::Read).await?);
     let call = Call::get("/sites?status=ACTIVE&limit=1");
+    let quiet_calls = async |until: Instant| {
+        send(&stack, &call, &quiet, QUIET_RATE, MissedTickBehavior::Skip, until).await
+    };
     // The first calls start the functions and fill the authorizer's cache.
-    send(&stack, &call, &quiet, QUIET_RATE, Instant::now() + Duration::from_secs(5)).await?;
-    let alone = send(&stack, &call, &quiet, QUIET_RATE, Instant::now() + DURATION).await?;
+    quiet_calls(Instant::now() + Duration::from_secs(5)).await?;
+    let alone = quiet_calls(Instant::now() + DURATION).await?;
 
     let limit = Plan::Community.rate_limit();
     let until = Instant::now() + DURATION;
-    let flood = try_join_all((0..SENDERS).map(async |_| {
-        let rate = limit.per_second() * 10 / SENDERS;
-        send(&stack, &call, &loud, rate, until).await
-    }));
     let (disturbed, loud_responses) =
-        tokio::try_join!(send(&stack, &call, &quiet, QUIET_RATE, until), flood)?;
+        tokio::try_join!(quiet_calls(until), flood(&stack, &call, &loud, limit, until))?;
 
-    let loud_responses = loud_responses.concat();
     let (before, during) = (p95(&alone), p95(&disturbed));
     let ratio = during.as_secs_f64() / before.as_secs_f64();
     println!("the other operator alone: {:?}, p95 {before:?}", statuses(&alone));
@@ -100,6 +127,7 @@ async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
         statuses(&loud_responses)
     );
 
+    check_flood(&loud_responses, limit)?;
     ensure!(statuses(&alone).keys().eq([&200]) && statuses(&disturbed).keys().eq([&200]));
     let accepted = statuses(&loud_responses).get(&200).copied().unwrap_or_default();
     // The bucket was full, and each environment of the function may take one token on credit.
@@ -127,19 +155,18 @@ async fn an_operator_at_ten_times_its_rate_of_sagas_is_refused_alone() -> Result
     // Each operator but the default one has this limit.
     let limit = RateLimit::sagas_of_operator(OperatorId::registered("any"));
     let until = Instant::now() + DURATION;
-    let flood = try_join_all((0..SENDERS).map(async |_| {
-        let rate = limit.per_second() * 10 / SENDERS;
-        send(&stack, &call, &loud, rate, until).await
-    }));
-    let (quiet_responses, loud_responses) =
-        tokio::try_join!(send(&stack, &call, &quiet, 1, until), flood)?;
+    let (quiet_responses, loud_responses) = tokio::try_join!(
+        send(&stack, &call, &quiet, 1, MissedTickBehavior::Skip, until),
+        flood(&stack, &call, &loud, limit, until)
+    )?;
 
-    let loud_responses = statuses(&loud_responses.concat());
+    check_flood(&loud_responses, limit)?;
+    let loud_responses = statuses(&loud_responses);
     println!("the other operator: {:?}", statuses(&quiet_responses));
     println!("the flood: {loud_responses:?} in {DURATION:?}");
     ensure!(statuses(&quiet_responses).keys().eq([&404]), "the other operator was refused");
     let accepted = loud_responses.get(&404).copied().unwrap_or_default();
-    // The last requests may take a second.
+    // The last requests may end a second later.
     let seconds = u32::try_from(DURATION.as_secs())? + 1;
     let allowed = usize::try_from(limit.burst() + limit.per_second() * seconds)?;
     ensure!(accepted <= allowed, "{accepted} requests were accepted, allowed were {allowed}");

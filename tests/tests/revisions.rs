@@ -1,8 +1,6 @@
 //! Tests corrections, changed sensors, growing bundles, flags, imports and readings that come too early, from the producer to the query on
 //! the deployed stack. Each test has its own site.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 use contracts::{
     Event, Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp,
@@ -23,9 +21,6 @@ use tests::{
     wait::{Poll, TIMEOUT, until},
 };
 use uuid::Uuid;
-
-/// The time in which an event would arrive that must not come.
-const QUIET: Duration = Duration::from_millis(1500);
 
 /// Returns a range of the first day.
 fn range(from: &str, to: &str) -> Result<TimeRange> {
@@ -121,10 +116,7 @@ async fn a_clock_that_was_an_hour_fast_is_corrected_and_a_part_is_withdrawn() ->
     // Each revision is published once.
     let onboarding = site.ids.onboarding_id;
     let enough = |events: &[Value]| revision_events(events, onboarding).len() >= 3;
-    let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
-    tokio::time::sleep(QUIET).await;
-    captured.extend(capture.take(&stack).await?);
-    capture.stop(&stack).await?;
+    let captured = capture.take_all(&stack, TIMEOUT, enough).await?;
     let mut events = revision_events(&captured, onboarding);
     events.retain(|event| event["sensorId"] == json!(sensor));
     let data = |kind: &str, revision: u32, reason: &str, from: &str, to: &str| {
@@ -181,7 +173,7 @@ async fn a_changed_sensor_revises_its_stored_readings() -> Result<()> {
         assert_eq!(changed.body == raw.body, values == "raw", "{changed}");
     }
 
-    // The label has no event. The calibration ends, and then the first value means "no data".
+    // A change of the label emits no `ReadingsRevised`. Then the calibration ends. Then 10.0 becomes a no-data value.
     change(json!({ "label": "Mast, 2 m" })).await?;
     change(json!({
         "calibration": { "gain": 1, "offset": 0 }, "validFrom": first_day("10:02:00"),
@@ -194,10 +186,7 @@ async fn a_changed_sensor_revises_its_stored_readings() -> Result<()> {
 
     let onboarding = site.ids.onboarding_id;
     let enough = |events: &[Value]| revision_events(events, onboarding).len() >= 3;
-    let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
-    tokio::time::sleep(QUIET).await;
-    captured.extend(capture.take(&stack).await?);
-    capture.stop(&stack).await?;
+    let captured = capture.take_all(&stack, TIMEOUT, enough).await?;
     let events = revision_events(&captured, onboarding);
     let starts: Vec<_> = events.iter().map(|event| (&event["kind"], &event["from"])).collect();
     assert_eq!(
@@ -208,7 +197,7 @@ async fn a_changed_sensor_revises_its_stored_readings() -> Result<()> {
             (&json!("flag"), &json!("1970-01-01T00:00:00.000Z")),
         ]
     );
-    // Each holds for readings to come.
+    // The range of each event ends after the last reading that could be stored at the time of the change.
     let [earliest, latest] =
         [before, Timestamp::now()].map(|at| at.plus_millis(MAX_AHEAD_MILLIS + 1));
     for event in &events {
@@ -227,7 +216,7 @@ async fn a_bundle_that_grows_is_stored_sample_by_sample_and_alerts_once() -> Res
     let metrics = [Metric::AirTemperature];
     let site = Site::with_limits(&stack, "growing", &metrics, &[("max", 30.0)]).await?;
     let capture = Capture::start(&stack).await?;
-    // The values cross the limit in the second file.
+    // The values cross the limit in the second version of the bundle.
     let values: Vec<f64> = (0..96).map(|index| if index < 6 { 20.0 } else { 31.0 }).collect();
     let day = |count: usize| site.bundle("day", &first_day("00:00:00"), &values[..count]);
     for count in [4, 8, 12, 96] {
@@ -235,9 +224,13 @@ async fn a_bundle_that_grows_is_stored_sample_by_sample_and_alerts_once() -> Res
         assert_eq!(site.samples(&stack, count).await?, samples_of(&[&day(count)?]));
     }
     let rows = stack.series_rows(site.sensors[0]).await?;
-    assert_eq!(rows.len(), 4, "each file adds the rest as one row: {rows:?}");
+    assert_eq!(
+        rows.len(),
+        4,
+        "each version of the bundle adds its new samples as one row: {rows:?}"
+    );
 
-    // Earlier files are repeats. The last bundle is stored after them.
+    // The same version and an earlier one are repeats. The last bundle is stored after them.
     send(&stack, &[&day(96)?]).await?;
     send(&stack, &[&day(8)?]).await?;
     let last = site.bundle("last", &first_day("02:00:00"), &[31.0])?;
@@ -247,10 +240,7 @@ async fn a_bundle_that_grows_is_stored_sample_by_sample_and_alerts_once() -> Res
     assert_eq!(after[..4], rows, "a repeat was written");
 
     let has_alert = |events: &[Value]| !alerts(events, &site).is_empty();
-    let mut captured = capture.take_until(&stack, TIMEOUT, has_alert).await?;
-    tokio::time::sleep(QUIET).await;
-    captured.extend(capture.take(&stack).await?);
-    capture.stop(&stack).await?;
+    let captured = capture.take_all(&stack, TIMEOUT, has_alert).await?;
     let alerts = alerts(&captured, &site);
     assert_eq!(alerts.len(), 1, "{alerts:?}");
     assert_eq!(alerts[0].1["at"], first_day("00:06:00.000"), "{alerts:?}");
@@ -296,7 +286,7 @@ async fn queries_count_samples_by_their_flags() -> Result<()> {
         assert_eq!(counted, [(count, Some(mean))], "{quality}");
     }
 
-    // A value that the flag denies, and a flag that nobody knows.
+    // A value with the flag "missing", no value with the flag "pass", and an unknown flag.
     for (sample, field) in [
         (json!([at(4), 5, 9]), "series[0].samples[0][2]"),
         (json!([at(4), null, 1]), "series[0].samples[0][2]"),
@@ -317,7 +307,7 @@ async fn one_bad_value_refuses_its_series_and_no_other() -> Result<()> {
     let site = Site::with_limits(&stack, "one bad value", &metrics, &[]).await?;
     let [good, bad] = site.sensors[..] else { bail!("{site:?}") };
     let at = first_day("00:00:00.000");
-    // The leap second is refused, and so is a number that a double can't tell from 0.
+    // A leap second is refused, and so is a number that a double can't distinguish from 0.
     for (number, sample) in
         [format!(r#"["{}", 1]"#, first_day("23:59:60")), format!(r#"["{at}", 1e-400]"#)]
             .iter()
@@ -355,10 +345,7 @@ async fn an_import_is_stored_whatever_its_age_and_raises_no_alert() -> Result<()
     assert_eq!(site.samples(&stack, 4).await?, samples_of(&[&import, &live]));
 
     let has_alert = |events: &[Value]| !alerts(events, &site).is_empty();
-    let mut captured = capture.take_until(&stack, TIMEOUT, has_alert).await?;
-    tokio::time::sleep(QUIET).await;
-    captured.extend(capture.take(&stack).await?);
-    capture.stop(&stack).await?;
+    let captured = capture.take_all(&stack, TIMEOUT, has_alert).await?;
     let alerts = alerts(&captured, &site);
     assert_eq!(alerts.len(), 1, "{alerts:?}");
     assert_eq!(alerts[0].0, ReadingBreachedThreshold::TYPE);
@@ -383,8 +370,8 @@ async fn readings_of_a_clock_that_was_not_set_are_quarantined() -> Result<()> {
     Ok(())
 }
 
-/// The bundles are sent before the site is registered, which is the most that they can be early. Its ids follow from its
-/// idempotency key.
+/// The bundles are sent even before the site is registered. The test knows the site's ids, because they are derived
+/// from the idempotency key of its registration.
 #[tokio::test]
 async fn readings_that_come_before_their_sensor_is_registered_are_stored() -> Result<()> {
     let stack = Stack::connect().await?;

@@ -74,7 +74,8 @@ impl Subscriber {
         Ok(Self { client, name, queue_url, dead_letters_url })
     }
 
-    /// Receives messages, and deletes those that are events. Returns these. All others become visible again at once.
+    /// Receives messages, deletes those that are events, and returns the events. All others become visible again at
+    /// once.
     async fn receive(&self, stack: &Stack) -> Result<Vec<Value>> {
         let receive = stack.sqs().receive_message().queue_url(&self.queue_url);
         let received = receive.max_number_of_messages(10).visibility_timeout(0).send().await?;
@@ -208,7 +209,8 @@ async fn a_subscriber_learns_that_a_stock_falls_sells_out_and_is_replenished() -
 async fn a_message_that_the_subscriber_can_not_process_becomes_a_dead_letter() -> Result<()> {
     let stack = Stack::connect().await?;
     let subscriber = Subscriber::deploy(&stack, METRIC).await?;
-    // It passes the filter, but it is no event. The account may publish, the topic's policy is about services.
+    // The message passes the filter, but it is no event. The test may publish with the account's own permissions. The
+    // topic's policy is about services.
     let poison = json!({ "detail": { "data": { "metric": METRIC } }, "id": Uuid::new_v4() });
     let topic = stack.topic_arn(names::STOCK);
     let message = poison.to_string();

@@ -98,7 +98,7 @@ pub enum Entry {
         /// The fault of the call.
         fault: Option<CallFault>,
     },
-    /// A call took effect: it wrote something or added a message to the queue.
+    /// A call took effect: it wrote rows, or sent a message, an event or a record.
     Effect {
         /// E.g. `PutItem`.
         operation: String,
@@ -142,7 +142,7 @@ struct State {
     messages: Vec<(String, Value)>,
     /// The entries that the bus accepted.
     published: Vec<Value>,
-    /// The detail types that the bus refuses permanently.
+    /// The detail types that the bus refuses with a permanent error.
     refused_types: Vec<String>,
     /// The records that the stream accepted.
     records: Vec<StreamRecord>,
@@ -268,12 +268,12 @@ impl Cloud {
         self.state().records.clone()
     }
 
-    /// Makes the stream refuse calls with a record that contains this text permanently.
+    /// Makes the stream refuse, with a permanent error, each call with a record that contains this text.
     pub fn refuse_records(&self, text: &str) {
         self.state().refused_texts.push(text.to_owned());
     }
 
-    /// Makes the bus refuse entries of this detail type permanently.
+    /// Makes the bus refuse, with a permanent error, entries of this detail type.
     pub fn refuse_events(&self, detail_type: &str) {
         self.state().refused_types.push(detail_type.to_owned());
     }
@@ -381,8 +381,8 @@ impl Cloud {
         self.0.database.put_item(request).expect("the row put");
     }
 
-    /// Performs a call at once, without faults, and returns status and body. For tests that decide themselves when
-    /// which call takes effect.
+    /// Performs a call at once, without faults, and returns status and body. It is for tests that decide themselves in
+    /// which order calls take effect.
     #[must_use]
     pub fn perform(&self, operation: &str, body: &Arc<Value>) -> (u16, Value) {
         let Response { status, body } = self.perform_now(operation, body);
@@ -633,8 +633,8 @@ fn put_response(operation: &str, results: &[Value]) -> Value {
     }
 }
 
-/// Returns `BatchGetItem`'s response with the first key unprocessed. If there is only one key, no key would be
-/// processed, and DynamoDB reports throttling.
+/// Returns `BatchGetItem`'s response with the first key unprocessed. A request with only one key is throttled, because
+/// DynamoDB reports throttling if it processes no key at all.
 fn leave_one_unprocessed(mut response: Response, request_body: &Value) -> Response {
     let Some((table, request)) =
         request_body["RequestItems"].as_object().and_then(|all| all.iter().next())

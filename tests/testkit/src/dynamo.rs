@@ -81,7 +81,7 @@ fn tables() -> &'static BTreeMap<String, Value> {
     })
 }
 
-/// Creates an empty database in memory with all tables.
+/// Creates an empty database in memory with the tables for which `is_needed` returns true.
 ///
 /// # Panics
 /// If a template is not readable, or a table can't be created.
@@ -101,7 +101,7 @@ pub(crate) fn database(is_needed: impl Fn(&str) -> bool) -> Database {
 #[derive(Debug)]
 pub struct Dynamo {
     client: Client,
-    /// A client for reads of the tests, which are not counted.
+    /// A client for the reads and writes of the tests themselves, which are not counted.
     reader: Client,
     meter: Meter,
     endpoint: String,

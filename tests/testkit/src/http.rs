@@ -22,7 +22,8 @@ use tokio::{
     sync::{Mutex as Gate, OwnedMutexGuard, mpsc::UnboundedSender, oneshot},
 };
 
-/// More than any test sends: `PutRecords` accepts 5 MiB, which is a third more as base64.
+/// The maximum size of a request's body. No test sends more: `PutRecords` accepts 5 MiB of data, and base64 makes them
+/// a third larger.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 /// Returns the configuration of AWS clients in tests: plain HTTP to this endpoint, dummy credentials, and no retries,

@@ -103,7 +103,7 @@ fn instant(after: Duration) -> Timestamp {
     noon(0).plus_millis(i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Returns this timestamp in seconds since the epoch.
+/// Returns the timestamp of this time after the stream's beginning, in seconds since the epoch.
 fn seconds(after: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
     let millis = instant(after).millis() as f64;
@@ -158,7 +158,7 @@ pub struct Stream {
 
 #[derive(Clone, Debug)]
 struct Shard {
-    /// The first and the last hash of the shard's partition keys.
+    /// The lowest and the highest hash of the partition keys that the shard takes.
     hashes: (u64, u64),
     parents: Vec<usize>,
     open: bool,
@@ -197,10 +197,10 @@ impl Stream {
         record
     }
 
-    /// Puts the items that one transaction inserts on the stream of a DynamoDB table.
+    /// Puts the records of a transaction's inserts on the stream of a DynamoDB table.
     ///
-    /// `items` are the items' keys and the changes' JSON. DynamoDB keeps only the order per item, so the items come in
-    /// any order, possibly in different shards.
+    /// `items` are the keys of the inserted items and the JSON of the changes. DynamoDB keeps only the order per item,
+    /// so the records come in any order, possibly in different shards.
     pub fn insert(&mut self, mut items: Vec<(String, Value)>, put_at: Duration) {
         while !items.is_empty() {
             let index = self.rng.index(items.len());
@@ -293,7 +293,7 @@ pub enum MappingEvent {
     Failed,
     /// The function's timeout expired before it responded.
     TimedOut,
-    /// Its environment was lost.
+    /// The function's environment crashed during the invocation.
     Crashed,
     /// The response was lost.
     ResponseLost,
@@ -348,7 +348,7 @@ pub struct Mapping<F: Function> {
 struct Batch {
     from: usize,
     to: usize,
-    /// The number of failures of this batch in its current form.
+    /// The number of failures that count as attempts. A split does not reset it.
     failures: u32,
 }
 
@@ -356,7 +356,7 @@ struct Batch {
 #[derive(Clone, Copy, Debug)]
 enum PlannedFault {
     None,
-    /// The environment crashes after this number of polls.
+    /// The environment crashes after the function's future was polled this many times.
     Crashes(u64),
     LosesResponse,
     /// The poller is replaced after this time.
@@ -427,8 +427,8 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// `ParallelizationFactor`: this number of batches of a shard are processed concurrently. A partition key always
-    /// belongs to the same one.
+    /// Delivers the records of a shard. `ParallelizationFactor` pollers deliver batches concurrently. All records of a
+    /// partition key have the same poller.
     async fn shard(&self, records: &[Rc<Record>]) {
         let factor = self.settings.parallelization_factor;
         let pollers = (0..factor).map(|poller| {
@@ -492,11 +492,12 @@ impl<F: Function> Mapping<F> {
                     continue;
                 }
                 // ReportBatchItemFailures: the records before the lowest number in the response are done, and the
-                // rest is delivered again. With BisectBatchOnFunctionError, that is a split.
+                // rest is delivered again. With BisectBatchOnFunctionError, Lambda splits the batch there.
                 BatchResult::From(index) if index > 0 => {
                     self.count(MappingEvent::Progressed);
                     batch.from += index;
-                    // A split does not count as a retry. AWS does not document whether it counts without bisecting.
+                    // A split does not count as a retry. Without bisecting, AWS does not document whether the
+                    // delivery of the rest counts as a retry.
                     if !self.settings.bisects && self.occurs(50) {
                         batch.failures += 1;
                     }
@@ -528,7 +529,8 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// Returns new records, at most `BatchSize`: those that are available when Lambda reads.
+    /// Waits until a new record is available, and returns a batch of available records, at most `BatchSize`. Returns
+    /// `None` if all records were delivered.
     async fn gather(&self, records: &[Rc<Record>], next: usize) -> Option<Batch> {
         let first = records.get(next)?;
         sleep_until(self.start + first.put_at).await;
@@ -656,7 +658,7 @@ fn batch_result(records: &[Rc<Record>], response: &Value) -> BatchResult {
     };
     let mut lowest = records.len();
     for failure in failures {
-        // All records failed if an identifier is empty, null, under another name, or of no record.
+        // If an identifier is empty, null, under another name, or of no record of the batch, all records failed.
         let number = failure["itemIdentifier"].as_str().unwrap_or_default();
         let index = records.iter().position(|record| record.sequence_number == number);
         let Some(index) = index else { return BatchResult::Failed };

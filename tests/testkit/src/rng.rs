@@ -47,6 +47,13 @@ pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T>
     results.into_inner().expect("the results")
 }
 
+/// Returns the number of seeds that a simulation runs: `quick`, or `full` if the environment variable `PROOFS` is set, as
+/// `make proofs` does.
+#[must_use]
+pub fn seed_count(quick: u64, full: u64) -> u64 {
+    if std::env::var_os("PROOFS").is_some() { full } else { quick }
+}
+
 /// Returns whether all seeds run. Only then every possible event is expected to occur.
 #[must_use]
 pub fn all_seeds() -> bool {

@@ -130,7 +130,7 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
         let Err(refused) = fault::decode::<S::Command>(&mismatched.to_string()) else {
             panic!("{field} of another site is accepted");
         };
-        assert!(refused.problem.contains("does not belong to site"), "{refused}");
+        assert!(refused.problem.contains("is not the id that was expected for site"), "{refused}");
     }
     if payload["sensors"].is_array() {
         let mut mismatched = payload.clone();

@@ -43,7 +43,7 @@ pub fn caller(operator: OperatorId, scope: Scope) -> Caller {
     Caller { operator, scope, actor, plan: Plan::Professional }
 }
 
-/// Returns a caller that may do everything of the default operator.
+/// Returns a caller that may read and change everything of the default operator.
 #[must_use]
 pub fn default_caller() -> Caller {
     caller(OperatorId::DEFAULT, Scope::Operator)
@@ -75,7 +75,7 @@ pub fn sensors(saga: SagaContext, metrics: &[Metric]) -> Vec<Sensor> {
 pub const WEATHER: [Metric; 4] =
     [Metric::AirTemperature, Metric::AirTemperature, Metric::RelativeHumidity, Metric::AirPressure];
 
-/// Returns a step's payload, as the state machine writes it for undo steps.
+/// Returns the fields that the state machines pass to every step and undo.
 #[must_use]
 pub fn payload(saga: SagaContext) -> Value {
     json!({
@@ -139,5 +139,30 @@ pub fn event_source_mapping(environment: &str, consumer: Consumer<'_>, state: &s
         "StateTransitionReason": "USER_INITIATED",
         "LastModified": 1_795_251_600.5,
         "LastProcessingResult": "No records processed",
+    })
+}
+
+/// The ARN of the inventory table's stream, without the time of its creation.
+pub const STOCK_STREAM: &str = "arn:aws:dynamodb:eu-central-1:111122223333:table/inventory/stream/";
+
+/// Returns the record of the inventory table's stream about a metric's stock.
+#[must_use]
+pub fn stock_change(metric: Metric, sequence: u64, quantity: u32) -> Value {
+    let id = json!({ "S": format!("stock#{metric}") });
+    json!({
+        "eventID": sequence.to_string(),
+        "eventName": "MODIFY",
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+        "awsRegion": "eu-central-1",
+        "dynamodb": {
+            "ApproximateCreationDateTime": 1_767_268_800,
+            "Keys": { "id": id },
+            "NewImage": { "id": id, "quantity": { "N": quantity.to_string() } },
+            "SequenceNumber": sequence.to_string(),
+            "SizeBytes": 44,
+            "StreamViewType": "NEW_IMAGE",
+        },
+        "eventSourceARN": format!("{STOCK_STREAM}2026-01-01T00:00:00.000"),
     })
 }

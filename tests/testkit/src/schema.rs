@@ -116,7 +116,8 @@ impl Schema {
         }
     }
 
-    /// Returns the schema with one case of `oneOf` merged into it, or of the `anyOf` of an object or an array.
+    /// Returns the schema with one random case merged into it: of `anyOf` for an object or an array, otherwise of
+    /// `oneOf`.
     fn chosen(&self, schema: &Value, rng: &mut Rng) -> Value {
         let mut schema = self.resolved(schema);
         let has_parts = schema["properties"].is_object() || schema["type"] == "array";
@@ -304,7 +305,8 @@ impl Schema {
         InvalidDocument { field, what, document: invalid }
     }
 
-    /// Returns an array's schema with the case of `anyOf` merged into it that accepts the value.
+    /// Returns the schema of a value. If the value is an array, the case of `anyOf` that accepts it is merged into the
+    /// schema.
     fn case_of(&self, schema: &Value, value: &Value) -> Value {
         let mut schema = schema.clone();
         let cases = schema["anyOf"].as_array().filter(|_| value.is_array()).cloned();
@@ -332,7 +334,7 @@ impl Schema {
             Value::Null => {}
             Value::Bool(_) => unreachable!("no schema has booleans"),
             Value::String(text) => {
-                // A text or null may stand in for a number.
+                // If the enum contains null, its values mean that a number is missing, so a number is valid too.
                 if !schema["enum"].as_array().is_some_and(|values| values.contains(&Value::Null)) {
                     add("type: number", 7.into());
                 }

@@ -1,5 +1,5 @@
-//! Fakes of the payment provider. One accepts every card and finds every object. The other returns prepared
-//! responses, byte by byte.
+//! Fakes of the payment provider. [`success_body`] is the response of one that accepts every card and finds every
+//! object. [`serve`] starts one that sends prepared responses unchanged.
 
 use std::{io, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 /// How long the fake with prepared responses waits for a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// The requests to the fake with prepared responses.
+/// A task that returns the requests to the fake with prepared responses.
 pub type Requests = JoinHandle<io::Result<Vec<String>>>;
 
 /// Returns the body of a successful response to a call, given as method and path: `GET /v1/subscriptions`.
@@ -51,8 +51,8 @@ pub fn response_with_header(status: u16, header: &str, body: &str) -> String {
     )
 }
 
-/// Starts a fake that returns these responses, one per connection. Returns its base URL, and the requests after all
-/// responses were sent.
+/// Starts a fake that returns these responses, one per connection. Returns its base URL, and a task that ends with the
+/// requests when all responses were sent.
 ///
 /// # Errors
 /// If it can't listen.

@@ -10,6 +10,16 @@ pub use contracts::names::kebab;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
+/// The HTTP methods, and API Gateway's own name for any method.
+const METHODS: [&str; 8] =
+    ["delete", "get", "head", "options", "patch", "post", "put", "x-amazon-apigateway-any-method"];
+
+/// Returns whether API Gateway itself answers a route, and no function serves it.
+#[must_use]
+pub fn is_mock(route: &Value) -> bool {
+    route["x-amazon-apigateway-integration"]["type"] == "mock"
+}
+
 /// Returns the repository's root folder.
 #[must_use]
 pub fn root() -> PathBuf {
@@ -142,6 +152,20 @@ impl Template {
     pub fn functions(&self) -> Vec<&str> {
         let functions = self.resources("AWS::Serverless::Function").into_keys();
         functions.map(|id| id.strip_suffix("Function").expect("the suffix Function")).collect()
+    }
+
+    /// Returns the routes of the API: a name such as `POST /sites`, the path item, and the operation.
+    #[must_use]
+    pub fn routes(&self) -> Vec<(String, &Value, &Value)> {
+        let paths = &self.properties("Api")["DefinitionBody"]["paths"];
+        let paths = paths.as_object().into_iter().flatten();
+        let routes = paths.flat_map(|(path, item)| {
+            let methods = item.as_object().into_iter().flatten();
+            methods.filter(|(method, _)| METHODS.contains(&method.as_str())).map(
+                move |(method, route)| (format!("{} {path}", method.to_uppercase()), item, route),
+            )
+        });
+        routes.collect()
     }
 
     /// Returns the fixed name of a resource without `${Environment}-`. Returns `None` if its name is generated.

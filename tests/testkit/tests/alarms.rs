@@ -24,8 +24,8 @@ const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
 const STREAM_CONSUMERS: [&str; 5] =
     ["DetectBreaches", "PublishEvents", "StoreReadings", "WatchNetwork", "WatchStock"];
-/// The consumers whose mappings count their events: those of streams and of work queues. The mappings of
-/// record-failure do not count: their queues have alarms on depth and age.
+/// The consumers whose mappings count their events: those of streams and of work queues. The mappings of record-failure
+/// do not count their events, because their queues have alarms on depth and age.
 const CONSUMERS_WITH_EVENT_COUNT: [&str; 8] = [
     "CancelSubscription",
     "DetectBreaches",
@@ -143,7 +143,8 @@ fn rules(template: &Template) -> Vec<Rule> {
     ]
 }
 
-/// Returns the expression and its inputs in the canary alarm of a function, which rolls a new version back.
+/// Returns the expression of a function's canary alarm, and the inputs of the expression. A canary alarm rolls a new
+/// version back.
 fn canary(function: &str) -> (Value, Vec<Value>) {
     let expression = "IF(FILL(calls, 0) >= ${CanaryMinimumCalls}, \
                       ((FILL(errors, 0) + FILL(items, 0)) / calls > 0.001) + (FILL(p95, 0) > 2 * ${accepted}), \
@@ -221,8 +222,8 @@ fn a_new_version_is_rolled_back_for_these_minutes() {
     }
 }
 
-/// CloudWatch's metric math for one minute, as far as it is needed here. A missing value makes every result
-/// missing that depends on it, except for FILL.
+/// CloudWatch's metric math for one minute, as far as it is needed here. If a value is missing, each result that
+/// depends on it is missing, except that of FILL.
 struct Math<'a> {
     rest: &'a str,
     data: &'a BTreeMap<&'static str, Option<f64>>,
@@ -443,14 +444,15 @@ fn every_alarm_matches_the_table() {
     );
     for (id, alarm) in of_metrics {
         assert_eq!(found(alarm), expected[id], "{id}");
-        // Properties such as M out of N would change the alarm in a way that the table does not show.
+        // These properties would change the alarm in a way that the table does not show.
         for property in ["EvaluateLowSampleCountPercentile", "Unit"] {
             assert_eq!(alarm[property], Value::Null, "{id}");
         }
-        // FILL also fills the newest minute, which has no data yet, so not all periods can have some.
+        // The newest minute has no data yet, and FILL sets it to 0. So not all periods can be above the threshold, and
+        // three of five are enough.
         let datapoints = match id {
             _ if expected[id].filled => json!(3),
-            // A few seconds of failure leave events to one sweep.
+            // After a failure of a few seconds, one sweep publishes the remaining events. That must raise no alarm.
             "SweptEventsAlarm" => json!(2),
             _ => Value::Null,
         };

@@ -14,13 +14,13 @@ use inventory::watch_stock::{Limits, WatchStock};
 use lambda::Deadline;
 use network::watch_network::Counts;
 use quarantine::Quarantine;
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{json, value::to_raw_value};
 use testkit::{
     Dynamo,
     consuming::{batch, event},
     dynamo::{EVENTS, INVENTORY, NETWORK},
     http,
-    sample::noon,
+    sample::{noon, stock_change},
     template::root,
 };
 
@@ -31,13 +31,14 @@ fn deadline() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-/// No record is quarantined.
+/// Returns a quarantine that can't be reached. The tests quarantine no record.
 fn quarantine(source: &'static str) -> Quarantine {
     let queues = aws_sdk_sqs::Client::new(&http::config("http://nowhere"));
     Quarantine { queues, url: String::new(), source }
 }
 
-/// Counts a batch of appended events of one operator, type and day, each of another entity.
+/// Counts the write units of a batch of appended events. They have the same operator, type and day, but different
+/// entities.
 async fn watch_network(events: u32) -> ConsumedBatch {
     let dynamo = Dynamo::start().await;
     let consumer = consumer::Consumer {
@@ -63,28 +64,7 @@ async fn watch_network(events: u32) -> ConsumedBatch {
     ConsumedBatch { events, write_units }
 }
 
-fn movement(sequence: u32, quantity: u32) -> Value {
-    let id = json!({ "S": format!("stock#{}", Metric::Ozone) });
-    json!({
-        "eventID": sequence.to_string(),
-        "eventName": "MODIFY",
-        "eventVersion": "1.1",
-        "eventSource": "aws:dynamodb",
-        "awsRegion": "eu-central-1",
-        "dynamodb": {
-            "ApproximateCreationDateTime": 1_767_268_800,
-            "Keys": { "id": id },
-            "NewImage": { "id": id, "quantity": { "N": quantity.to_string() } },
-            "SequenceNumber": sequence.to_string(),
-            "SizeBytes": 44,
-            "StreamViewType": "NEW_IMAGE",
-        },
-        "eventSourceARN":
-            "arn:aws:dynamodb:eu-central-1:1:table/inventory/stream/2026-01-01T00:00:00.000",
-    })
-}
-
-/// Counts a change of the stock that changes no level, and one that does.
+/// Counts the write units of a change of the stock that changes no level, and of one that does.
 async fn watch_stock() -> Stock {
     let dynamo = Dynamo::start().await;
     let step = WatchStock {
@@ -96,7 +76,7 @@ async fn watch_stock() -> Stock {
     let mut units = Vec::new();
     // The first crossing creates the row of the level, the second one changes it.
     for (sequence, quantity) in [(1, 40), (2, 39), (3, 10), (4, 0)] {
-        let payload = json!({ "Records": [movement(sequence, quantity)] });
+        let payload = json!({ "Records": [stock_change(Metric::Ozone, sequence, quantity)] });
         let payload = to_raw_value(&payload).expect("JSON");
         let response = step.handle(&payload, deadline()).await.expect("a response");
         assert!(response.batch_item_failures.is_empty());

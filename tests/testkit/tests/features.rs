@@ -53,8 +53,8 @@ fn assert_same(unit: &Features, end_to_end: &Features) {
     );
 }
 
-/// Returns each package with its features, in a build of the selected packages and their tests for this
-/// machine. Crates of other platforms may not be downloaded.
+/// Returns each package with its features, in a build of the selected packages and their tests. The build is for this
+/// machine, because crates of other platforms may not be downloaded.
 fn features(selection: &[&str]) -> Features {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p}|{f}"])

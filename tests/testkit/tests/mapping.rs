@@ -347,7 +347,7 @@ fn a_partition_key_is_in_order_across_shards_and_never_in_two_concurrent_batches
         let result = deliver(settings, FaultRates::default(), seed, &stream, |_| Ok(Value::Null));
         let mut all = result.batches.concat();
         assert_eq!(all.len(), 100);
-        // By key, in the order of their arrival.
+        // Sorting by key keeps the order in which the records of a key were delivered.
         all.sort_by_key(|text| text[..1].to_owned());
         assert!(all.is_sorted(), "{all:?}");
         max_concurrent = max_concurrent.max(result.max_concurrent);
@@ -369,7 +369,7 @@ fn every_record_is_eventually_processed_despite_faults_of_lambda() {
                 shared.borrow_mut().extend(texts(records));
                 Ok(Value::Null)
             });
-            // A crash leaves keys that no invocation processes any more.
+            // A crash leaves keys in this set that no invocation processes any more.
             let working = Rc::clone(&function.working);
             let mapping = Mapping::new(settings, fault_rates, Rng::from_seed(seed), function);
             let clear_keys = async {

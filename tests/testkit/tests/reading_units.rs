@@ -3,7 +3,11 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p testkit` rewrites them.
 
-use std::{collections::BTreeMap, io::Read, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    time::Duration,
+};
 
 use alerting::{
     configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches,
@@ -137,7 +141,19 @@ impl Station {
         let usage = dynamo.take_usage();
         let stored = rows(dynamo).await;
         let series = stored.iter().filter(|row| row.contains_key("samples"));
-        let (rows_stored, row_bytes) = (series.clone().count(), series.map(stored_bytes).sum());
+        let (rows_stored, row_bytes) =
+            (series.clone().count(), series.clone().map(stored_bytes).sum());
+        let has_value = |series: &&Series| series.samples.iter().any(|it| it.value.is_some());
+        let with_values = bundles.iter().flat_map(|bundle| &bundle.series).filter(has_value);
+        let with_values: BTreeSet<_> =
+            with_values.map(|series| series.sensor_id.to_string()).collect();
+        let is_of_version_1 = |row: &&Row| matches!(&row["sensorId"], AttributeValue::S(id) if with_values.contains(id));
+        let without_arrival = |row: &Row| {
+            let mut row = row.clone();
+            row.remove("arrival");
+            stored_bytes(&row)
+        };
+        let row_bytes_version_1 = series.filter(is_of_version_1).map(without_arrival).sum();
         let puts = BTreeMap::from([("PutItem".to_owned(), number(rows_stored))]);
         assert_eq!(usage.calls, puts, "no reads");
 
@@ -158,6 +174,7 @@ impl Station {
             rows: number(rows_stored),
             write_units: usage.write_units,
             row_bytes,
+            row_bytes_version_1,
             plain,
             gzip,
             alerting_read_units: bundles.len() as u64 * units::read_units(self.watch_bytes().await),
@@ -295,7 +312,7 @@ fn single(bundles: &[Bundle]) -> Vec<Bundle> {
     });
     readings
         .map(|(index, sensor_id, sample)| {
-            // As long as the bundle ids of real loggers.
+            // This id is as long as the bundle ids of real loggers.
             let bundle_id = format!("{}-{index:02}", sample.at).parse().expect("an id");
             Bundle::new(bundle_id, hour.site_id, vec![Series::new(sensor_id, vec![sample])])
         })
@@ -303,7 +320,7 @@ fn single(bundles: &[Bundle]) -> Vec<Bundle> {
 }
 
 fn line(what: &str, counted: &Bundles) -> Vec<String> {
-    let Bundles { bundles, readings, rows, write_units, row_bytes, plain, gzip, .. } = counted;
+    let Bundles { bundles, readings, rows, write_units, plain, gzip, .. } = counted;
     let each = write_units / f64::from(*readings);
     [
         what.to_owned(),
@@ -313,7 +330,8 @@ fn line(what: &str, counted: &Bundles) -> Vec<String> {
         write_units.to_string(),
         format!("{each:.4}"),
         "0".to_owned(),
-        row_bytes.to_string(),
+        counted.row_bytes.to_string(),
+        counted.row_bytes_version_1.to_string(),
         (plain.bytes / u64::from(*bundles)).to_string(),
         (gzip.bytes / u64::from(*bundles)).to_string(),
     ]
@@ -357,10 +375,11 @@ async fn the_docs_show_the_cost_of_a_reading() {
         "per reading",
         "reads",
         "bytes of rows",
+        "in version 1",
         "bytes of a bundle",
         "as gzip",
     ];
-    let right = [false, true, true, true, true, true, true, true, true, true];
+    let right = [false, true, true, true, true, true, true, true, true, true, true];
     let table = docs::table(&head, &right, &lines).expect("a table");
     eprintln!("{table}");
     docs::check_or_update_table(&root.join("docs/cost.md"), "reading-units", &table)

@@ -50,8 +50,8 @@ fn spellings(name: &str) -> [String; 4] {
     [name.to_owned(), kebab, snake.clone(), snake.to_uppercase()]
 }
 
-/// Returns how many steps a text does not name, neither by the step nor by its undo nor by one of its events.
-/// The site's own step does not count, because many texts are about activated sites.
+/// Returns how many steps a text does not name. The name of a step, of its undo or of one of its events is enough. The
+/// site's own step does not count, because many texts are about activated sites.
 fn unnamed_steps(text: &str) -> usize {
     let steps = STEPS.iter().filter(|step| !step.is_of_site());
     let unnamed = steps.filter(|step| {

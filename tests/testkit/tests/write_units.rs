@@ -155,7 +155,7 @@ impl Onboarding {
         )
     }
 
-    /// Runs the saga up to its last step.
+    /// Runs all steps of the saga except the last one.
     async fn onboard(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
         let with_sensors =
@@ -446,7 +446,7 @@ async fn the_docs_show_the_cost_of_an_appended_event() {
     assert!(dynamo.take_usage().write_units < f64::EPSILON, "a repeat writes nothing");
 }
 
-/// Returns an event with a kilobyte of data and a correlation id, both as UUIDs have them.
+/// Returns an event with a kilobyte of data. Its id, which ends with `last`, and its correlation id are UUIDs.
 fn appended(last: &str) -> String {
     let id = format!("0b9e9a4c-53a5-4f0e-8f34-0d5a7c3c9a0{last}");
     let data = json!({ "readings": "x".repeat(1024 - r#"{"readings":""}"#.len()) });

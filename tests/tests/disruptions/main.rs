@@ -288,7 +288,7 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
     let tables: Vec<_> = residue.iter().map(|(table, _)| table.as_str()).collect();
     assert_eq!(tables, [names::DEVICES], "{residue:?}");
 
-    // After the rollback, the operator starts the teardown again with the input from the cause, as the alarm's
+    // After the rollback, the engineer on call starts the teardown again with the input from the cause, as the alarm's
     // description says.
     let input = cause["teardownInput"].to_string();
     let arn = stack.start_teardown(&input).await?;

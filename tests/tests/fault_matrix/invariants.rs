@@ -94,7 +94,8 @@ pub fn violations(
         violations.push(format!("the site is not {status}: {:?}", state.rows));
     }
 
-    // Billing keeps the idempotency record of a command that came after its undo for a week. This row is not residue.
+    // If a command comes after the undo of its step, billing keeps the command's idempotency record for a week. This
+    // row is not residue.
     let record = (names::BILLING, "idempotency".to_owned());
     let is_late = case.is_some_and(|case| case.fault == Fault::LateAfterUndo);
     if outcome == Outcome::Undone

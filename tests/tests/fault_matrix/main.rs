@@ -41,8 +41,8 @@ use crate::{
 
 /// The number of concurrent onboardings. Each has its own metric, so that its kits can be counted.
 const CONCURRENCY: usize = 12;
-/// The timeout of a saga. It is longer than the lease of an interrupted payment plus the delays of a command that
-/// waits for it.
+/// The timeout of a saga. It is longer than an interrupted payment keeps its lock, plus the delays of a command that
+/// waits for the lock.
 const SAGA_TIMEOUT: Duration = Duration::from_mins(4);
 /// The timeout for work after the end of an onboarding: events in transit, or a duplicate delivery.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(45);

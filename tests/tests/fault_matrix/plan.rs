@@ -137,7 +137,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Returns whether `words` matches this case. It has a step, a call and a fault, or only the first of them.
+    /// Returns whether `words` matches this case: a step, a call and a fault, or only the first one or two of them.
     pub fn matches(&self, words: &str) -> bool {
         let name = self.to_string();
         words.split_whitespace().eq(name.split(' ').take(words.split_whitespace().count()))

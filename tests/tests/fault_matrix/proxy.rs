@@ -241,7 +241,7 @@ pub struct ObservedInvocation {
     pub function: String,
     /// The onboarding of its event.
     pub onboarding: String,
-    /// Its calls in order. A retry is not repeated.
+    /// Its calls in order, without the client's retries.
     pub calls: Vec<(Service, String)>,
     /// The response or error of the invocation.
     pub outcome: Option<String>,

@@ -245,7 +245,7 @@ fn on_table(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str, propert
         call(action, &arn, operation, with(table.clone(), more));
     };
     let hash =
-        properties["KeySchema"][0]["AttributeName"].as_str().expect("a table has a hash key");
+        properties["KeySchema"][0]["AttributeName"].as_str().expect("an index has a hash key");
     let query = |hash: &str, kind: &str| {
         json!({
             "KeyConditionExpression": "#key = :key",

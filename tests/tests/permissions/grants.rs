@@ -36,7 +36,7 @@ pub fn roles(template: &Template) -> BTreeMap<String, String> {
     functions.chain(machines).collect()
 }
 
-/// Returns the service of each function and state machine, whose template contains it.
+/// Returns the service of each function and state machine: the service whose template contains it.
 pub fn services() -> BTreeMap<String, String> {
     let templates = Template::services().into_iter();
     let owned = templates.flat_map(|(service, template)| {

@@ -1,6 +1,6 @@
 //! Tests least privilege: every function has its own role, which allows only what the function needs. The grants in the
-//! template are compared with a table of owners. Every action that the template does not grant is requested with the
-//! role's own credentials, and must be denied. Every grant must have been used.
+//! template are compared with a table of owners. With the credentials of each role, the tests request every action that
+//! the template does not grant to the role, and each request must be denied. Every grant must have been used.
 
 mod calls;
 mod grants;
@@ -15,6 +15,7 @@ use std::{
 use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
 use calls::{Http, MARKER};
+use contracts::OperatorId;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use grants::{Deployed, Grant, grants, matches, roles, services};
 use owners::OWNERS;
@@ -83,8 +84,8 @@ async fn actions_that_are_not_granted_are_denied_and_change_nothing() -> Result<
     let http = Http::new(&stack)?;
     let granted = grants(&template);
     let calls = calls::all(&template, &deployed);
-    // Each action in a policy is requested with every other role. The exceptions need more than a request: a task
-    // token, or calls that only Step Functions and Lambda make.
+    // Each action in a policy is requested with every role that does not have it. The exceptions can't be tested with a
+    // request: they need a task token, or are actions that only Step Functions and Lambda use.
     let requested: BTreeSet<_> = calls.iter().map(|call| call.action).collect();
     let not_requested: BTreeSet<_> = granted
         .iter()
@@ -139,7 +140,7 @@ async fn actions_that_are_not_granted_are_denied_and_change_nothing() -> Result<
         "{} of {count} requests were not denied: {not_denied:#?}",
         not_denied.len()
     );
-    // 30 functions and 2 state machines, with hundreds of denials each.
+    // There are dozens of functions and two state machines. Each role has hundreds of denials.
     assert!(count > 10_000, "only {count} requests");
     assert_unchanged(&stack, &template, &deployed).await
 }
@@ -179,6 +180,18 @@ async fn assert_unchanged(stack: &Stack, template: &Template, deployed: &Deploye
 async fn sites_of_any_status_are_listed() -> Result<()> {
     let response = Stack::connect().await?.call(Call::get("/sites?limit=1")).await?;
     assert_eq!(response.status, 200, "{response}");
+    Ok(())
+}
+
+/// Uses permissions to write the audit trail that only a request for another operator needs.
+#[tokio::test]
+async fn an_administrator_reads_the_keys_and_the_audit_trail_of_another_operator() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let operator = OperatorId::registered("permissions");
+    for list in ["keys", "audit"] {
+        let response = stack.call(Call::get(format!("/{list}?operatorId={operator}"))).await?;
+        assert_eq!(response.status, 200, "{list}: {response}");
+    }
     Ok(())
 }
 

@@ -51,10 +51,11 @@ const SEND: &str = "sqs:SendMessage";
 const READ_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
 /// The permissions with which Lambda consumes a queue, using the function's role.
 const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
-/// As `CONSUME`, for a command queue: during an outage, a command is sent to its queue again with a delay.
+/// As `CONSUME`, for a queue to which the service also sends: billing sends a command again with a delay during an
+/// outage, and telemetry puts records on hold.
 const CONSUME_AND_RESEND: &[&str] =
     &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", SEND];
-/// The permissions with which Lambda reads the readings stream.
+/// The permissions with which Lambda reads a Kinesis stream.
 const READ_STREAM: &[&str] = &[
     "kinesis:DescribeStream",
     "kinesis:DescribeStreamSummary",

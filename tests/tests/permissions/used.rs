@@ -68,7 +68,7 @@ const UNUSED: &[Unused] = &[
     unused("site-onboarding", "events:*", "rule *", NESTED),
     unused("site-onboarding", "states:DescribeExecution", "executions of SiteTeardown", NESTED),
     unused("site-onboarding", "states:StopExecution", "executions of SiteTeardown", NESTED),
-    // It reads nothing: it changes S3's response for a missing file from "forbidden" to "not found".
+    // This permission reads nothing. It changes S3's response for a missing file from "forbidden" to "not found".
     unused(
         "record-failure",
         "s3:ListBucket",

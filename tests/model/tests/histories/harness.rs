@@ -51,7 +51,8 @@ use crate::{history::Invocation, model::Outcome, provider};
 pub const ONBOARDING_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:onboarding";
 pub const TEARDOWN_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:teardown";
 
-/// The lease of production. It is longer than the functions' timeout.
+/// The time after which the lock of an idempotency record expires, as in production. It is longer than the functions'
+/// timeout.
 pub const LEASE: Duration = Duration::from_secs(30);
 
 /// A call of a step to another service.

@@ -31,7 +31,7 @@ impl History {
         action_weights.sum::<usize>() + site_weights.sum::<usize>()
     }
 
-    /// Returns this history with one part removed, for each part.
+    /// Returns copies of this history. In each copy, one part is removed or simplified.
     pub fn shorter(&self) -> impl Iterator<Item = Self> + use<> {
         let mut all = Vec::new();
         let mut with = |change: &dyn Fn(&mut Self)| {
@@ -317,7 +317,8 @@ fn histories_of(
         .boxed()
 }
 
-/// Generates a delivery that is paused while others change the same site, and then continues.
+/// Generates a delivery whose call is paused or in transit while other deliveries change the same site. Then the paused
+/// delivery continues, and the call in transit arrives.
 fn race(scope: ServiceScope) -> impl Strategy<Value = Vec<Action>> {
     let slow = [
         InjectedFault::PausedBefore,

@@ -4,8 +4,8 @@
 //! take effect late. Functions crash at any call. Sites compete for the same stock. The steps are the real ones. After
 //! every call with an effect, the changed rows are compared with the changes that the model allows.
 //!
-//! A failing history is shrunk and printed in words. `SEED=123 cargo test -p model` runs one history again,
-//! `HISTORIES=100000` runs that many.
+//! A failing history is shrunk and printed in words. `SEED=123 make unit-test ARGS='--test histories'` runs one history
+//! again, `make proofs` runs ten thousand.
 
 mod harness;
 mod history;
@@ -28,10 +28,13 @@ use proptest::{
     test_runner::{RngSeed, TestCaseError, TestError, TestRunner},
 };
 use run::{OutcomeCounts, RunResult, run_history};
-use testkit::rng::{all_seeds, seeds};
+use testkit::rng::{all_seeds, seed_count, seeds};
 use tokio::runtime::{Builder, Runtime};
 
-const HISTORIES: u64 = 10_000;
+/// The number of histories of `make proofs`. They contain every fault at every frequent call.
+const ALL_HISTORIES: u64 = 10_000;
+/// The number of histories of `make test`.
+const HISTORIES: u64 = 3_000;
 
 /// The number of pairs of function and operation that occur frequently (see [`FREQUENT`]).
 const FREQUENT_CALLS: u32 = 30;
@@ -132,16 +135,14 @@ fn describe(history: &History) -> String {
 
 #[test]
 fn in_every_history_each_step_has_one_effect_and_an_undo_is_final() {
-    let from_env =
-        std::env::var("HISTORIES").map(|it| it.parse().expect("HISTORIES must be a number"));
-    let histories = from_env.unwrap_or(HISTORIES);
+    let histories = seed_count(HISTORIES, ALL_HISTORIES);
     let mut outcomes = OutcomeCounts::new();
     for counts in seeds(histories, run_seed) {
         for (outcome, times) in counts {
             *outcomes.entry(outcome).or_default() += times;
         }
     }
-    if all_seeds() && histories >= HISTORIES {
+    if all_seeds() && histories == ALL_HISTORIES {
         assert_all_faults_occurred(&outcomes);
     }
 }

@@ -88,7 +88,7 @@ fn index_of(entity: EntityType) -> usize {
     EntityType::OF_SITE
         .iter()
         .position(|known| *known == entity)
-        .expect("ALL has every entity type")
+        .expect("OF_SITE has every entity type")
 }
 
 impl SiteModel {

@@ -64,7 +64,7 @@ struct CallOrigin {
     event: Option<EventRow>,
     /// The shortages that a reservation read.
     read_shortages: Option<Vec<Shortage>>,
-    /// The states of its entity since its start.
+    /// The states of its entity since the delivery's start.
     states: Vec<State>,
     /// Whether its outcome may be `Transient`.
     may_be_transient: bool,
@@ -715,7 +715,7 @@ impl<'a> HistoryRun<'a> {
         }
     }
 
-    /// Checks that a step's row was replaced by a later event, and that nothing else changed.
+    /// Checks that the event replaced its step's row, that the row was older, and that nothing else changed.
     fn check_projection(&self, origin: &CallOrigin, changed: &Changed) -> Result<(), String> {
         let event = origin.event.as_ref().ok_or("there is no event")?;
         let (name, status) = step_of(&event.kind).ok_or("the event is not about a step")?;
@@ -881,7 +881,7 @@ impl<'a> HistoryRun<'a> {
         }
     }
 
-    /// Checks the final state again, from the tables alone.
+    /// Projects all events, and checks the final state again from the tables and the provider's state.
     async fn check_everything(&mut self) -> Result<(), String> {
         for site in 0..self.sites.len() {
             for number in 0..self.events[site].len() {

@@ -2,12 +2,13 @@
 
 use contracts::Plan;
 use serde_json::{Value, json};
+use testkit::template::is_mock;
 
 use crate::subject::{Subject, Violations, items, members, text, texts};
 
 /// Event types that only other systems send.
 const INBOUND_EVENTS: [&str; 2] = ["KitsDelivered", "SiteRegistrationRequested"];
-/// The functions that publish the event log to the bus.
+/// The functions that publish the event log to the bus and to the stream of all events.
 const PUBLISHERS: [&str; 2] = ["PublishEventsFunction", "SweepEventsFunction"];
 /// The command queues, each with the state machine that sends to it and the function that sends a deferred
 /// command to it again.
@@ -19,22 +20,25 @@ const COMMAND_QUEUES: [(&str, &str, &str); 2] = [
 const AUDIT_ACTIONS: [&str; 2] = ["dynamodb:PutItem", "dynamodb:Query"];
 /// The function that identifies the callers of the API.
 const AUTHORIZER: &str = "AuthoriseCallerFunction";
-/// The HTTP methods, and API Gateway's own.
-const METHODS: [&str; 8] =
-    ["delete", "get", "head", "options", "patch", "post", "put", "x-amazon-apigateway-any-method"];
+/// The variables of API Gateway that a line of the access log may have. Of what a caller sends, a line has only the caller's
+/// address and the method, because any other text may contain a key.
+const LOGGED: [&str; 13] = [
+    "authorizer.operatorId",
+    "authorizer.scope",
+    "authorizer.status",
+    "error.responseType",
+    "httpMethod",
+    "identity.sourceIp",
+    "requestId",
+    "requestTime",
+    "resourcePath",
+    "responseLatency",
+    "responseLength",
+    "status",
+    "xrayTraceId",
+];
 
-/// Returns the routes: a name such as `POST /sites`, the path item, and the operation.
-fn routes(subject: &Subject) -> Vec<(String, &Value, &Value)> {
-    let paths = &subject.template.properties("Api")["DefinitionBody"]["paths"];
-    let routes = members(paths).flat_map(|(path, of_path)| {
-        members(of_path).filter(|(method, _)| METHODS.contains(method)).map(
-            move |(method, route)| (format!("{} {path}", method.to_uppercase()), of_path, route),
-        )
-    });
-    routes.collect()
-}
-
-/// Returns the function behind a route or an authorizer: its logical id, followed by `Function`'s alias.
+/// Returns the logical id of the function in the URI of a route or an authorizer.
 fn function_of(uri: &Value) -> &str {
     text(uri)
         .split_once("functions/${")
@@ -45,13 +49,12 @@ fn function_of(uri: &Value) -> &str {
 
 /// Returns the function that serves a route. API Gateway itself answers a route without one.
 fn served_by(route: &Value) -> Option<&str> {
-    let integration = &route["x-amazon-apigateway-integration"];
-    (integration["type"] != "mock").then(|| function_of(&integration["uri"]))
+    (!is_mock(route)).then(|| function_of(&route["x-amazon-apigateway-integration"]["uri"]))
 }
 
 pub fn every_route_authenticates_its_caller(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    for (name, _, route) in routes(subject) {
+    for (name, _, route) in subject.template.routes() {
         if served_by(route).is_some() {
             let authenticated = route["security"] == json!([{ "Caller": [] }]);
             violations.check(authenticated, name, "can be called without a key or a token");
@@ -85,7 +88,7 @@ pub fn every_route_authenticates_its_caller(subject: &Subject) -> Violations {
 
 pub fn requests_are_checked(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    for (name, of_path, route) in routes(subject) {
+    for (name, of_path, route) in subject.template.routes() {
         for rest in name.split('{').skip(1) {
             let parameter = rest.split('}').next().unwrap_or_default().trim_end_matches('+');
             let declared =
@@ -145,7 +148,8 @@ pub fn calls_are_throttled(subject: &Subject) -> Violations {
         "* /*",
         "there is no limit for routes without their own limit",
     );
-    // An operator at ten times its own limit must be refused by that, and not use up what the stage accepts.
+    // An operator that sends ten times its own limit must be refused by that limit. Its calls may use up only half of
+    // what the stage accepts.
     let highest = Plan::ALL.iter().map(|plan| plan.rate_limit().per_second()).max();
     for setting in &settings {
         let (path, method) = (text(&setting["ResourcePath"]), text(&setting["HttpMethod"]));
@@ -160,7 +164,7 @@ pub fn calls_are_throttled(subject: &Subject) -> Violations {
 
 pub fn sagas_are_limited(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    let routes = routes(subject);
+    let routes = subject.template.routes();
     for starting in ["POST /sites", "DELETE /sites/{siteId}"] {
         let route = routes.iter().find(|(name, ..)| name == starting);
         let function = route.and_then(|(_, _, route)| served_by(route)).unwrap_or_default();
@@ -181,16 +185,40 @@ pub fn calls_are_logged(subject: &Subject) -> Violations {
     let log = &subject.template.properties("Api")["AccessLogSetting"];
     let group = text(&log["DestinationArn"]).trim_end_matches(".Arn");
     violations.check(subject.is(group, "AWS::Logs::LogGroup"), "Api", "has no access log");
-    for field in [
-        "$context.authorizer.operatorId",
-        "$context.authorizer.scope",
-        "$context.identity.sourceIp",
-    ] {
-        violations.check(
-            text(&log["Format"]).contains(field),
-            "Api",
-            format!("does not log {field}"),
-        );
+    let is_name = |it: char| it.is_ascii_alphanumeric() || it == '.' || it == '_';
+    let variables = text(&log["Format"]).split('$').skip(1).map(|rest| {
+        let end = rest.find(|it| !is_name(it)).unwrap_or(rest.len());
+        rest[..end].trim_start_matches("context.")
+    });
+    let variables: Vec<_> = variables.collect();
+    for needed in ["authorizer.operatorId", "authorizer.scope", "identity.sourceIp"] {
+        let logged = variables.contains(&needed);
+        violations.check(logged, "Api", format!("does not log {needed}"));
+    }
+    for variable in variables {
+        let allowed = LOGGED.contains(&variable);
+        violations.check(allowed, "Api", format!("logs {variable}, which may contain a key"));
+    }
+    violations
+}
+
+pub fn own_responses_are_not_kept(subject: &Subject) -> Violations {
+    let mut violations = Violations::default();
+    let api = &subject.template.properties("Api")["DefinitionBody"];
+    let no_store = json!("'no-store'");
+    for (kind, response) in members(&api["x-amazon-apigateway-gateway-responses"]) {
+        let header = &response["responseParameters"]["gatewayresponse.header.Cache-Control"];
+        violations.check(*header == no_store, kind, "may be kept by a cache");
+    }
+    for (name, _, route) in subject.template.routes() {
+        if served_by(route).is_none() {
+            let responses = members(&route["x-amazon-apigateway-integration"]["responses"]);
+            for (_, response) in responses {
+                let header =
+                    &response["responseParameters"]["method.response.header.Cache-Control"];
+                violations.check(*header == no_store, &name, "may be kept by a cache");
+            }
+        }
     }
     violations
 }
@@ -216,7 +244,7 @@ pub fn invocations_are_limited_to_one_route(subject: &Subject) -> Violations {
         allowed.push((function, format!("{method} /{path}")));
     }
     let authorizer = ("Api".to_owned(), "an authorizer".to_owned(), AUTHORIZER);
-    let routes = routes(subject);
+    let routes = subject.template.routes();
     let served = routes.iter().filter_map(|(name, _, route)| {
         let parts = name.split('/').map(|part| if part.starts_with('{') { "*" } else { part });
         Some((name.clone(), parts.collect::<Vec<_>>().join("/"), served_by(route)?))

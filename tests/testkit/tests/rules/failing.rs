@@ -341,7 +341,7 @@ pub fn events_in_order(subject: &Subject) -> Violations {
     for (id, mapping) in subject.stream_mappings() {
         if text(&mapping["EventSourceArn"]) == "EventsTable.StreamArn" {
             let one = mapping["ParallelizationFactor"] == 1;
-            violations.check(one, id, "works on one entity's events side by side");
+            violations.check(one, id, "processes one entity's events concurrently");
         }
     }
     violations

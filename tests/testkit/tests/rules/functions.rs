@@ -132,7 +132,7 @@ pub fn functions_are_called_by_alias(subject: &Subject) -> Violations {
         violations.check(alias, id, "does not publish its versions under the alias live");
     }
     for (id, text) in subject.texts() {
-        // The name without the ARN is used for metrics and logs.
+        // Only the function's ARN bypasses the alias. Metrics and logs use the function's name.
         let bypasses = text.contains("Function.Arn");
         violations.check(!bypasses, id, format!("bypasses the alias: {text}"));
     }

@@ -126,7 +126,7 @@ pub fn every_step_has_its_undo(subject: &Subject) -> Violations {
 fn path(machine: &Value) -> Vec<&str> {
     let mut names = Vec::new();
     let mut next = text(&machine["StartAt"]);
-    // The limit ends a loop in the definition.
+    // The limit ends the search if the definition has a loop.
     for _ in 0..100 {
         let state = &machine["States"][next];
         if state["Type"] == "Task" {

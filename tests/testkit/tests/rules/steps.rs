@@ -15,8 +15,7 @@ use crate::{
     subject::{Subject, Violations, members, text, texts},
 };
 
-/// Returns the argument of a Task state that the function gets: the payload of a call, or the command in a
-/// message.
+/// Returns what a Task state passes to its function: the payload of a call, or the command in a message.
 fn input(state: &Value) -> &Value {
     let arguments = &state["Arguments"];
     let command = &arguments["MessageBody"]["command"];
@@ -83,7 +82,7 @@ pub fn teardowns_get_the_declared_input(subject: &Subject) -> Violations {
         );
     }
 
-    // Both machines write the input with which an operator starts the teardown again into their causes.
+    // The cause of each machine's failure contains the input with which an engineer on call starts the teardown again.
     for machine in [ONBOARDING, TEARDOWN] {
         let cause = text(&subject.machines[machine]["States"]["CompensationIncomplete"]["Cause"]);
         let written = cause.split("'teardownInput': {").nth(1).and_then(|it| it.split('}').next());

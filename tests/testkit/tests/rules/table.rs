@@ -461,7 +461,7 @@ const FUNCTIONS: &[Rule] = &[
         except: &[],
         breaks: &[
             (Set("template/Resources/OpenSiteFunction", r#"{"Type": "AWS::Serverless::Function", "Properties": {}}"#), "OpenSiteFunction"),
-            (DeleteFile("functions/operators/tests/keys.rs"), "GetKeyFunction"),
+            (DeleteFile("functions/telemetry/tests/revisions.rs"), "GetRevisionsFunction"),
         ],
     },
 ];
@@ -621,13 +621,27 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The API logs the caller's operator, scope and IP address",
-        why: "abuse could not be traced",
+        name: "The API logs the caller's operator, scope and IP address, and no text of the caller",
+        why: "abuse could not be traced, or a key that a caller puts into the path by mistake would be in the log",
         check: access::calls_are_logged,
         except: &[],
         breaks: &[
             (Remove("template/Resources/Api/Properties/AccessLogSetting"), "Api"),
             (Set("template/Resources/Api/Properties/AccessLogSetting/Format", "\"$context.requestId\""), "Api"),
+            (Set("template/Resources/Api/Properties/AccessLogSetting/Format", "\"$context.authorizer.operatorId $context.authorizer.scope $context.identity.sourceIp $context.path\""), "Api"),
+            (Set("template/Resources/Api/Properties/AccessLogSetting/Format", "\"$context.authorizer.operatorId $context.authorizer.scope $context.identity.sourceIp $context.identity.userAgent\""), "Api"),
+        ],
+    },
+    Rule {
+        name: "No cache may keep API Gateway's own responses",
+        why: "a cache could answer 401, 404 or 405 after the cause is gone",
+        check: access::own_responses_are_not_kept,
+        except: &[],
+        breaks: &[
+            (Remove("template/Resources/Api/Properties/DefinitionBody/x-amazon-apigateway-gateway-responses/ACCESS_DENIED/responseParameters/gatewayresponse.header.Cache-Control"), "ACCESS_DENIED"),
+            (Set("template/Resources/Api/Properties/DefinitionBody/x-amazon-apigateway-gateway-responses/QUOTA_EXCEEDED", r#"{"statusCode": 429}"#), "QUOTA_EXCEEDED"),
+            (Remove("template/Resources/Api/Properties/DefinitionBody/paths/~1sites/x-amazon-apigateway-any-method/x-amazon-apigateway-integration/responses/default/responseParameters/method.response.header.Cache-Control"), "X-AMAZON-APIGATEWAY-ANY-METHOD /sites"),
+            (Set("template/Resources/Api/Properties/DefinitionBody/paths/~1{proxy+}/x-amazon-apigateway-any-method/x-amazon-apigateway-integration/responses/default/responseParameters/method.response.header.Cache-Control", "\"'max-age=60'\""), "X-AMAZON-APIGATEWAY-ANY-METHOD /{proxy+}"),
         ],
     },
     Rule {
