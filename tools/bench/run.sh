@@ -35,7 +35,7 @@ if [ -z "${BIN_DIR:-}${REPORT_ONLY:-}" ]; then
     cargo build --target "$host" --locked --release --bins
     export BIN_DIR="$built/$host/release"
 fi
-# The stand-ins are optimized for speed instead of size, because every measured time includes theirs.
+# The stand-ins for AWS are optimized for speed instead of size, because every measured time includes their time.
 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
     cargo build --locked --release -p bench-functions
 echo "Measuring the functions ..."

@@ -27,7 +27,8 @@ class Refused(Exception):
 
 
 def put_key(client, environment, key):
-    """Replaces CloudFormation's generated value of the environment's secret with the provider's test key. Keeps an existing test key."""
+    """Stores the provider's test key in the environment's secret, which has a value that CloudFormation generated.
+    Keeps an existing test key."""
     if key and not TEST_KEY.fullmatch(key):
         raise Refused("STRIPE_TEST_KEY is not a key of Stripe's test mode, which begins with sk_test_ or rk_test_. Nothing was changed.")
     secrets, name = client("secretsmanager"), f"{environment}-stripe"

@@ -97,8 +97,8 @@ def sam(service, command, parameters, *options):
 
 
 def architecture(parameters):
-    """Returns the architecture that the functions are built and deployed for. As in sam, the last of equal
-    parameters counts."""
+    """Returns the architecture that the functions are built and deployed for. If a parameter is given twice, the last
+    value counts, as in sam."""
     values = dict(parameter.split("=", 1) for parameter in parameters)
     return values.get("Architecture", "arm64")
 

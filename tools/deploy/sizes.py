@@ -14,6 +14,8 @@ from transform import PRODUCTION, transformed
 CLOUDFORMATION_LIMIT, LIMIT = 500, 150
 DOCS = services.ROOT / "docs" / "deploying.md"
 START, END = "<!-- generated -->\n", "<!-- /generated -->\n"
+
+
 def counts():
     """Yields (service, resources, functions, alarms) of each stack, the root last."""
     for service in services.services():

@@ -13,7 +13,7 @@ import services
 from transform import PRODUCTION, transformed
 
 TEMPLATE = services.ROOT / "tools" / "deploy" / "github-roles.yaml"
-# The longest name that an environment may have.
+# The values of the template's references. The environment's name has the maximum length.
 VALUES = {
     "Environment": "e" * 25, "AWS::Partition": "aws", "AWS::Region": "ap-southeast-1", "AWS::AccountId": "123456789012",
     "ArtifactBucket": "aws-sam-cli-managed-default-samclisourcebucket-1a2b3c4d5e6f",
@@ -54,7 +54,7 @@ CREATES = {
     "AWS::SecretsManager::Secret": "secretsmanager:CreateSecret",
     "AWS::StepFunctions::StateMachine": "states:CreateStateMachine",
 }
-# Resources wider than the environment; the template gives the reason for each.
+# Resources wider than the environment, with their allowed actions (None: any). The template gives the reason for each.
 WIDE = {
     "*": {
         "lambda:CreateEventSourceMapping", "lambda:DeleteEventSourceMapping", "lambda:GetEventSourceMapping",

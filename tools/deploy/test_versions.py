@@ -1,4 +1,4 @@
-"""Changed parameters take effect: the transformed templates are compared for two values of each parameter."""
+"""Tests that changed parameters take effect. Compares the transformed templates for two values of each parameter."""
 
 import functools
 import re
@@ -8,7 +8,7 @@ from unittest import mock
 import services
 from transform import transformed
 
-# Another allowed value than the default, for each parameter of a service.
+# For each parameter of a service, an allowed value that is not its default.
 OTHER = {
     "AlertMaxAgeMinutes": "30",
     "Architecture": "x86_64",
@@ -80,7 +80,8 @@ class Resolved:
         return {id: self.resolve(each["Properties"]) for id, each in self.of_type("AWS::Lambda::Function").items()}
 
     def versions(self):
-        """Returns the identity of each function's version. CloudFormation creates a new version when it changes.
+        """Returns the identity of each function's version. CloudFormation creates a new version when the identity
+        changes.
 
         The properties are the createOnlyProperties of AWS::Lambda::Version.
         """
@@ -107,7 +108,8 @@ class Versions(unittest.TestCase):
                     with self.subTest(function=function, parameter=parameter):
                         changed = configuration != after.functions()[function]
                         version = before.versions()[function] != after.versions()[function]
-                        # Without a change Lambda publishes no version, and CloudFormation fails.
+                        # A new identity without a changed configuration is an error: Lambda would publish no version,
+                        # and CloudFormation would fail.
                         self.assertEqual(version, changed)
                         changes += changed
         self.assertGreater(changes, 60)

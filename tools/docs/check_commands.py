@@ -115,8 +115,9 @@ def blocks(page):
 
 
 def script(page, parts):
-    """Returns a script with the blocks that run. Each command is in the line that it has in the page, so what the shell
-    reports about a line is right. The line of a block's opening fence sends its output into files named after that line."""
+    """Returns a script with the blocks that run. Each command has the same line number as in the page, so the line
+    numbers in the shell's messages are right. In the line of a block's opening fence, the script redirects the block's
+    output to files that are named after that line."""
     lines = [""] * (len(page.splitlines()) + 1)
     for block in parts:
         if block.runs:
@@ -130,7 +131,8 @@ def script(page, parts):
 
 
 def environment(scratch):
-    """Returns the variables of the shell: those of the caller without the settings for AWS and what `make` adds."""
+    """Returns the variables of the shell: those of the caller, except the settings for AWS and the variables that
+    `make` adds."""
     hidden = ("AWS_", "MAKE", "MFLAGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return kept | {
@@ -173,7 +175,8 @@ def differences(shown, printed, where="the output"):
 
 
 def outcome(parts, status, scratch):
-    """Returns the failures of a page whose shell ended, or was stopped (None), with its files in the folder scratch."""
+    """Returns the failures of a page. `status` is the exit status of its shell, or None if the shell was stopped. The
+    folder `scratch` has the shell's files."""
 
     def printed(block, stream):
         file = scratch / f"{block.line}.{stream}"
@@ -199,7 +202,7 @@ def outcome(parts, status, scratch):
 
 
 def untracked():
-    """The files that git neither has nor ignores."""
+    """Returns the files that git neither tracks nor ignores."""
     listed = ["git", "ls-files", "--others", "--exclude-standard", "-z"]
     output = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return set(filter(None, output.split("\0")))

@@ -6,9 +6,9 @@ import unittest
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
-# In these pages each file in code must exist, also one that is named without its folder.
+# Each file that these pages name in code must exist, even if the page names it without its folder.
 MAPS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/adding-a-step.md"]
-# These pages say what was, so what they name may be gone.
+# These pages describe the past, so the files that they name may no longer exist.
 HISTORY = ["CHANGELOG.md", "docs/decisions.md"]
 FENCE = re.compile(r"^(```+|~~~+)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
@@ -53,7 +53,7 @@ def anchors(page):
 
 
 def broken_links(name, page):
-    """What is wrong with the links of a page to this repository."""
+    """Yields the problems of a page's links to this repository."""
     text = without_code(page)
     for target in LINK.findall(text) + REFERENCE.findall(text):
         if re.match(r"[a-z]+:", target):
@@ -77,10 +77,10 @@ def broken_links(name, page):
 
 
 def exists(path):
-    """Whether a path, or any that it stands for, is in the repository."""
+    """Returns whether the repository has a path. `*` and `<name>` in the path stand for any name."""
     path = path.rstrip("/")
     pattern = re.escape(re.sub(r"<[^>]*>", "*", path)).replace(r"\*", "[^/]*")
-    # A path that does not begin at the root is the end of one: `src/lib.rs`.
+    # A path that does not begin with a folder at the root, such as `src/lib.rs`, matches the end of a longer path.
     begin = "" if path.split("/")[0] in TOP else "(.*/)?"
     expression = re.compile(f"{begin}{pattern}")
     return any(expression.fullmatch(one) for one in [*FILES, *FOLDERS])
@@ -91,7 +91,7 @@ def has_test(path, function):
 
 
 def missing_names(name, page):
-    """The paths and tests that a page names in code, and that do not exist."""
+    """Yields the paths and tests that a page names in code, but that do not exist."""
     in_fences = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, sorted(TOP)))})/[\w./<>*-]*[\w/>*]")
     for _, fenced in FENCE.findall(page):
         for path in in_fences.findall(fenced):
@@ -108,7 +108,7 @@ def missing_names(name, page):
 
 
 def missing_goals(name, page):
-    """The goals of `make` that a page names, and that the Makefile does not have."""
+    """Yields the goals of `make` that a page names, but that the Makefile does not have."""
     commands = [code for _, code in CODE.findall(FENCE.sub("", page))]
     commands += [line for _, fenced in FENCE.findall(page) for line in fenced.splitlines()]
     for command in commands:

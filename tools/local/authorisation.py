@@ -1,9 +1,9 @@
-"""IAM on the local stack, as far as AWS enforces it.
+"""Makes the local stack enforce IAM as AWS does.
 
-With AUTH=true, MiniStack checks requests to its API against the policies of the caller's role. It does not
-check its own actions with a role, checks few accesses of one service to another's resources, and does not
-know the state machine of a task token. This module adds these checks, and logs each decision once for each
-caller, action and resource:
+With AUTH=true, MiniStack checks requests to its API against the policies of the caller's role. It does not check
+the actions that it performs itself with a role, nor most calls of one service to the resources of another. It
+does not know the state machine of a task token. This module adds these checks, and logs each decision once for
+each caller, action and resource:
 
     allowed <tab> role <tab> session <tab> action <tab> resource
 
@@ -85,7 +85,8 @@ def _log_decisions(log_file):
     enforce = iam_evaluator.enforce
 
     def enforce_and_log(access_key, action, service, region, resource_arn="*", service_context=None):
-        # An unknown token has no state machine. A caller that may act on any of them passes; Step Functions refuses the token.
+        # An unknown token has no state machine. So the check passes if the caller may act on any state machine. Step
+        # Functions then refuses the token.
         resources = list(stepfunctions._state_machines) if resource_arn == NO_TASK else [resource_arn]
         for resource_arn in resources or ["*"]:
             denied = enforce(
@@ -333,7 +334,7 @@ def _check_services(log_file):
 
 
 def _treat_loopback_as_tls():
-    """Treats requests on loopback as TLS. The local stack has no TLS, and the buckets refuse other requests."""
+    """Treats requests on loopback as TLS. The local stack has no TLS, and the buckets refuse requests without TLS."""
     from ministack import app
 
     pin = app.pin_request_origin

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds fieldstation/lambda, the image in which `sam local invoke` runs a function. It contains this machine's glibc, because
-# the functions are built against it and it may be newer than that of Amazon Linux; the Lambda emulator of aws-sam-cli; and
-# root certificates. The image sets the endpoint, because SAM passes on only the variables that the template has. With
-# `multi on`, localhost also resolves to the address of `--add-host`.
+# Builds fieldstation/lambda, the image in which `sam local invoke` runs a function. It contains the Lambda emulator of
+# aws-sam-cli, root certificates, and this machine's glibc. The functions are built against this glibc, which may be
+# newer than that of Amazon Linux. The image sets the endpoint, because SAM passes on only the variables that the
+# template has. `multi on` in host.conf makes localhost resolve also to the address of `--add-host`.
 # Usage: lambda-image.sh <AWS endpoint, as a container sees it>; after `make build-local`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,8 +1,8 @@
-"""REST APIs of API Gateway on the local stack, where MiniStack differs from AWS.
+"""Corrects the REST APIs of API Gateway on the local stack where MiniStack differs from AWS.
 
-MiniStack applies gateway responses, but does not import them from an OpenAPI document. Of a method it imports
-only the security and the URI of the integration. It joins the values of a repeated header, and each event has
-another request ID.
+MiniStack applies gateway responses, but does not import them from an OpenAPI document. From a method it imports
+only the security and the URI of the integration. It joins the values of a repeated header. It gives each event of a
+request a different request ID.
 """
 
 import contextvars

@@ -29,7 +29,7 @@ ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
 def binaries():
     """Returns (binary, logical id, name) of every function of the stack, in the order of the samples."""
     forward, back = steps("site-onboarding"), steps("site-teardown")
-    # The functions that start a teardown come with the undos.
+    # The functions that start a teardown run before the undo steps.
     order = ["receive-kits", "import-site", *forward, None, "decommission-site", "recover-onboarding", *back]
 
     def place(binary):

@@ -474,9 +474,9 @@ def seed(stack):
 
 
 def serve_ministack():
-    """Starts MiniStack 1.5.33 with additions. An event of a rule is retried and then sent to the function's
-    failure destination, and the failure destination of an alias is used. `stream_mappings` delivers streams,
-    `rest_api` corrects REST APIs, and `authorisation` adds IAM."""
+    """Starts MiniStack 1.5.33 with additions. A function that fails on an event of a rule is retried, and then the
+    event goes to the failure destination. The settings of the alias are used for this. `stream_mappings` delivers
+    streams, `rest_api` corrects REST APIs, and `authorisation` adds IAM."""
     import authorisation
     import rest_api
     import stream_mappings
@@ -518,8 +518,8 @@ def serve_ministack():
 
 
 def exclude_punctuation_from_secrets():
-    """Secrets are generated without punctuation if the template asks for it. MiniStack ignores ExcludePunctuation, so the secret
-    of the first administrator was no valid credential."""
+    """Makes MiniStack follow ExcludePunctuation when it generates a secret. It ignores this property, but a secret with
+    punctuation is not a valid credential of the first administrator."""
     from ministack.services.cloudformation import provisioners
 
     generate = provisioners._sm_secret_string

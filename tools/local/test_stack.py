@@ -20,7 +20,7 @@ class Emulator(unittest.TestCase):
 
 class ShellVariables(unittest.TestCase):
     def evaluated(self, environment):
-        """The variables of a shell that evaluates the output."""
+        """Returns the variables of a shell that evaluates the output."""
         with mock.patch.dict(os.environ, environment):
             text = stack.shell_variables("a-stack", "http://api.localhost:1/v1", "fsa_key")
         script = 'eval "$1"; env'

@@ -1,6 +1,7 @@
-"""The way of an event from a rule to a topic and to a subscriber's queue on the local stack, as CloudFormation creates it.
+"""Tests the delivery of an event from a rule to a topic and on to a subscriber's queue, with resources that the local
+stack's CloudFormation created.
 
-MiniStack delivers. `authorisation` adds the check of the topic's policy.
+MiniStack delivers the event. `authorisation` adds the check of the topic's policy.
 """
 
 import json

@@ -23,7 +23,7 @@ DOCS = ROOT / "docs" / "mutants.md"
 MIN_CAUGHT = 0.9
 TABLE = "<!-- results -->"
 KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout", "Unviable": "unviable"}
-# For a shared crate, also the tests of this crate run, which uses it.
+# For a shared crate, a crate that uses it. The tests of that crate run, too.
 USERS = {
     "contracts": "stream",
     "fault": "store",
@@ -54,7 +54,8 @@ def counts(outcomes):
 
 
 def run(package):
-    """Runs a package's own tests. For the missed mutants it also runs those of a crate that uses it, which take longer to build."""
+    """Runs a package's own tests. For the missed mutants, also runs the tests of a crate that uses the package. These
+    take longer to build."""
     outcomes = mutate(package)
     if package in USERS and any(outcome["summary"] == "MissedMutant" for outcome in outcomes.values()):
         outcomes |= mutate(package, "--iterate", "--test-package", USERS[package])
@@ -92,7 +93,8 @@ def report(results, reasons):
         lines.append(row(package, numbers))
     lines += [row("all", total), "", "Missed mutants, and why they are accepted:", ""]
     times = Counter(missed for result in results.values() for missed in result["names"])
-    # A reason is valid for this number of mutants, so it does not cover another one in the same function.
+    # The name includes the number of missed mutants with this name. So a reason does not cover a further mutant in the
+    # same function.
     names = {f"{missed} ({count} times)" if count > 1 else missed for missed, count in times.items()}
     for missed in sorted(names):
         lines.append(f"- `{missed}`: {reasons.get(missed, 'no reason yet')}")

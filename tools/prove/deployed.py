@@ -123,7 +123,7 @@ def mappings(environment):
     return f"{len(deployed)} mappings of aliases are listed and enabled"
 
 
-@step("roles", "The roles of the state machines have generated names, and the path that billing's queue policies name", seconds=30)
+@step("roles", "The roles of the state machines have generated names. Their path is the one that billing's queue policies name.", seconds=30)
 def roles(environment):
     for machine in ("site-onboarding", "site-teardown"):
         arn = environment.arn("states", f"stateMachine:{environment.resource_name(machine)}")

@@ -148,8 +148,8 @@ def failed_deployment(environment):
         raise Skipped("it deploys the root template; this environment was deployed with one stack per service")
     client, name = environment.client("cloudformation"), f"proof-{uuid.uuid4().hex[:8]}"
     template = client.get_template(StackName=environment.name, TemplateStage="Original")["TemplateBody"]
-    # API Gateway refuses a stage name of more than 128 characters, in the last service. The account's role for access logs is
-    # not changed.
+    # API Gateway refuses a stage name of more than 128 characters, so the gateway fails, which is the last service.
+    # With ManageApiGatewayLogging=false, the account's role for access logs is not changed.
     parameters = environment.parameters(environment.stack(environment.name)) | {
         "StageName": "x" * 129,
         "ManageApiGatewayLogging": "false", "DeletionProtection": "false", "OnCallEmail": "",
@@ -230,7 +230,7 @@ def canary(environment):
     callers = [threading.Thread(target=call, daemon=True) for _ in range(4)]
     for caller in callers:
         caller.start()
-    # With such a value the functions fail at their start.
+    # With this value the functions fail at their start.
     status = update(environment, name, {"StripePrices": "no prices"})
     stop.set()
     ensure(status == "UPDATE_ROLLBACK_COMPLETE", f"the stack with a version that fails ended with {status}")

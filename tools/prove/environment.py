@@ -188,8 +188,8 @@ class Environment:
         return supplies.create_key(self.client, self.name, url, "tools/prove", host=host if self.emulator else None)
 
     def response(self, method, path, body=None, key=None, authorization=None, content_type="application/json"):
-        """Calls the API and returns its response. `authorization` is the value of the header; by default, an administrator's key.
-        An empty text sends no header, and a list one header for each value."""
+        """Calls the API and returns its response. `authorization` is the value of the header; by default, an
+        administrator's key. With an empty string, no header is sent. With a list, one header is sent for each value."""
         self._guard(f"{method} {path}", method in ("GET", "HEAD"))
         url, host = self._api
         headers = {"Host": host, "Content-Type": content_type}
@@ -397,7 +397,8 @@ class Environment:
     # ---- Time
 
     def until(self, what, seconds, probe, pause=2):
-        """Calls `probe` until it returns something true, and returns that."""
+        """Calls `probe` until it returns a true value, and returns this value. Ends the step as not proved after the
+        timeout."""
         deadline = time.monotonic() + seconds
         while True:
             if found := probe():

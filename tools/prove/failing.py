@@ -32,7 +32,7 @@ def give_up_soon(environment):
 
 
 def events_of(environment, mapping, name):
-    """The sum of a mapping's metric in the last quarter of an hour."""
+    """Returns the sum of a mapping's metric in the last quarter of an hour."""
     return sum(environment.metric("AWS/Lambda", name, {"EventSourceMappingUUID": mapping}, 900))
 
 
@@ -46,7 +46,8 @@ def given_up(environment):
     mapping = give_up_soon(environment)
     broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.resource_name("no-such-table"))
     started = time.time()
-    # In the failure, a stream record's data is encoded, but not its partition key: the site's id.
+    # The failure contains the record's data in encoded form, but its partition key as text. The key begins with the
+    # site's id, so the search below uses this id.
     environment.send_reading(site, sensor, "proof-given-up")
     rows = environment.until(
         "the batch that was given up on is a failure", 300, lambda: environment.open_failures("store-readings", "GIVEN_UP", site, started), pause=5)
@@ -122,7 +123,7 @@ def dead_letter(environment):
 
     started, rows = time.time(), []
     for _ in range(5):
-        # The change takes effect after some seconds. An event before that is delivered.
+        # The change takes effect after some seconds. An event that is sent before that is still delivered.
         time.sleep(15)
         delivery = f"prove-{uuid.uuid4()}"
         environment.put_delivery("air_temperature", 1, delivery)

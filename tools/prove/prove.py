@@ -200,7 +200,8 @@ def find_fieldctl():
 
 
 def date_rows(results):
-    """Writes into docs/believed-not-seen.md when its rows were seen on AWS, from the results of earlier runs."""
+    """Writes into docs/believed-not-seen.md the dates on which its rows were seen on AWS. Reads them from the results
+    of earlier runs."""
     proved = {}
     for line in map(json.loads, results.read_text().splitlines()):
         if line["outcome"] == PROVED and not line["emulator"]:

@@ -59,7 +59,7 @@ def metrics(environment):
     for alarm in environment_alarms(environment):
         for metric in watched(alarm):
             alarmed.setdefault(metric, alarm["AlarmName"])
-            # Without data, such an alarm would be in ALARM.
+            # Without data, such an alarm goes to ALARM. So its metric must exist.
             if alarm.get("TreatMissingData") == "breaching":
                 required.setdefault(metric, alarm["AlarmName"])
     ensure(alarmed, "the environment has no alarm of a metric")
@@ -108,7 +108,8 @@ def index_throttles(environment):
     ensure(alarms, "no alarm is about an index")
     for (namespace, name, dimensions), alarm in alarms:
         ensure("TableName" in dict(dimensions), f"{alarm} names an index without its table")
-        # There may never have been a throttle. ConsumedWriteCapacityUnits of the same index has the same dimensions.
+        # The metric of throttles does not exist before the first throttle. ConsumedWriteCapacityUnits of the same index
+        # has the same dimensions.
         consumed = environment.client("cloudwatch").list_metrics(
             Namespace=namespace, MetricName="ConsumedWriteCapacityUnits", Dimensions=[{"Name": key, "Value": value} for key, value in dimensions],
         )["Metrics"]

@@ -30,7 +30,8 @@ def foreign_sources(environment):
         refusal = code(error)
     ensure(refusal, "an event with source fieldstation.sites was accepted from this caller")
     ensure("denied" in refusal.lower() or "notauthorized" in refusal.lower(), f"the event was refused, but with {refusal}")
-    # The onboarding starts with an event of the bus whose source was refused above.
+    # The onboarding starts with an event of the source that was refused above. So this shows that the publishers may
+    # use it.
     site = environment.active_site()
     return f"this caller's event was refused with {refusal}; the events of site {site['siteId']} were delivered, and it is ACTIVE"
 

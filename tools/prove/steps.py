@@ -1,4 +1,4 @@
-"""The steps of tools/prove-on-aws.sh, in the order in which they run."""
+"""Defines and registers the steps of tools/prove-on-aws.sh. prove.py decides the order in which they run."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Step:
     name: str
     proves: str
     run: Callable
-    # Whether it changes nothing. It may then run on every environment.
+    # Whether it changes nothing. Such a step may run on every environment.
     reads_only: bool
     # The maximum duration.
     seconds: int

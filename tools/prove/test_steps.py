@@ -388,8 +388,8 @@ class Histories(Case):
 
 
 class Gateway(Case):
-    def response(self, status, kind="application/problem+json"):
-        return mock.Mock(status=status, data=b"{}", headers={"Content-Type": kind})
+    def response(self, status, request="r1"):
+        return mock.Mock(status=status, data=b"{}", headers={"Content-Type": "application/problem+json", "x-amzn-RequestId": request})
 
     def env(self, *lines):
         env = Fake()
@@ -397,8 +397,9 @@ class Gateway(Case):
         env.clients["lambda"].get_function_concurrency.return_value = {}
         return env
 
-    def line(self, status, kind="-"):
-        return {"path": "/v1/sites/00000000-0000-5000-8000-000000000000", "status": status, "responseType": kind, "time": "now", "operatorId": "c1"}
+    def line(self, status, kind="-", request="r1"):
+        return {
+            "requestId": request, "resource": "/sites/{siteId}", "status": status, "responseType": kind, "time": "now", "operatorId": "c1"}
 
     def test_the_api(self):
         def refused(kind="application/problem+json", www="Bearer", wrong=None):
@@ -421,16 +422,21 @@ class Gateway(Case):
         self.not_proved("api", env, "not a problem document")
 
     def test_the_access_log(self):
-        env = self.env(self.line("404"))
-        env.api = mock.Mock()
-        self.proved("access-logs", env)
-        env = self.env()
-        env.api = mock.Mock()
-        self.not_proved("access-logs", env, "is in the access log")
+        def env(*lines):
+            env = self.env(*lines)
+            env.response = mock.Mock(return_value=self.response(404))
+            return env
+
+        other = self.line("500", request="r2")
+        self.proved("access-logs", env(other, self.line("404")))
+        self.not_proved("access-logs", env(), "is in the access log")
+        self.not_proved("access-logs", env(other), "is in the access log")
+        self.not_proved("access-logs", env(self.line("403")), "another status")
+        self.not_proved("access-logs", env(self.line("404") | {"resource": "/{proxy+}"}), "another resource")
 
     def test_a_throttled_function(self):
-        env = self.env(self.line("404"), self.line("500", "DEFAULT_5XX"))
-        env.response = mock.Mock(side_effect=[self.response(404), self.response(500)])
+        env = self.env(self.line("404"), self.line("500", "DEFAULT_5XX", "r2"))
+        env.response = mock.Mock(side_effect=[self.response(404), self.response(500, "r2")])
         self.assertIn("500, as DEFAULT_5XX", self.proved("api-errors", env))
         env.clients["lambda"].delete_function_concurrency.assert_called_once()
         env = self.env(self.line("503", "INTEGRATION_FAILURE"))

@@ -6,8 +6,8 @@ calls this function:
 - Repeats: each event is a row with its event id as the key, and a row is put only if it does not exist.
 - Order: the row of the entity has the sequence of the last applied event. Both rows are written in one transaction, which
   fails unless the event is the next one.
-- An early event goes back to the queue, which keeps it until the missing one has arrived. If it is still early when it
-  comes again, the function asks the API for the missing events.
+- An early event goes back to the queue, which delivers it again later. If it is still early then, the function asks the
+  API for the missing events.
 """
 
 import json
@@ -85,8 +85,8 @@ class Api:
 
 
 def key_of(metadata):
-    """Returns the key of an entity. Two operators may use the same type and id for entities of their own systems, whose
-    types have a dot."""
+    """Returns the key of an entity. Entities of other systems have a type with a dot. Two operators may use the same
+    type and id for such entities, so the key then contains the operator."""
     entity = f"{metadata['entity']['type']}/{metadata['entity']['id']}"
     return f"{metadata['operatorId']}/{entity}" if "." in metadata["entity"]["type"] else entity
 

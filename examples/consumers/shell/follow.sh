@@ -8,7 +8,7 @@
 # ends. API_URL and FIELDSTATION_API_KEY name the API and a key that may read. Requires curl 7.88 and jq.
 #
 # An event is printed before its position is written. If the script is killed in between, the next run prints it again. The
-# API lists the events of a type for up to 31 days at once, so `follow.sh type` must not stand still for longer.
+# API lists the events of a type for up to 31 days at once, so `follow.sh type` must not pause for longer.
 set -euo pipefail
 
 usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
@@ -21,47 +21,52 @@ events() {
     --header @<(printf 'Authorization: Bearer %s\n' "$FIELDSTATION_API_KEY") "$API_URL/events"
 }
 
-timestamp() { jq -nr --argjson seconds "$1" '$seconds | todate'; }
-
-# Replaces the position file in one step.
-remember() {
-  printf '%s\n' "$1" > "$position.new"
-  mv -- "$position.new" "$position"
-}
+# Replaces the position file by the file .new in one step.
+remember() { mv -- "$position.new" "$position"; }
 
 # The API returns an entity's events in order, from the sequence after the position.
 follow_entity() {
-  local after page
+  local after page count
   after=$(cat -- "$position" 2> /dev/null || echo 0)
-  while page=$(events "entity=$subject" "after=$after" limit=100) || exit; jq -e '.events != []' <<< "$page" > /dev/null; do
+  while :; do
+    page=$(events "entity=$subject" "after=$after" limit=100)
+    count=$(jq '.events | length' <<< "$page")
+    [[ $count != 0 ]] || break
     jq -c '.events[]' <<< "$page"
     after=$(jq '.events[-1].metadata.sequence' <<< "$page")
-    remember "$after"
+    printf '%s\n' "$after" > "$position.new"
+    remember
   done
 }
 
 # The API returns a type's events newest first, from an index that may be seconds behind. So each run reads the last minute
-# before its position again, and leaves out the ids that it has printed.
+# before its position again, and leaves out the ids that it has printed. Events and ids are passed to jq in files, because
+# Linux limits an argument to 128 KiB.
 follow_type() {
-  local known until from page token=() all='[]' new
-  known=$(cat -- "$position" 2> /dev/null || echo '{"until": 0, "ids": []}')
+  local until from to page token=''
+  if [[ -e $position ]]; then cp -- "$position" "$work/known"; else echo '{"until": 0, "ids": []}' > "$work/known"; fi
   until=$(($(date +%s) - 5)) # the newest events may still be missing in the index
-  from=$(jq --argjson day $((until - 86400)) 'if .until == 0 then $day else .until - 60 end' <<< "$known")
-  while
-    page=$(events "type=$subject" "from=$(timestamp "$from")" "to=$(timestamp "$until")" limit=100 "${token[@]}") || exit
-    all=$(jq -c --argjson all "$all" '$all + .events' <<< "$page")
-    token=("pageToken=$(jq -r '.nextPageToken // ""' <<< "$page")")
-    [[ ${token[0]} != pageToken= ]]
-  do :; done
-  new=$(jq -c --argjson known "$known" 'reverse | map(select(.metadata.eventId | IN($known.ids[]) | not))' <<< "$all")
-  jq -c '.[]' <<< "$new"
-  remember "$(jq -c --argjson until "$until" '{until: $until, ids: map(.metadata.eventId)}' <<< "$all")"
+  from=$(jq -er --argjson day $((until - 86400)) '(if .until == 0 then $day else .until - 60 end) | todate' "$work/known")
+  to=$(jq -nr --argjson until "$until" '$until | todate')
+  : > "$work/events"
+  while :; do
+    page=$(events "type=$subject" "from=$from" "to=$to" limit=100 ${token:+"pageToken=$token"})
+    jq -c '.events[]' <<< "$page" >> "$work/events"
+    token=$(jq -r '.nextPageToken // ""' <<< "$page")
+    [[ $token ]] || break
+  done
+  jq -sc --slurpfile known "$work/known" '($known[0].ids | map({key: ., value: true}) | from_entries) as $printed
+    | reverse[] | select($printed[.metadata.eventId] | not)' "$work/events"
+  jq -sc --argjson until "$until" '{until: $until, ids: map(.metadata.eventId)}' "$work/events" > "$position.new"
+  remember
 }
 
 [[ $# -ge 3 && $# -le 4 ]] || usage
 kind=$1 subject=$2 position=$3 seconds=${4-5}
 [[ $kind == entity || $kind == type ]] || usage
 : "${API_URL:?}" "${FIELDSTATION_API_KEY:?}"
+work=$(mktemp -d)
+trap 'rm -rf -- "$work"' EXIT
 
 while :; do
   "follow_$kind"

@@ -27,7 +27,7 @@ def event(sequence, kind="Measured", entity="acme.pump/a b&c"):
 
 
 class Api(BaseHTTPRequestHandler):
-    """Events of the server's log. It refuses the first calls if the server says so."""
+    """Events of the server's log. It refuses the first calls, or returns another body, if the server says so."""
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
@@ -52,7 +52,7 @@ class Api(BaseHTTPRequestHandler):
         return self.reply(200, {"events": found[start:start + PAGE]} | more)
 
     def reply(self, status, body):
-        text = json.dumps(body).encode()
+        text = (self.server.body or json.dumps(body)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -65,7 +65,7 @@ class Api(BaseHTTPRequestHandler):
 class Following(unittest.TestCase):
     def setUp(self):
         self.server = HTTPServer(("127.0.0.1", 0), Api)
-        self.server.log, self.server.refusals = [], 0
+        self.server.log, self.server.refusals, self.server.body = [], 0, None
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         self.addCleanup(self.server.server_close)
         self.addCleanup(self.server.shutdown)
@@ -101,6 +101,30 @@ class Following(unittest.TestCase):
         late = event(7)
         self.server.log.append(late)
         self.assertEqual(self.printed("type", "Measured"), [late], "within the minute that is read again")
+
+    def test_more_events_than_an_argument_can_hold_are_printed_once(self):
+        # Linux limits an argument to 128 KiB. Both the first page and the ids in the position file are larger.
+        self.server.log = [event(sequence) for sequence in range(1, 6)]
+        for large in self.server.log:
+            large["metadata"]["eventId"] += "x" * 70_000
+        self.assertEqual(self.printed("type", "Measured"), self.server.log)
+        self.assertGreater(self.position.stat().st_size, 200_000)
+        late = event(6)
+        self.server.log.append(late)
+        self.assertEqual(self.printed("type", "Measured"), [late])
+        self.position.unlink()
+        self.assertEqual(self.printed("entity", "acme.pump/a b&c"), self.server.log)
+
+    def test_a_response_that_is_not_json_ends_the_script_and_keeps_the_position(self):
+        self.server.log = [event(1)]
+        for kind, subject in (("type", "Measured"), ("entity", "acme.pump/a b&c")):
+            self.printed(kind, subject)
+            position = self.position.read_text()
+            self.server.body = "<html>"
+            self.assertNotEqual(self.follow(kind, subject).returncode, 0, kind)
+            self.assertEqual(self.position.read_text(), position)
+            self.server.body = None
+            self.position.unlink()
 
     def test_a_call_that_a_rate_limit_refuses_is_repeated(self):
         self.server.log, self.server.refusals = [event(1)], 1

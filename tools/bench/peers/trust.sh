@@ -1,6 +1,6 @@
-# For the `run` scripts: writes a PEM file of the roots that a peer trusts by default and of the stand-in's CA, and
-# sets $trusted to its path. With AWS_CA_BUNDLE alone, the trust store would be smaller than the one that the peer
-# reads in Lambda.
+# For the `run` scripts of the peers: writes a PEM file and sets $trusted to its path. The file contains the root
+# certificates that a peer trusts by default, and the CA of the stand-in for AWS. With AWS_CA_BUNDLE alone, the trust
+# store would be smaller than the one that the peer reads in Lambda.
 trust() { # roots, peer's folder
     IFS=/
     set -- "$1" "$2" $AWS_CA_BUNDLE

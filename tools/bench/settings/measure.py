@@ -54,8 +54,8 @@ VARIATIONS = [
     ]),
     ("log filters by module (env-filter)", {}, [
         (CARGO, 'features = ["fmt", "json"]', 'features = ["env-filter", "fmt", "json"]'),
-        ("shared/lambda/src/telemetry.rs", ".with_max_level(level_of(&level))",
-         ".with_env_filter(tracing_subscriber::EnvFilter::new(level_of(&level).to_string()))"),
+        ("shared/lambda/src/telemetry.rs", ".with_max_level(parse_level(&level))",
+         ".with_env_filter(tracing_subscriber::EnvFilter::new(parse_level(&level).to_string()))"),
     ]),
     ("mimalloc as the allocator", {}, [
         (CARGO, 'metrics = "0.24"\n', 'metrics = "0.24"\nmimalloc = { version = "=0.1.52", default-features = false }\n'),
@@ -85,8 +85,8 @@ def copy():
 
 
 def build(name, variables, edits):
-    """Builds the function with this change. All other functions are unchanged; they are needed because the samples depend on each
-    other."""
+    """Builds the function with this change. The other functions come from `make bench`, unchanged. The measurement
+    needs them, because the sample events depend on each other."""
     copy()
     for file, old, new in edits:
         text = (TREE / file).read_text()

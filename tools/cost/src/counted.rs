@@ -34,7 +34,7 @@ pub struct Effect {
 pub struct Readings {
     /// The real day of a station, by the length of its bundles, shortest first.
     pub bundles: Vec<Bundles>,
-    /// An hour of it, in bundles of one reading.
+    /// An hour of that day, in bundles of one reading.
     pub single: Bundles,
     /// The cost of an alert.
     pub alert: Alert,
@@ -56,6 +56,8 @@ pub struct Bundles {
     pub write_units: f64,
     /// The size of the rows by DynamoDB's rules for storage.
     pub row_bytes: u64,
+    /// The same without what version 1 of the contract did not store: arrivals, and rows without a value.
+    pub row_bytes_version_1: u64,
     /// The records of the stream, as plain JSON.
     pub plain: Records,
     /// The records of the stream, as gzip.
@@ -114,13 +116,16 @@ pub struct ConsumedBatch {
 pub struct Stock {
     /// If it changes no level.
     pub unchanged: f64,
-    /// If it changes the level: the level and its event, without the mark of the publisher.
+    /// If it changes the level: the write of the level and its event. The later write that marks the event as published
+    /// is not included.
     pub crossing: f64,
 }
 
 impl Consumers {
-    /// Returns the write units of an event in watch-network, if its batches have this number of events: those of the
-    /// largest counted batch that is not larger.
+    /// Returns the write units per event of watch-network, for batches of this number of events.
+    ///
+    /// They are those of the largest counted batch that is not larger. If all counted batches are larger, they are
+    /// those of the smallest one.
     #[must_use]
     pub fn write_units(&self, batch: f64) -> f64 {
         let fitting = self.watch_network.iter().rfind(|it| f64::from(it.events) <= batch);

@@ -236,7 +236,7 @@ pub struct Assumptions {
     pub largest_event: f64,
     /// The size of a record in the event without its base64 data, in bytes.
     pub record_envelope: f64,
-    /// The time after a bundle's end in which all loggers send it, in seconds.
+    /// The time after the end of a bundle's period within which all loggers have sent their bundles, in seconds.
     pub burst_seconds: f64,
     /// The event source mappings of the stream, as in the template.
     pub mappings: Mappings,
@@ -284,7 +284,7 @@ pub struct EventAssumptions {
     pub consumer_batch: f64,
     /// The number of messages in a batch of a consumer with a queue.
     pub queue_batch: f64,
-    /// The number of reads of a shard per second that all consumers with shared throughput have.
+    /// The maximum number of reads of a shard per second, by all consumers with shared throughput together.
     pub shared_reads: f64,
     /// The maximum number of consumers with enhanced fan-out.
     pub fan_out_consumers: f64,

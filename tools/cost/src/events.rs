@@ -82,7 +82,8 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// Returns the duration of an append in milliseconds. It waits for the query of the last event and the transaction.
+    /// Returns the work of an append, and its duration in milliseconds. An append waits for two calls: the query of the
+    /// entity's last event, and the transaction.
     fn append(&self) -> Result<(Work, f64)> {
         let mut work = self.work("append-event", &self.assumed().appended_like, 1.0)?;
         work.wait = 2.0 * self.inputs.assumed.aws_millis;
@@ -232,7 +233,8 @@ impl<'a> Events<'a> {
         Ok(month(invoked, work.millis(records), &work, assumed))
     }
 
-    /// Returns the part of the events below which a consumer of the bus with a queue costs less than this delivery.
+    /// Returns the break-even part of the events. A consumer with a queue on the bus that gets a smaller part costs
+    /// less than this delivery.
     pub fn break_even(&self, delivery: Delivery) -> Result<f64> {
         let stream = self.delivery(delivery, 1.0, 1.0)?.unwrap_or(f64::INFINITY);
         let (mut low, mut high) = (0.0, 1.0);
@@ -244,7 +246,8 @@ impl<'a> Events<'a> {
         Ok(low)
     }
 
-    /// Returns the use of the quotas at this rate. One rule of a consumer outside selects all events.
+    /// Returns the use of the quotas at this rate. The model assumes that one rule, of an external consumer, selects
+    /// all events.
     pub fn uses(&self, rate: f64) -> Result<Uses> {
         let (_, append) = self.append()?;
         let (invoked, publish_millis, _) = self.publisher(rate)?;

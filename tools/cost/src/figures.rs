@@ -72,8 +72,8 @@ impl Figures {
         self.peers.get(name).with_context(|| format!("no figures of {name}: run `make bench`"))
     }
 
-    /// Returns the CPU time of a row in store-readings, in milliseconds of a whole core. It includes the bundle's
-    /// share.
+    /// Returns the CPU time of a row in store-readings, in milliseconds of a whole core. It includes the work for the
+    /// row's bundle, because each bundle of the measured batch has one row.
     #[must_use]
     pub fn row_millis(&self) -> f64 {
         self.largest_batch.seconds * 1000.0 / self.largest_batch.records

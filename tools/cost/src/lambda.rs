@@ -42,8 +42,8 @@ pub fn batch(mapping: Mapping, record_bytes: f64, assumed: &Assumptions) -> f64 
 
 /// Returns the invocations per second at this rate of records.
 ///
-/// No record waits until a batch is full. So a few records are delivered one by one. At higher rates, each lane of a
-/// shard gets one batch per poll.
+/// A lane is one of the batches of a shard that Lambda delivers concurrently. Lambda does not wait until a batch is
+/// full. So at a low rate, each record is delivered alone. At higher rates, each lane gets one batch per poll.
 #[must_use]
 pub fn invocations(records: f64, lanes: f64, batch: f64, polls: f64) -> f64 {
     records.min((lanes * polls).max(records / batch))

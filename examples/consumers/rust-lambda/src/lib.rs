@@ -39,7 +39,7 @@ pub struct Metadata {
 
 /// The stored states.
 pub trait States {
-    /// Stores the state after this event, unless the stored one is as new. Returns whether it was stored.
+    /// Stores the state after this event, unless the stored state is as new or newer. Returns whether it was stored.
     fn apply(
         &self,
         entity: &str,
@@ -49,8 +49,9 @@ pub trait States {
 
 /// Applies the records of a batch in order.
 ///
-/// After a failed record, the later ones of its entity wait, and other entities go on. Lambda delivers all records again
-/// from the first failed one. After the last attempt it puts them into the failure bucket and goes on with the next batch.
+/// After a failed record, the later records of its entity are not applied. Records of other entities are. Lambda
+/// delivers all records again from the first failed one. After the last attempt, Lambda puts the records into the
+/// failure bucket and continues with the next batch.
 pub async fn handle(batch: KinesisEvent, states: &impl States) -> KinesisEventResponse {
     let mut response = KinesisEventResponse::default();
     let mut waiting = HashSet::new();
@@ -70,10 +71,10 @@ pub async fn handle(batch: KinesisEvent, states: &impl States) -> KinesisEventRe
 
 async fn apply(record: &KinesisEventRecord, states: &impl States) -> Result<(), Error> {
     let event: Event = serde_json::from_slice(&record.kinesis.data)?;
-    // The partition key identifies the entity. It also contains the operator if two operators could use the same id.
+    // The partition key identifies the entity. It includes the operator if two operators could use the same id.
     let entity = &record.kinesis.partition_key;
     if !states.apply(entity, &event).await? {
-        eprintln!("{} was skipped, because {entity} is as new", event.metadata.event_id);
+        eprintln!("{} was skipped, because {entity} is as new or newer", event.metadata.event_id);
     }
     Ok(())
 }

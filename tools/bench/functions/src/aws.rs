@@ -69,7 +69,8 @@ pub type Calls = BTreeMap<String, u64>;
 pub struct Aws {
     /// The endpoint with TLS, for AWS.
     pub tls: Server,
-    /// The endpoint without TLS, for Stripe: its client trusts only Mozilla's root certificates.
+    /// The endpoint without TLS, for Stripe. Stripe's client trusts only Mozilla's root certificates, so it would
+    /// refuse the certificate of the stub.
     pub plain: Server,
     state: Arc<StubState>,
 }

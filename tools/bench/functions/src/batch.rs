@@ -1,4 +1,5 @@
-//! Measures store-readings with the largest batch that Lambda sends, of the smallest possible bundles.
+//! Measures store-readings with the largest batch that Lambda sends. Each bundle in it has the smallest possible size:
+//! one sample of one sensor.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -21,7 +22,7 @@ const RECORDS: usize = 10_000;
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
-    /// Number of records. Each is of another site, with one sample of one sensor.
+    /// Number of records. Each record is a bundle of a different site.
     pub records: usize,
     /// Peak memory.
     pub peak_bytes: u64,

@@ -38,7 +38,7 @@ pub struct Function {
     pub name: String,
     /// `MemorySize`, in MB.
     pub memory: u64,
-    /// The number of services that it may call.
+    /// The number of services that its own code may call, including Stripe.
     pub clients: usize,
     /// The environment variables of the template. Stripe's address is set when the function is started.
     pub variables: BTreeMap<String, String>,
@@ -99,7 +99,8 @@ fn services(policies: &Value) -> BTreeSet<&str> {
             action => Vec::from_iter(action.as_str()),
         })
         .collect();
-    // With `PutObject` alone, Lambda itself stores failed batches. Functions that use S3 also read.
+    // A policy with `PutObject` alone is for Lambda itself, which stores batches that it gave up on. A function that
+    // calls S3 also has `GetObject`.
     let reads_files = actions.contains(&"s3:GetObject");
     actions
         .into_iter()
@@ -109,7 +110,7 @@ fn services(policies: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Resolves the value of a variable as a deployment in the account of the sample events would.
+/// Resolves the value of a variable to the value that a deployment in the account of the sample events has.
 fn resolve(template: &Template, value: &Value) -> String {
     match value {
         Value::String(text) if text.contains("${") => substitute(template, text),

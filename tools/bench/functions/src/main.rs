@@ -8,10 +8,11 @@
 //! - `BIN_DIR`: the folder of the functions' binaries.
 //! - `FUNCTIONS='create-site get-site'`: measures only these functions, without the peers, and does not update the
 //!   docs.
-//! - `MERGE=1` with `FUNCTIONS`: stores the figures of these functions beside those of the others. `REPORT_ONLY=1` then
-//!   writes them to the docs, and with `UPDATE_BUDGET=1` to the budget.
+//! - `MERGE=1` with `FUNCTIONS`: stores the figures of these functions in `tools/bench/figures.json`, and keeps the
+//!   figures of the others. A later run with `REPORT_ONLY=1` writes them to the docs. With `UPDATE_BUDGET=1` that run
+//!   also stores them as the budget.
 //! - `UPDATE_BUDGET=1`: stores the current figures as the budget.
-//! - `REPORT_ONLY=1`: prints the tables from the stored figures.
+//! - `REPORT_ONLY=1`: measures nothing, and prints the tables of the stored figures.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 

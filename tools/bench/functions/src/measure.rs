@@ -14,7 +14,7 @@ use crate::{
     quota::Quota,
 };
 
-/// The number of processes for the medians of start and first invocation.
+/// The number of processes that are started. The durations of the start and the first invocation are the medians.
 const STARTS: usize = 5;
 const STARTS_UNDER_QUOTA: usize = 3;
 /// The number of warm invocations with the CPU quota.

@@ -9,7 +9,7 @@ use crate::{function::ENVIRONMENT, server::HttpRequest};
 
 const EXECUTION: &str =
     "arn:aws:states:eu-central-1:123456789012:execution:site-teardown:2f1c6b64-sample";
-/// The fields of the commands in the sample events, as in the saga's input.
+/// The input of the execution that sends the commands of the sample events. Its fields equal those of the commands.
 const COMMAND: &str = r#"{
     "onboardingId": "6c8a7e8a-af7c-5f5a-855c-0cc480251501",
     "siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73",

@@ -33,8 +33,8 @@ pub fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Measures a peer with the step's event and the recorded responses of the step. Other calls, for idempotency, get
-/// empty responses, as for a new event.
+/// Measures a peer with the step's event and the recorded responses of the step. The peer's additional calls, which
+/// manage its idempotency records, get empty responses: the event counts as new.
 pub async fn peer(
     bench: &Bench,
     name: &str,

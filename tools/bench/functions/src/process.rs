@@ -90,8 +90,8 @@ impl Bench {
         self.folder.join("ca.pem")
     }
 
-    /// Starts the program and waits until it requests an event. If `wrapper` is not empty, this command runs the
-    /// program.
+    /// Starts the program and waits until it requests an event. If `wrapper` is not empty, it is the command line of a
+    /// tool that runs the program.
     pub async fn start(
         &self,
         program: &Program,

@@ -12,12 +12,12 @@ const PERIOD: u64 = 20_000;
 /// The CPU quota of 128 MB, in microseconds per period. A function with 1,769 MB has a full core.
 const OF_128_MB: u64 = PERIOD * 128 / 1769;
 
-/// A control group with that CPU share. Dropping it removes the group.
+/// A control group with the CPU share of 128 MB. Dropping it removes the group.
 #[derive(Debug)]
 pub struct Quota(PathBuf);
 
 impl Quota {
-    /// Creates the group with cgroups version 1 or 2. The error has the reason if that is not possible.
+    /// Creates the group with cgroups version 1 or 2. Fails with the reason if this machine does not allow it.
     pub fn new() -> Result<Self> {
         let name = format!("fieldstation-bench-{}", std::process::id());
         for controller in ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"] {

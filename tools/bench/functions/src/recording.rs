@@ -24,7 +24,8 @@ use crate::{
     process::{Bench, Program},
 };
 
-/// The authorizer. Its sample event needs only the row of its key, so it can be recorded without the other functions.
+/// The authorizer. Its sample event needs only the row of the API key in the request, so it can be recorded without the
+/// other functions.
 const AUTHORIZER: &str = "authorise-caller";
 
 /// Returns the functions in the order of their sample events.
@@ -58,8 +59,8 @@ fn steps(machine: &str) -> Result<Vec<String>> {
     Ok(names.map(kebab).collect())
 }
 
-/// Runs the sample events of the chosen functions, and those that these need. Returns the recording of each function's
-/// invocation.
+/// Runs the sample events of all functions, because they depend on each other. If only the authorizer is chosen, runs
+/// only its sample event. Returns the recording of each function's invocation.
 pub async fn record(
     bench: &Bench,
     functions: &[Function],
@@ -108,7 +109,7 @@ async fn invoke(
     Ok(recording)
 }
 
-/// Returns the row of the key that the request to the authorizer has.
+/// Returns the row of the API key in the authorizer's request.
 fn key_row(event: &Bytes) -> Result<Value> {
     let event: Value = serde_json::from_slice(event)?;
     let header = event["multiValueHeaders"]["Authorization"][0].as_str();
@@ -125,8 +126,8 @@ fn key_row(event: &Bytes) -> Result<Value> {
         "prefix": key.visible_prefix(),
         "createdAt": "2026-01-01T00:00:00.000Z",
         "listed": format!("2026-01-01T00:00:00.000Z/{id}"),
-        // The key was used before on the same day, whatever day it is. So the invocation is one read, like all uses of
-        // a day but the first.
+        // The last use is in the future, so the authorizer does not record a use. The invocation is then one read, like
+        // every use of a key on a day except the first.
         "lastUsedOn": "9999-12-31",
     }))
 }

@@ -3,18 +3,12 @@
 use std::collections::HashMap;
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_sdk_dynamodb::{
-    config::{BehaviorVersion, Region},
-    types::AttributeValue,
-};
+use aws_sdk_dynamodb::config::{BehaviorVersion, Region};
 use aws_smithy_http_client::test_util::infallible_client_fn;
 use aws_smithy_types::body::SdkBody;
 use aws_types::SdkConfig;
 use contracts::{SensorId, SiteId};
 use serde_json::{Value, json};
-
-/// A row of a table.
-pub type Item = HashMap<String, AttributeValue>;
 
 /// Returns the configuration of clients that use the stub. `sites` has the site of each sensor.
 pub fn config(sites: HashMap<SensorId, SiteId>) -> SdkConfig {

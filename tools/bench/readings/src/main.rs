@@ -1,12 +1,15 @@
 //! Benchmark of a batch of readings. It is run by `measure.sh`.
 //!
-//! - `bench-readings build RECORDS REPEATS`: decodes, validates and packs a batch and builds its writes, REPEATS times.
-//!   The instructions of one repetition follow from the difference between two runs with different REPEATS.
-//! - `bench-readings store RECORDS REPEATS`: runs store-readings on a batch with a stub of DynamoDB. Prints the samples
-//!   per second (on one core) and the peak memory of the process.
+//! - `bench-readings build plain|flagged RECORDS REPEATS`: decodes, validates and packs a batch and builds its writes,
+//!   REPEATS times. The instructions of one repetition follow from the difference between two runs with different
+//!   REPEATS.
+//! - `bench-readings store plain|flagged RECORDS REPEATS`: runs store-readings on a batch REPEATS times, with a stub of
+//!   DynamoDB. Prints the samples per second (on one core) and the peak memory of the process.
 //!
-//! A record has 15 minutes of a real day: 15 samples of each of 8 sensors. Each site sends one day; the sites follow
-//! one after the other.
+//! With `flagged`, each sample has the flag of the station's quality control; with `plain`, none has.
+//!
+//! A record has 15 minutes of a real day: 15 samples of each of 8 sensors. Each site sends one day. The batch contains
+//! all records of one site before those of the next.
 
 #![expect(clippy::print_stdout, reason = "a command-line tool")]
 
@@ -22,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp};
+use contracts::{Metric, OnboardingId, OperatorId, SensorId, SiteId, Timestamp, sample::Sample};
 use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{json, value::RawValue};
@@ -34,7 +37,7 @@ use telemetry::{
     store_readings::StoreReadings,
 };
 
-/// The metrics with complete data on that day, except three.
+/// Eight of the eleven metrics that have complete data on that day.
 const METRICS: [Metric; 8] = [
     Metric::DownwellingShortwave,
     Metric::UpwellingShortwave,
@@ -50,10 +53,15 @@ const MINUTES: u32 = 15;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [what, records, repeats] = arguments.as_slice() else {
-        bail!("usage: bench-readings build|store RECORDS REPEATS");
+    let [what, flags, records, repeats] = arguments.as_slice() else {
+        bail!("usage: bench-readings build|store plain|flagged RECORDS REPEATS");
     };
-    let Workload { batch, samples, sites } = workload(records.parse()?)?;
+    let is_flagged = match flags.as_str() {
+        "plain" => false,
+        "flagged" => true,
+        _ => bail!("unknown samples {flags}; expected plain or flagged"),
+    };
+    let Workload { batch, samples, sites } = workload(records.parse()?, is_flagged)?;
     let repeats: u32 = repeats.parse()?;
     match what.as_str() {
         "build" => {
@@ -77,8 +85,8 @@ struct Workload {
     sites: HashMap<SensorId, SiteId>,
 }
 
-/// Creates a batch with this number of records.
-fn workload(records: usize) -> Result<Workload> {
+/// Creates a batch with this number of records. Removes the flags of the samples unless they are wanted.
+fn workload(records: usize, is_flagged: bool) -> Result<Workload> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
     let mut day = Day::read(&file)?;
@@ -90,7 +98,11 @@ fn workload(records: usize) -> Result<Workload> {
         let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site), index);
         let sensors: BTreeMap<_, _> = METRICS.into_iter().zip((0..).map(sensor)).collect();
         sites.extend(sensors.values().map(|sensor| (*sensor, site)));
-        for bundle in day.bundles(site, &sensors, MINUTES)? {
+        for mut bundle in day.bundles(site, &sensors, MINUTES)? {
+            if !is_flagged {
+                let samples = bundle.series.iter_mut().flat_map(|series| &mut series.samples);
+                samples.for_each(remove_flag);
+            }
             if batch.len() == records {
                 let event = serde_json::to_string(&json!({ "Records": batch }))?;
                 return Ok(Workload { batch: RawValue::from_string(event)?, samples, sites });
@@ -117,7 +129,14 @@ fn workload(records: usize) -> Result<Workload> {
     bail!("no more stations")
 }
 
-/// Runs the work of store-readings except for the calls of DynamoDB.
+/// Turns a sample into one that was sent without a flag. A missing value stays missing.
+fn remove_flag(sample: &mut Sample) {
+    if let Some(value) = sample.value {
+        *sample = Sample::new(sample.at, value);
+    }
+}
+
+/// Does the work of store-readings except its calls to DynamoDB.
 async fn build(batch: &RawValue) -> Result<()> {
     let deadline = Deadline::after(Duration::from_hours(1));
     let response = stream::consume(batch, deadline, async |record| {
@@ -126,8 +145,7 @@ async fn build(batch: &RawValue) -> Result<()> {
         let arrival = record.arrival();
         let received = Received { bundle: &sent.bundle, arrival: arrival.as_ref(), now };
         for (sensor, _, row) in rows(received) {
-            let item: dynamo::Item =
-                serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;
+            let item = store::to_item(&row).map_err(|error| error.to_string())?;
             black_box((sensor, item));
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! A file of readings that grows through the day, the correction of a clock that was an hour fast, and a retraction.
 //!
-//! They are Alamosa's air pressure once more, on the days before the one that the demo compares with the station's file.
+//! All three use Alamosa's air pressure again. They are sent for the two days before the day that the demo compares
+//! with the station's file.
 
 use anyhow::Result;
 use contracts::{
@@ -69,7 +70,7 @@ impl Corrected<'_> {
         Ok(states)
     }
 
-    /// Moves an hour of samples to the hour before. Then withdraws the second half of it.
+    /// Sends an hour of samples, moves them to the hour before, and withdraws the second half of that hour.
     async fn correct(self, stack: &Stack, midnight: Timestamp) -> Result<()> {
         let sent = self.moved_to(midnight, FAST_HOUR..FAST_HOUR + 1);
         let moved = |sample: &Sample| Sample { at: sample.at.plus_millis(-HOUR_MILLIS), ..*sample };
@@ -84,7 +85,7 @@ impl Corrected<'_> {
         let reason = "The logger's clock was an hour fast.";
         send(stack, &[&revised(&original, 2, reason, hour, &right)]).await?;
         self.wait_for(stack, midnight, &right).await?;
-        // The original comes late once more. It has no effect.
+        // The original arrives again, after its correction. It has no effect.
         send(stack, &[&original]).await?;
         let half = TimeRange { from: half_before, to: from };
         let reason = "The barometer was being cleaned.";

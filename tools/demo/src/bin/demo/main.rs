@@ -1,7 +1,8 @@
 //! The program of `make demo`, which runs it after the deployment.
 //!
 //! It onboards eight real monitoring stations, one with a declined card and one with too few kits in stock. It sends a
-//! day of readings of one of them, corrects some, and shows the results. The exit status is 0 only if all checks of the results pass.
+//! day of readings of one of them, corrects some, and shows the results. The exit status is 0 only if all checks of the
+//! results pass.
 
 mod corrections;
 mod progress;
@@ -86,7 +87,8 @@ async fn run() -> Result<Vec<String>> {
     Ok(violations)
 }
 
-/// Fails if the stack has sites. The report covers the stock and the customers of the whole stack.
+/// Fails if the stack has sites: the report covers the stock and the customers of the whole stack, so earlier sites
+/// would change it.
 async fn require_fresh(stack: &Stack) -> Result<()> {
     let response = stack.call(Call::get("/sites?limit=1")).await?;
     if response.status != 200 {

@@ -14,6 +14,7 @@ use contracts::{
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Series},
     sample::{Quality, Sample},
+    stream::partition_key,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -280,7 +281,9 @@ impl SendingPlan {
         let mut meter = Meter::new("bundles", order.len());
         let mut broken = Vec::new();
         let mut retries = 0;
-        let key = self.site.to_string();
+        // The partition key that the API uses. With another key, a record could overtake bundles that were sent through
+        // the API before it.
+        let key = partition_key(self.site, OperatorId::DEFAULT);
         for index in order {
             if index >= BROKEN_BEFORE && broken.is_empty() {
                 for record in self.broken_records()? {
@@ -300,7 +303,8 @@ impl SendingPlan {
         Ok((broken, retries))
     }
 
-    /// Returns whether this bundle can be queried. The bundles of a site are stored in order.
+    /// Returns whether this bundle can be queried. Then all earlier bundles can be queried too, because the bundles of
+    /// a site are stored in order.
     async fn queryable(&self, stack: &Stack, bundle: &Bundle) -> Result<bool> {
         let series = bundle.series.last().context("a bundle without a series")?;
         let start = series.samples.first().context("a series without a sample")?.at;
@@ -561,7 +565,7 @@ pub async fn run(
     let failures = check_failures(stack, &broken, &mut violations).await?;
     let mut stored = check_rows(stack, &plan, &mut violations).await?;
     let alerts = check_alerts(stack, capture, &plan, ids, &mut violations).await?;
-    // After the checks of the day, which count all rows and events.
+    // The corrections come after the checks of the day, because these checks count all rows and events.
     let corrections = correct(stack, &plan, &sensors, &mut violations).await?;
 
     stored.samples = sensors.iter().map(|sensor| sensor.samples.len()).sum();

@@ -238,7 +238,8 @@ fn check(station: &Station, result: &SiteResult, violations: &mut Vec<String>) {
     }
 }
 
-/// Checks that every logged event was delivered, once in each version that is published, and no other event was.
+/// Checks that every logged event was delivered exactly once in each published version, and that no other event was
+/// delivered.
 fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], violations: &mut Vec<String>) {
     let mut times = BTreeMap::<(&str, &str), usize>::new();
     for event in captured {
@@ -470,13 +471,9 @@ pub fn next_commands(
 ) -> Result<String> {
     let failed = report.sites.iter().find(|site| site.failure.is_some());
     let site = failed.or(report.sites.first()).context("the report has no site")?;
-    let endpoint = stack.endpoint().as_str().trim_end_matches('/');
-    let host = stack.api_host()?;
-    let stage = stack.api_stage()?;
     let curl = |path: String| {
         format!(
-            "curl -sS --aws-sigv4 aws:amz:us-east-1:execute-api --user test:test -H 'Host: {host}' \
-             '{endpoint}/{stage}/{path}'\n  "
+            "curl -sS -H \"Authorization: Bearer $FIELDSTATION_API_KEY\" \"$API_URL/{path}\"\n  "
         )
     };
     let mut calls = curl(format!("sites/{}", site.site_id));
@@ -489,11 +486,10 @@ pub fn next_commands(
     }
     Ok(format!(
         "The stack keeps running. The report as JSON: {}. Commands to explore the stack:\n  \
+         eval \"$(make -s env)\"   (settings for the next commands and for fieldctl; next in README.md: Your own site)\n  \
          {calls}\
-         AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test aws --endpoint-url {endpoint} --region us-east-1 \
-         dynamodb scan --table-name {}\n  \
+         aws dynamodb scan --table-name {}   (if you have the AWS CLI)\n  \
          make logs NAME=publish-events   (any function; the emulator's log is target/local/ministack.log)\n  \
-         eval \"$(make -s env)\"   (settings for curl, the AWS CLI and fieldctl; next in README.md: Your own site)\n  \
          make down   (stops the stack and deletes its data)",
         path.display(),
         stack.named(names::EVENTS),

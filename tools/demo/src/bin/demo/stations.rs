@@ -38,7 +38,7 @@ pub const SENSORS: [Metric; 13] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {
-    /// A signed `POST /sites`.
+    /// `POST /sites` with an API key.
     Http,
     /// `SiteRegistrationRequested` of another system.
     Event,

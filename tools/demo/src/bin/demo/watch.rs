@@ -19,7 +19,7 @@ use crate::{progress::ProgressBoard, stations::Station};
 const TIMEOUT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A registration, with the ids that the response contains.
+/// A registration, with the ids that its channel returned.
 pub enum Registration {
     /// The response of `POST /sites`.
     Http(Ids),
