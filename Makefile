@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-# All goals share one local stack. cargo itself uses all cores.
+# The goals must not run in parallel, because they share one local stack. cargo itself uses all cores.
 .NOTPARALLEL:
 # `sam build` expects the binaries in cargo's default target folder.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
@@ -25,7 +25,8 @@ STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 HOST_ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 
-# With the target named, `sam build`, tests and clippy share one target folder: cargo-lambda always passes --target.
+# cargo-lambda always passes --target. The other commands pass it too, so `sam build`, tests and clippy share one target
+# folder.
 CARGO_FLAGS := --target $(HOST) --locked
 # The packages that are tested without a local stack. cargo resolves features for the selected packages, and compiles the AWS
 # SDKs again if the features differ. So all unit test commands select the same packages (tests/testkit/tests/features.rs).
@@ -36,13 +37,14 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 ReadingsHoldSeconds=20 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false AlertMaxAgeMinutes=10000000
+OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 ReadingsHoldSeconds=20 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false AlertMaxAgeMinutes=5760
 
 # The build for AWS uses cargo-lambda's default compiler. It links with zig against an older glibc than the host's.
 RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
   FIELDSTATION_PARAMETERS="$${FIELDSTATION_PARAMETERS-} $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))"
 
-# Needs no Docker. Must run after the tests that read the authorization log, because it breaks functions on purpose.
+# Proves on the local stack what it can show of AWS. Needs no Docker. Must run after the tests that read the
+# authorization log, because it breaks functions on purpose.
 PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
 
 DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/docs/bin:$$PATH" \
@@ -51,7 +53,7 @@ DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/d
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test event-load-test services-test contracts release-schemas unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
+.PHONY: help demo test lint quick unit-test proofs fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test rate-limit-test event-load-test services-test contracts release-schemas unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -64,7 +66,7 @@ demo: require ## onboards eight stations on a fresh local stack and shows the re
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: validate-templates contracts unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
+test: validate-templates contracts unit-test local-test e2e-test fault-matrix-subset ## runs the tests that CI runs; installs what they need
 
 # fault_matrix has `test = false`, so --all-targets does not include it. rustdoc reuses the dependencies that clippy checked. It
 # documents only the libraries, because the binaries have no links.
@@ -85,16 +87,20 @@ quick: lint ## fast check before a commit: lint, unit tests of the libraries, ru
 unit-test: require ## unit tests, steps with embedded DynamoDB, wire format snapshots; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) $(ARGS)
 
+# `make test` runs these simulations with fewer seeds.
+proofs: require ## the simulations of sagas, readings and the order of events with all seeds; seven minutes
+	PROOFS=1 cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) --test histories --test simulation --test ordering
+
 fieldctl-test: require ## tests of fieldctl, without a local stack; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
 
-# A workspace of its own; see tools/contracts/Cargo.toml.
+# tools/contracts is a separate workspace; its Cargo.toml has the reason.
 CONTRACTS := --manifest-path tools/contracts/Cargo.toml --target-dir target/contracts
 
-contracts: require ## checks that the schemas are compatible with every released one, in both directions
+contracts: require ## checks that the schemas are released and compatible with every released one, and that no released one is lost
 	cargo test --quiet --locked $(CONTRACTS)
 
-release-schemas: require ## adds the schemas that changed since the last release to shared/contracts/released
+release-schemas: require ## adds the schemas that are new or changed to shared/contracts/released
 	cargo run --quiet --locked $(CONTRACTS) -- release
 
 local-test: setup require require-curl-jq ## tests of the Python tools (local stack, deployments, proof on AWS), of the links in the docs, and of the example consumers
