@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use reqwest::Method;
 use serde_json::json;
 use tests::{Stack, api::Call};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 use uuid::Uuid;
 
 /// How long each of the two measurements takes.
@@ -37,18 +37,15 @@ async fn operator(stack: &Stack, scope: Scope) -> Result<String> {
     Ok(created.body["key"].as_str().context("no key")?.to_owned())
 }
 
-/// Sends the same request again and again, `rate` times a second, each after the response to the one before. `missed` says
-/// what follows a response that was late. Returns the status and the duration of each.
+/// Sends a request at each tick, and after the response to the request before. Returns the status and the duration of
+/// each.
 async fn send(
     stack: &Stack,
     call: &Call,
     key: &str,
-    rate: u32,
-    missed: MissedTickBehavior,
+    mut ticks: Interval,
     until: Instant,
 ) -> Result<Vec<(u16, Duration)>> {
-    let mut ticks = interval(Duration::from_secs(1) / rate);
-    ticks.set_missed_tick_behavior(missed);
     let mut responses = Vec::new();
     while Instant::now() < until {
         ticks.tick().await;
@@ -59,7 +56,14 @@ async fn send(
     Ok(responses)
 }
 
-/// Sends a request at ten times a limit, until this time. Senders whose responses were late catch up.
+/// Returns the ticks of a sender that stays below its limit. It skips the ticks that it missed.
+fn quiet_ticks(rate: u32) -> Interval {
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+/// Sends requests at ten times a limit, in equal intervals, until this time. Senders whose responses were late catch up.
 async fn flood(
     stack: &Stack,
     call: &Call,
@@ -67,9 +71,13 @@ async fn flood(
     limit: RateLimit,
     until: Instant,
 ) -> Result<Vec<(u16, Duration)>> {
-    let rate = limit.per_second() * 10 / SENDERS;
-    let senders =
-        (0..SENDERS).map(|_| send(stack, call, key, rate, MissedTickBehavior::Burst, until));
+    let gap = Duration::from_secs(1) / (limit.per_second() * 10);
+    let start = Instant::now();
+    let senders = (0..SENDERS).map(|sender| {
+        let mut ticks = interval_at(start + gap * sender, gap * SENDERS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        send(stack, call, key, ticks, until)
+    });
     Ok(try_join_all(senders).await?.concat())
 }
 
@@ -106,9 +114,8 @@ async fn an_operator_at_ten_times_its_rate_disturbs_no_other() -> Result<()> {
     let (quiet, loud) =
         (operator(&stack, Scope::Read).await?, operator(&stack, Scope::Read).await?);
     let call = Call::get("/sites?status=ACTIVE&limit=1");
-    let quiet_calls = async |until: Instant| {
-        send(&stack, &call, &quiet, QUIET_RATE, MissedTickBehavior::Skip, until).await
-    };
+    let quiet_calls =
+        async |until: Instant| send(&stack, &call, &quiet, quiet_ticks(QUIET_RATE), until).await;
     // The first calls start the functions and fill the authorizer's cache.
     quiet_calls(Instant::now() + Duration::from_secs(5)).await?;
     let alone = quiet_calls(Instant::now() + DURATION).await?;
@@ -156,7 +163,7 @@ async fn an_operator_at_ten_times_its_rate_of_sagas_is_refused_alone() -> Result
     let limit = RateLimit::sagas_of_operator(OperatorId::registered("any"));
     let until = Instant::now() + DURATION;
     let (quiet_responses, loud_responses) = tokio::try_join!(
-        send(&stack, &call, &quiet, 1, MissedTickBehavior::Skip, until),
+        send(&stack, &call, &quiet, quiet_ticks(1), until),
         flood(&stack, &call, &loud, limit, until)
     )?;
 

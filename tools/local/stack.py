@@ -476,9 +476,10 @@ def seed(stack):
 def serve_ministack():
     """Starts MiniStack 1.5.33 with additions. A function that fails on an event of a rule is retried, and then the
     event goes to the failure destination. The settings of the alias are used for this. `stream_mappings` delivers
-    streams, `rest_api` corrects REST APIs, and `authorisation` adds IAM."""
+    streams, `rest_api` corrects REST APIs, `runtime_api` invokes functions without waits, and `authorisation` adds IAM."""
     import authorisation
     import rest_api
+    import runtime_api
     import stream_mappings
     from ministack import app
     from ministack.services import eventbridge, lambda_svc
@@ -507,6 +508,7 @@ def serve_ministack():
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
+    runtime_api.install()
     stream_mappings.install()
     rest_api.install()
     authorisation.install(AUTHORISATIONS)
