@@ -1,8 +1,8 @@
 //! `POST /readings`: takes one bundle or a list of bundles and puts the valid ones on the readings stream.
 //!
-//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 names each bundle that
-//! is on the stream, at least in part, and at most 100 of the problems. After any other response the client may send the
-//! whole request again: a bundle is stored at most once.
+//! The unit of refusal is the series. A bundle goes on the stream without its refused series. A 202 names each bundle
+//! that is on the stream, at least in part, and at most 100 of the problems, or 101 if there is only one more. After
+//! any other response the client may send the whole request again: a bundle is stored at most once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -38,7 +38,7 @@ const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 const MAX_BUNDLES: usize = 500;
 /// The maximum size of a record, in bytes: data and partition key.
 const MAX_RECORD_BYTES: usize = 1024 * 1024;
-/// The maximum number of errors in a response.
+/// The number of problems that [`listed`] keeps if there are more than one above it. A further entry counts the others.
 const MAX_LISTED: usize = 100;
 /// The maximum number of attempts to put a bundle.
 const MAX_ATTEMPTS: u32 = 6;
@@ -127,13 +127,13 @@ impl AcceptReadings {
     ///
     /// If nothing is left to put, returns 400 for invalid readings, 413 for bundles that are too large, or 410 for
     /// readings of retired sensors. Returns 403 if the caller may not send one of the bundles; nothing is put then.
-    /// Returns 503 if the stream does not accept all bundles before the deadline; the response lists the bundles that were
-    /// put and those that were not. Returns 500 if Kinesis refuses the call permanently before any bundle is on the
-    /// stream.
+    /// Returns 503 if the stream does not accept all bundles before the deadline and in six attempts, or if Kinesis
+    /// refuses the call permanently after it accepted some bundles; the response lists the bundles that were put and
+    /// those that were not. Returns 500 if Kinesis refuses the call permanently before any bundle is on the stream.
     ///
-    /// What a 202 or a 4xx refuses is counted in the refusals table. What a 503 refuses is not counted: the client
-    /// sends it again. A request of which everything is accepted writes nothing there, unless counts of earlier
-    /// refusals are still pending in this execution environment.
+    /// What a 202 or a 4xx refuses is counted in the refusals table, except the 403 for a scope that may send nothing.
+    /// What a 503 refuses is not counted: the client sends it again. A request of which everything is accepted writes
+    /// nothing there, unless counts of earlier refusals are still pending in this execution environment.
     pub async fn handle(
         &self,
         caller: &Caller,
@@ -202,12 +202,13 @@ impl AcceptReadings {
         Err(Refusal { problem: with_refused(problem, &refused), errors })
     }
 
-    /// Uses the register to remove the series that store-readings would refuse completely: the times have no UTC offset
-    /// and the site declares none; the times are not valid after the conversion with the site's offset; or all samples
-    /// are at or after the retirement of the sensor.
+    /// Uses the register to remove series that store-readings would refuse completely, in three cases: the times have
+    /// no UTC offset and the site declares none; the times are not valid after the conversion with the site's offset;
+    /// or all samples are at or after the retirement of the sensor.
     ///
     /// A series with earlier samples stays: store-readings stores those and refuses the others. A series also stays if
-    /// nothing is known about its sensor.
+    /// its sensor is unknown or belongs to another site, or if its times have no offset and the site's offset is not
+    /// known.
     async fn remove_refused(
         &self,
         sender: OperatorId,
@@ -322,8 +323,8 @@ impl AcceptReadings {
     }
 }
 
-/// Returns why store-readings would refuse the whole series, with paths in the series. Times without an offset become
-/// UTC.
+/// Returns why store-readings would refuse the whole series of a sensor of this site, with paths in the series. Times
+/// without an offset become UTC.
 fn problems(series: &mut Series, standing: Standing, limits: TimeLimits) -> Vec<FieldError> {
     let Standing::Registered { retired_at, sensor } = standing else { return Vec::new() };
     if sensor.is_none() && series.is_local {
@@ -462,10 +463,10 @@ fn check_scope(caller: &Caller, sent: &[Sent<'_>], is_list: bool) -> Result<(), 
     caller.require(errors.is_empty()).map_err(|problem| Problem { errors, ..problem })
 }
 
-/// Returns the records of the bundles. A bundle of which nothing was refused is the text as it was sent, byte for byte.
-/// A text that exceeds a record's size only because of its white space is serialized again. So is a bundle of which a series
-/// was refused. Its times and numbers may then be longer than as sent; if it exceeds a record's size by that, it is
-/// compressed. Adds the bundles that are too large to the errors.
+/// Returns the records of the bundles. A bundle of which nothing was refused is the text as it was sent, with values
+/// such as `NaN` in quotes. A text that exceeds a record's size only because of its white space is serialized again. So
+/// is a bundle of which a series was refused. Its times and numbers may then be longer than as sent. If it exceeds the
+/// size of the text as sent, or a record's size, it is compressed. Adds the bundles that are too large to the errors.
 fn records(
     sender: OperatorId,
     sent: &[Sent<'_>],
@@ -484,10 +485,11 @@ fn records(
             let serialized =
                 serde_json::to_vec(bundle).map_err(|error| PutRefused(error.to_string()))?;
             let fits = serialized.len() + record.partition_key.len() <= MAX_RECORD_BYTES;
-            if fits {
-                record.data = serialized;
-            } else if *is_reduced {
+            // No record is longer than as sent, so the records fit into one call of PutRecords.
+            if *is_reduced && (!fits || serialized.len() > text.len()) {
                 record.data = stream::pack(&serialized).unwrap_or(serialized);
+            } else if fits {
+                record.data = serialized;
             }
         }
         if record.bytes() <= MAX_RECORD_BYTES {

@@ -17,9 +17,10 @@
 //! [`LIFETIME_MILLIS`] are lost. An environment remembers a refusal until the refusal ends, so refused requests cost no
 //! writes.
 //!
-//! A request takes a token on credit if its environment has no lease, no credit and no refusal for the bucket. The next
-//! lease pays for the credit. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So a data
-//! logger that sends every 15 minutes costs no write at all.
+//! A request takes a token on credit if its environment has no lease and no credit for the bucket, and no refusal that
+//! is in force or ended less than [`LIFETIME_MILLIS`] ago. The next lease pays for the credit. If there is no lease
+//! within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends every 15 minutes costs no write at
+//! all.
 //!
 //! In any `t` seconds, a bucket that is always in use accepts at most `rate * (t + 10) + burst` requests, plus one on
 //! credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may have been taken
@@ -37,7 +38,7 @@ mod row;
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use contracts::{OperatorId, Plan, RateLimit, Timestamp};
@@ -51,11 +52,15 @@ use crate::{
 
 /// The maximum number of buckets in memory. A bucket takes about 200 bytes.
 const MAX_BUCKETS: usize = 2_000;
-/// The timeout of a lease. After it, the request is allowed.
-const LEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The timeout of a lease, in milliseconds. After it, the request is allowed.
+const LEASE_TIMEOUT_MILLIS: i64 = 1_000;
+const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsigned_abs());
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
-/// table that responds slowly with errors does not slow down every request.
+/// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
+/// How far the end of a pause may be after the start of a request, in milliseconds. The pause begins when a lease that
+/// another request started at the same time has failed, at most [`LEASE_TIMEOUT_MILLIS`] later.
+const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;
 
@@ -102,8 +107,8 @@ pub struct Sender<'a> {
     pub operator: OperatorId,
     /// The plan of the operator.
     pub plan: Plan,
-    /// The id of the logger key, which is unique among the keys of the operator. `None` if the caller uses no logger
-    /// key.
+    /// The actor of the logger key (`key:<visible prefix>`), which identifies it among the keys of the operator. `None`
+    /// if the caller uses no logger key.
     pub logger_key: Option<&'a str>,
     /// Whether the caller may start sagas. If not, the function refuses the call later, so the call must not take the
     /// tokens of sagas.
@@ -179,7 +184,7 @@ impl Limits {
         };
         let lease = {
             let mut state = self.state();
-            let paused = is_ahead(state.paused_until, now, PAUSE_MILLIS);
+            let paused = is_ahead(state.paused_until, now, MAX_PAUSE_MILLIS);
             let bucket = state.bucket(&id, now);
             match bucket.take(limit, of.leases_blocks(), now) {
                 Decision::Accepted => return Ok(()),
@@ -192,6 +197,7 @@ impl Limits {
             }
         };
         let row = Row { table: &self.table, id: &id, limit };
+        let started = Instant::now();
         let leased = tokio::time::timeout(LEASE_TIMEOUT, row.lease(lease, now)).await;
         let leased = leased
             .unwrap_or_else(|_| Err(StoreError::Transient("the lease took too long".to_owned())));
@@ -206,7 +212,9 @@ impl Limits {
             }
             Err(error) => {
                 state.log_failure(&error, now);
-                state.paused_until = now.saturating_add(PAUSE_MILLIS);
+                let took = i64::try_from(started.elapsed().as_millis())
+                    .map_or(LEASE_TIMEOUT_MILLIS, |took| took.min(LEASE_TIMEOUT_MILLIS));
+                state.paused_until = now.saturating_add(took).saturating_add(PAUSE_MILLIS);
                 count_unavailable();
                 Ok(())
             }
@@ -241,7 +249,7 @@ impl State {
     }
 }
 
-/// Counts a request that is allowed because the table can't be used.
+/// Counts a bucket that a request passes without a check, because the table can't be used.
 fn count_unavailable() {
     metrics::counter!("RateLimitsUnavailable").increment(1);
 }

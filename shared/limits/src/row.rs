@@ -11,7 +11,7 @@ use crate::bucket::{Lease, Outcome};
 
 /// The maximum number of updates of one lease.
 const MAX_UPDATES: usize = 4;
-/// How far a `tat` may be ahead of a full window because clocks differ, in milliseconds. A `tat` that is further ahead
+/// How much later than one window from now a `tat` may be because clocks differ, in milliseconds. A `tat` that is later
 /// was written with a wrong clock. The next update then starts the row again, as if the bucket were full.
 const MAX_SKEW_MILLIS: i64 = 60_000;
 /// The time after which DynamoDB may delete an unused row, in seconds. It begins one window after the last lease, when

@@ -142,7 +142,7 @@ fn unsupported_encoding(data: &[u8]) -> Option<String> {
     Some((*problem).to_owned())
 }
 
-/// Compresses the JSON of a bundle that does not fit into a record otherwise.
+/// Compresses the JSON of a bundle.
 ///
 /// # Errors
 /// Fails if the JSON has more than [`MAX_BUNDLE_BYTES`], because [`bundle`] would refuse it.
