@@ -128,7 +128,7 @@ pub enum Command {
     /// The audit trail: who did which administrative action.
     #[command(subcommand)]
     Audit(Audit),
-    /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
+    /// Prints the API's URL, and the names of the bus, the readings stream, most tables and more.
     Outputs(Outputs),
     /// Prints a completion script for a shell.
     Completions {

@@ -188,8 +188,8 @@ pub fn did_you_mean(text: &str, names: &[&str]) -> String {
     }
 }
 
-/// Reads failures page by page, newest first, to show them. A failure that is recorded again before its page is read
-/// becomes newer than the pages that are still to be read, so it may be missed.
+/// Reads failures page by page, one status after the other, each newest first, to show them. A failure that is recorded
+/// again before its page is read becomes newer than the pages that are still to be read, so it may be missed.
 #[derive(Debug)]
 pub struct FailurePager {
     ledger: Ledger,

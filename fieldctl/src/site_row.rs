@@ -21,7 +21,7 @@ pub struct SiteRow {
     pub name: String,
     /// The site's status, for example `DECOMMISSIONING`.
     pub status: String,
-    /// The site's owner. Rows of version 1 have none, which means the default operator.
+    /// The site's owner. Rows of releases before there were operators have none, which means the default operator.
     #[serde(default)]
     pub operator_id: OperatorId,
 }

@@ -1,5 +1,5 @@
 //! Computes the expected alerts of a sensor's samples. Tests compare the alerts of `detect-breaches` with them. The two
-//! share no code.
+//! share only `contracts`: the deadband of a metric, and which samples count.
 
 use contracts::{
     Metric, SensorId, Timestamp,

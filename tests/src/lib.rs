@@ -1,5 +1,6 @@
 //! A client of the deployed stack, from outside: its HTTP API, event bus, tables, queues and executions, and the
-//! payment provider. It uses none of the functions' crates, only shared ones (`contracts`, `machines`, `signing`).
+//! payment provider. It uses none of the functions' crates, only shared ones (`contracts`, `machines`, `signing`) and
+//! fieldctl's `terminal`.
 
 pub mod alarms;
 pub mod api;

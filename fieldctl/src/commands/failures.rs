@@ -30,7 +30,7 @@ use crate::{
 /// Commands for failures.
 #[derive(Debug, Subcommand)]
 pub enum Failures {
-    /// Lists failures, the newest first.
+    /// Lists failures, the newest first; with --status any, one status after the other.
     List {
         /// The selected failures.
         #[command(flatten)]
@@ -222,9 +222,9 @@ struct Group {
     error: ErrorInfo,
     first_at: Timestamp,
     last_at: Timestamp,
-    /// The id of the newest failure.
+    /// The id of the first failure that was read: the newest of its status.
     id: FailureId,
-    /// The site, sensor and sender of the newest failure.
+    /// The site, sensor and sender of that failure.
     #[serde(flatten)]
     affected_ids: AffectedIds,
     /// The sites of all failures.

@@ -32,7 +32,7 @@ use crate::{
 /// Commands for sagas.
 #[derive(Debug, Subcommand)]
 pub enum Sagas {
-    /// Lists executions of site-onboarding and site-teardown, newest first.
+    /// Lists executions of site-onboarding and site-teardown, newest first; with --stuck, oldest first.
     List {
         /// Only running executions without an event for longer than the budget.
         #[arg(long, conflicts_with_all = ["failed", "incomplete"])]
@@ -251,7 +251,7 @@ async fn recover(
         input.failure = Some(OnboardingFailure {
             step: "Onboarding".to_owned(),
             error: "Recovered".to_owned(),
-            message: "The onboarding was undone by the operator.".to_owned(),
+            message: "The onboarding was undone by an engineer on call.".to_owned(),
         });
     }
     confirm(

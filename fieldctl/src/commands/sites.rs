@@ -25,7 +25,7 @@ use crate::{
 /// Commands for sites.
 #[derive(Debug, Subcommand)]
 pub enum Sites {
-    /// Lists sites: with --status the oldest first, otherwise in no particular order.
+    /// Lists sites, one status after the other, each with the oldest site first.
     List {
         /// Only sites with this status.
         #[arg(long, ignore_case = true)]

@@ -54,7 +54,7 @@ pub enum Refusal {
     WrongChecksum,
     /// There is no such key. It may be a key of another environment.
     UnknownKey,
-    /// The key has expired, or was replaced.
+    /// The key has expired, or was replaced and its overlap has ended.
     ExpiredKey,
     /// The key was revoked.
     RevokedKey,

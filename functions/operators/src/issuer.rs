@@ -1,8 +1,8 @@
 //! Verification of the tokens of one `OpenID` Connect issuer.
 //!
-//! The signature is verified locally with the issuer's key set, which is found by `OpenID` Connect Discovery and cached.
-//! The algorithm is that of the key, never that of the token's header. Symmetric keys are skipped: a public key could
-//! otherwise be used as the secret of an HMAC.
+//! The signature is verified locally with the issuer's key set, which is found by `OpenID` Connect Discovery and
+//! cached. The algorithm is that of the key, never that of the token's header. Otherwise a public key could be used as
+//! the secret of an HMAC. Symmetric keys are skipped, and so are keys whose `alg` does not fit their type.
 //!
 //! An outage of the issuer does not lock its users out: while the key set can't be read again, the cached one is used for
 //! up to a day.
@@ -60,7 +60,7 @@ pub struct Issuer {
 pub struct Subject {
     /// The claim `sub`.
     pub subject: String,
-    /// The claim `fieldstation_operator`. Nothing is known about its existence.
+    /// The claim `fieldstation_operator`. Whether this operator exists is not checked here.
     pub operator: OperatorId,
     /// The claim `fieldstation_scope`.
     pub scope: Scope,

@@ -30,9 +30,9 @@ struct Revoked {
 impl RevokeKey {
     /// Revokes the key and returns 200. A repeated request gets the same response.
     ///
-    /// An administrator may name another operator, whose key is revoked then. Returns 404 for a key that does not exist or
-    /// belongs to another operator, and 403 for an administrator's key if the caller is not an administrator. The authorizer caches its decisions, so a revoked key is accepted for
-    /// another minute.
+    /// An administrator may name another operator, whose key is revoked then. Returns 404 for a key that does not exist
+    /// or belongs to another operator, and 403 for an administrator's key if the caller is not an administrator. API
+    /// Gateway caches the authorizer's decisions, so a key that was just used is accepted for up to another minute.
     pub async fn handle(
         &self,
         caller: &Caller,

@@ -114,7 +114,7 @@ async fn operators_are_listed_page_by_page_in_the_order_of_creation() {
     for (index, key) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
         let body = json!({ "name": key, "plan": "standard" }).to_string();
         let request = post("create-operator", Some(key), &body);
-        // Two pairs with equal times. Pages divide the first one.
+        // Two pairs with equal times. Pages divide both.
         let at = noon(i64::try_from(index.div_ceil(2)).expect("a small number"));
         api_response(create_operator(&dynamo).handle(&admin(), &request, at).await);
     }

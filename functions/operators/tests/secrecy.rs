@@ -46,7 +46,8 @@ fn with_parameter(event: &Value, (one, several): (&str, &str), name: &str, value
     event
 }
 
-/// Returns the event with the key as the value and as the name of a header and of a query parameter, and in the path.
+/// Returns five events. Each has the key in one place: as the value or the name of a header, as the value or the name
+/// of a query parameter, or in the path.
 fn with_key_around(event: &Value, key: &str) -> Vec<Value> {
     let mut events: Vec<_> = MAP_PAIRS
         .into_iter()
@@ -200,7 +201,7 @@ async fn create_key_shows_and_stores_only_the_prefix_of_a_key_that_it_does_not_c
             }
         }
     }
-    // The key of the sample's Idempotency-Key, and two whose Idempotency-Key contains the old key.
+    // Three keys are created: one with the sample's Idempotency-Key, and two whose Idempotency-Key contains `key`.
     assert_eq!((created, received.len()), (3, count));
     assert_eq!(refused, count - created, "{lines:?}");
 }

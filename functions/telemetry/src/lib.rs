@@ -140,7 +140,7 @@ pub enum TelemetryError {
         site: SiteId,
     },
     /// The series differs from what is stored under the same bundle id and revision: in its samples, flags or
-    /// qualifiers, in its first time, or in `replaces`.
+    /// qualifiers. Above the first revision, also in its first time or in `replaces`.
     #[error(
         "sensor {sensor} has a row {row} with different samples; a changed bundle needs a greater revision, or a new bundleId"
     )]

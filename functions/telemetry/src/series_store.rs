@@ -7,8 +7,8 @@
 //!
 //! A revision above the first one has a row `REVISION/`, a new value of the sensor's counter of changes, and an event
 //! `ReadingsRevised`. These three commit in one transaction. The transaction also has the new rows of samples if they
-//! are at most `MAX_ROWS` and none was left by an earlier attempt. Otherwise these rows are put before the
-//! transaction, one by one.
+//! are at most `MAX_ROWS` and none was left by an earlier attempt. Otherwise each of these rows is put on its own
+//! before the transaction, several concurrently.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ use store::{Commit, Key, NewEvent, Outbox, StoreError, Table, Transaction, from_
 
 use crate::{SensorRow, TelemetryError};
 
-/// The number of concurrent puts per bundle. A function processes 8 bundles concurrently, and each put takes a
-/// connection.
+/// The number of parts of a bundle that are stored concurrently, and of concurrent puts of the rows of a large
+/// revision. A function processes 8 bundles concurrently, and each put takes a connection.
 const CONCURRENT_PUTS: usize = 4;
 /// The maximum number of rows of samples in a transaction. DynamoDB accepts 100 writes in a transaction. The revision's
 /// row, the sensor's counter and the event are three of them.
@@ -296,7 +296,7 @@ impl SeriesStore {
         let sensor = series.sensor_id;
         let key = RevisionRow::key(sensor, bundle_id, *revision);
         let mut rows_first = false;
-        // The number of samples that this call has put one by one.
+        // The number of samples that this call has put individually.
         let mut written = 0;
         for attempt in 0..MAX_ATTEMPTS {
             pause_before(attempt).await;
@@ -312,8 +312,8 @@ impl SeriesStore {
             let mut committing = 0;
             let mut transaction = Transaction::on(&self.readings);
             if rows_first || new.len() > MAX_ROWS {
-                // The rows do not fit into one transaction, or some exist already from an earlier attempt. So they are
-                // put one by one. The transaction then has only the revision's row, the counter and the event.
+                // The rows do not fit into one transaction, or some exist already from an earlier attempt. So each is
+                // put on its own. The transaction then has only the revision's row, the counter and the event.
                 let puts = new.iter().map(|piece| self.put(received, sensor, piece.clone()));
                 let puts =
                     futures::iter(puts).buffer_unordered(CONCURRENT_PUTS).collect::<Vec<_>>();
@@ -572,7 +572,8 @@ fn parts(bundle: &Bundle) -> impl Iterator<Item = Part<'_>> {
 
 /// Divides a series into pieces within the limits on a row's samples and time span.
 ///
-/// More samples at the end of the series change only the last piece. So the pieces of a bundle that grows stay the same.
+/// More samples at the end of the series only extend its last piece or begin further ones. So the earlier pieces of a
+/// bundle that grows stay the same.
 fn pieces(series: &Series) -> impl Iterator<Item = Piece<'_>> {
     let mut start = 0;
     std::iter::from_fn(move || {

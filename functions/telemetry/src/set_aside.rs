@@ -60,7 +60,7 @@ impl RecordError {
         }
     }
 
-    /// Returns whether a refused sensor may be in the register soon: its id is one that its site can have.
+    /// Returns whether a refused sensor may be in the register soon: its id is one that the bundle's site can have.
     fn may_be_registered_soon(&self) -> bool {
         let Self::Refused(site, errors) = self else { return false };
         let onboarding = OnboardingId::from_site(*site);

@@ -3,9 +3,9 @@
 //!
 //! A record with a series that can never be stored is sent to telemetry's failure queue (`shared/quarantine`), with its
 //! whole payload and the reasons, and the shard continues. The other series of the bundle are stored. A record is put
-//! on hold ([`crate::hold`]) if a sensor is not in the register yet but has an id that its site can have. A transient
-//! error stops the site's lane and no other lane. Lambda then delivers the batch again from the first failed record.
-//! Rows that were stored in the meantime are not written again.
+//! on hold ([`crate::hold`]) if a sensor is not in the register yet but has an id that the bundle's site can have. A
+//! transient error stops the site's lane and no other lane. Lambda then delivers the batch again from the first failed
+//! record. Rows that were stored in the meantime are not written again.
 
 use std::cell::Cell;
 

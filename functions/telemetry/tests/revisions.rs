@@ -50,7 +50,7 @@ struct World {
     cloud: Cloud,
     step: StoreReadings,
     stream: Stream,
-    /// The time of the next record's arrival, since the stream's beginning.
+    /// The time of the last record's arrival, since the stream's beginning. The next one arrives a second later.
     time: Duration,
 }
 
@@ -464,7 +464,7 @@ fn growth_costs_one_refused_put_one_query_and_one_row() {
         world.send(&bundle("day", minutes(0, numbers(16)))).await;
         let expected = [("PutItem", 2), ("Query", 1)].map(|(name, n)| (name.to_owned(), n));
         assert_eq!(world.calls(&before), BTreeMap::from(expected));
-        // A shorter or an equal series of the first row needs no query.
+        // A series that is not longer than the first row needs no query.
         let before = world.cloud.calls();
         for size in [2, 4] {
             world.send(&bundle("day", minutes(0, numbers(size)))).await;

@@ -1,5 +1,6 @@
-//! Simulates store-readings and store-held-readings under faults in all their dependencies, in thousands of runs. Each run is
-//! determined by its seed; `SEED=123 make unit-test ARGS='--test simulation'` repeats one.
+//! Simulates store-readings and store-held-readings under faults in all their dependencies, in hundreds of runs (2,000
+//! in `make proofs`). Each run is determined by its seed; `SEED=123 make unit-test ARGS='--test simulation'` repeats
+//! one.
 //!
 //! A run puts bundles and poison records on a stream: bundles that grow, revisions, imports, and samples with flags. A
 //! model of Lambda's event source mapping delivers them: partially, repeatedly, after crashes, and from a resharded
@@ -1001,7 +1002,7 @@ fn simulate(seed: u64) -> Counts {
         sleep(Duration::from_mins(2)).await;
         cloud.stop_faults();
         later.is_stopped.set(true);
-        working.await.expect("the hold queue and the operator's replays");
+        working.await.expect("the hold queue and the replays of an engineer on call");
         checker.read_log();
         assert_no_violation(&checker);
         assert_all_done_or_given_up(&checker, fault_level);
@@ -1076,7 +1077,7 @@ fn register(cloud: &Cloud, site_id: SiteId, sensor: SensorId, is_retired: bool) 
     cloud.put(READINGS, row);
 }
 
-/// Stores the records of a sensor that is registered late: store-held-readings, and an operator's replays.
+/// Stores the records of a sensor that is registered late: store-held-readings, and the replays of an engineer on call.
 struct Later {
     checker: Rc<Checker>,
     step: StoreReadings,

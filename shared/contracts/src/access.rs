@@ -10,9 +10,9 @@ use crate::SiteId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scope {
-    /// May do everything that an operator may do, for its own operator. May manage all operators, and the keys and the audit
-    /// trail of an operator that the request names. For anything else of another operator, it creates a key of that
-    /// operator.
+    /// May do everything that an operator may do, for its own operator. May manage all operators and their keys, and
+    /// read their audit trails. The request names the operator. For anything else of another operator, it creates a key
+    /// of that operator.
     Admin,
     /// May read and change everything of its operator, and manage its operator's keys.
     Operator,

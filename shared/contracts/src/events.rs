@@ -374,7 +374,8 @@ events! {
     }
 
     of no site {
-        /// Few kits of a metric are left. The stock fell to the limit or below it.
+        /// Few kits of a metric are left. The stock fell to the limit or below it, or kits arrived after it was sold
+        /// out, but too few for `StockReplenished`.
         StockLow of Stock v 1 {
             /// The metric that the sensors of these kits measure.
             metric: Metric,

@@ -840,8 +840,8 @@ impl<R: FieldRule> FieldRule for List<R> {
     }
 }
 
-/// Literals for values that are no numbers, which JSON does not have, and the texts that samples may have instead.
-/// Python's `json.dumps` writes these literals.
+/// The literals `NaN`, `-Infinity` and `Infinity`, which JSON does not have, each with the text that a sample may have
+/// in its place. Python's `json.dumps` writes these literals.
 const NON_NUMBERS: [(&str, &str); 3] =
     [("NaN", "\"NAN\""), ("-Infinity", "\"-INF\""), ("Infinity", "\"INF\"")];
 

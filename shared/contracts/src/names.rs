@@ -1,4 +1,4 @@
-//! Fixed names of the resources that several services or an operator use.
+//! Fixed names of the resources that several services, fieldctl or other systems use.
 //!
 //! Each name is `<environment>-<name>`, so a consumer can build a name or an ARN itself. Tables, queues, buses and
 //! functions have separate namespaces, so several resources may share one name.
@@ -8,7 +8,8 @@ use std::fmt;
 use crate::{OperatorId, consumers::WATCH_NETWORK};
 
 /// The services in the order of their first deployment. A service uses only resources of services before it. The
-/// exceptions are sites and billing, which call the state machines of onboarding at run time.
+/// exceptions are sites and billing, which call the state machines of onboarding, and devices, which reads telemetry's
+/// register of sensors, both only at run time.
 pub const SERVICES: [&str; 12] = [
     "failures",
     "operators",

@@ -1,4 +1,4 @@
-//! The message about a stream record that its consumer can never process.
+//! The message about a stream record that its consumer set aside: in quarantine, or on hold.
 
 use std::borrow::Cow;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{SensorId, SiteId};
 
-/// A message of a failure queue about a quarantined stream record. `R` is the record: the writer's type, or raw
-/// JSON for the reader.
+/// A message of a failure queue about a quarantined stream record, or of the hold queue about a record on hold. `R` is
+/// the record: the writer's type, or raw JSON for the reader.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Quarantined<'a, R> {

@@ -1293,7 +1293,7 @@ mod tests {
         let expected = Bundle::read(&text, later).expect("a bundle");
         for sent in both(revision, range, local) {
             let sent = sent.expect("a bundle");
-            // A record that accept-readings writes again still has no offsets.
+            // A bundle that accept-readings serializes again, such as one with a refused series, still has no offsets.
             let written = serde_json::to_string(&sent).expect("JSON");
             assert!(written.contains(r#"["2026-11-28T00:00:00",3.0]"#), "{written}");
             assert!(!written.contains("Z\""), "{written}");

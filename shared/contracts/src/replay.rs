@@ -70,7 +70,8 @@ pub struct Begun {
 pub struct Applied {
     /// The number of events that were applied.
     pub applied: u64,
-    /// The entities whose events can't all be applied, at most [`Rebuild::MAX_ENTITIES`]. A repeated call fails again.
+    /// The entities whose events can't all be applied, at most [`Rebuild::MAX_ENTITIES`]. A repeated call can't apply
+    /// them either, unless the log was repaired.
     #[serde(default)]
     pub failed: Vec<FailedEntity>,
     /// Whether events may be left. If so, the same call has to be sent again. At least one event was applied, so the

@@ -114,8 +114,8 @@ pub struct Sensor {
     pub metadata: SensorMetadata,
 }
 
-/// The plan that the operator subscribes to. It selects the Stripe price of the site's subscription, and is independent
-/// of the operator's plan, which selects its rate limit.
+/// A plan. The plan of a site selects the Stripe price of its subscription. The plan of an operator selects its rate
+/// limit. The two are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Plan {

@@ -131,7 +131,7 @@ impl ApiKey {
         Ok(Self(text.to_owned()))
     }
 
-    /// Returns whether the text starts like a key. A credential that does not is treated as a token.
+    /// Returns whether the text starts like a key. A credential that does not may be a token.
     #[must_use]
     pub fn is_key_like(text: &str) -> bool {
         Kind::ALL.into_iter().any(|kind| text.starts_with(kind.prefix()))
@@ -168,7 +168,7 @@ fn checksum(text: &str) -> String {
     digits.map(char::from).iter().collect()
 }
 
-/// The start of a JSON Web Token: the base64 of `{"`.
+/// The start of a JSON Web Token: the base64 of `{"` and any letter begins with it.
 const TOKEN_PREFIX: &str = "eyJ";
 /// A shorter text is not a token.
 const MIN_TOKEN: usize = 32;

@@ -1,5 +1,6 @@
-//! Rows that the service telemetry writes and that fieldctl reads too: the samples of a bundle ([`SeriesRow`]), the
-//! revisions of a sensor's readings ([`RevisionRow`]) and the counters of refused bundles ([`RefusalRow`]).
+//! Rows that the service telemetry writes and that devices or fieldctl read too: the samples of a bundle
+//! ([`SeriesRow`]), the revisions of a sensor's readings ([`RevisionRow`]), the counters of refused bundles
+//! ([`RefusalRow`]), and a sensor's site in the register ([`register`]).
 
 pub mod packing;
 mod refusal;
@@ -27,8 +28,8 @@ const MAX_EARLIER: usize = 100;
 
 /// The samples of one sensor in one bundle, as one row. So all samples of the row cost one write.
 ///
-/// A series that exceeds [`Self::MAX_SPAN_MILLIS`] or [`Self::MAX_SAMPLES`] has several rows. A bundle that was sent
-/// again with more samples has a further row for the new samples.
+/// A series that spans [`Self::MAX_SPAN_MILLIS`] or more, or that has more than [`Self::MAX_SAMPLES`] samples, has
+/// several rows. A bundle that was sent again with more samples has a further row for the new samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeriesRow {
@@ -85,9 +86,9 @@ impl SeriesRow {
         earlier.map_or_else(|| self.first_arrival(), |(_, arrival)| arrival.clone())
     }
 
-    /// Returns the row with its arrivals after the arrival of another record. That record has the first `samples`
-    /// samples of the row, and `all` is the number of samples of the row. Returns `None` if the arrival changes
-    /// nothing, or if the row has no room for another entry in `earlier`.
+    /// Returns the row with its arrivals updated for another record that contains some of its samples. That record has
+    /// the first `samples` samples of the row, and `all` is the number of samples of the row. Returns `None` if the
+    /// arrival changes nothing, or if the row has no room for another entry in `earlier`.
     #[must_use]
     pub fn with_arrival(&self, samples: usize, all: usize, arrival: &Arrival) -> Option<Self> {
         if *arrival >= self.arrival_of(samples.checked_sub(1)?) {

@@ -14,8 +14,8 @@ const PREFIX: &str = "REVISION/";
 const AFTER_ALL: &str = "REVISION0";
 
 /// The row of a revision of a series, from the second revision on. It is written in one transaction with the revision's
-/// samples. If the samples do not fit into one transaction, the row is written after them. A second revision with the
-/// same bundle id and number must repeat or extend the first one. Otherwise it is refused.
+/// samples. If the samples do not fit into one transaction, the row is written after them. A series that is sent again
+/// with the same sensor, bundle id and revision must repeat or extend the stored one. Otherwise it is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RevisionRow {

@@ -46,7 +46,8 @@ fn failure_points() -> Vec<&'static str> {
 /// The work queues. All other queues hold failures.
 const WORK_QUEUES: [&str; 3] =
     ["CancelSubscriptionQueue", "InitializeSubscriptionQueue", "ReadingsOnHold"];
-/// The tables whose throttles raise an alarm. The others get a few writes per site.
+/// The tables whose throttles raise an alarm. The others get a few writes per site, or (network, limits and refusals)
+/// one write for many events or requests.
 const BUSY_TABLES: [&str; 3] = ["EventGuardsTable", "EventsTable", "ReadingsTable"];
 /// The alarms whose description says what to do. The description of every other alarm names a runbook.
 const SELF_EXPLANATORY: [&str; 20] = [

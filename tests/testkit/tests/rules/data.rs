@@ -6,16 +6,18 @@ use serde_json::{Value, json};
 use crate::subject::{Subject, Violations, items, members, text};
 
 /// The resources that other services, fieldctl and the tests find by their fixed names.
-const NAMED_RESOURCES: [(&str, &str); 22] = [
+const NAMED_RESOURCES: [(&str, &str); 24] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::AUDIT),
     ("AWS::DynamoDB::Table", names::BILLING),
     ("AWS::DynamoDB::Table", names::DEVICES),
     ("AWS::DynamoDB::Table", names::EVENTS),
+    ("AWS::DynamoDB::Table", names::EVENT_GUARDS),
     ("AWS::DynamoDB::Table", names::FAILURES),
     ("AWS::DynamoDB::Table", names::INVENTORY),
     ("AWS::DynamoDB::Table", names::KEYS),
     ("AWS::DynamoDB::Table", names::LIMITS),
+    ("AWS::DynamoDB::Table", names::NETWORK),
     ("AWS::DynamoDB::Table", names::OPERATORS),
     ("AWS::DynamoDB::Table", names::READINGS),
     ("AWS::DynamoDB::Table", names::REFUSALS),
@@ -139,6 +141,11 @@ pub fn fixed_names_and_outputs_exist(subject: &Subject) -> Violations {
             .into_keys()
             .any(|id| subject.template.fixed_name(id) == Some(name));
         violations.check(named, name, format!("is not the name of a {kind}"));
+    }
+    for id in subject.template.resources("AWS::DynamoDB::Table").into_keys() {
+        let listed =
+            NAMED_RESOURCES.iter().any(|(_, name)| subject.template.fixed_name(id) == Some(*name));
+        violations.check(listed, id, "is not in NAMED_RESOURCES");
     }
     for (kind, property) in FIXED_NAME_PROPERTIES {
         for (id, resource) in subject.template.resources(kind) {

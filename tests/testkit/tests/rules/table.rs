@@ -95,7 +95,7 @@ const FAILING: &[Rule] = &[
     },
     Rule {
         name: "A queue keeps messages for 14 days",
-        why: "an operator needs time to repair the cause",
+        why: "an engineer on call needs time to repair the cause",
         check: failing::queues_retain_messages,
         except: &[],
         breaks: &[(Remove("template/Resources/FailureFiles/Properties/MessageRetentionPeriod"), "FailureFiles")],
@@ -706,7 +706,7 @@ const ACCESS: &[Rule] = &[
         check: access::no_table_is_scanned,
         except: &[
             ("ReconcileSubscriptionsFunction BillingTable.Arn", "once an hour it compares all of billing's rows, including tombstones, with the provider; an index would cost a write for each row and would be read completely as well"),
-            ("WatchNetworkFunction NetworkTable.Arn", "after a rebuild, when an operator asks for it, it deletes the rows of the earlier generation in small pages; an index for that would cost a write for each cursor"),
+            ("WatchNetworkFunction NetworkTable.Arn", "after a rebuild, which an engineer on call starts with `fieldctl consumers replay`, it deletes the rows of the earlier generation in small pages; an index for that would cost a write for each cursor"),
         ],
         breaks: &[(Set("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action", "\"dynamodb:Scan\""), "GetSiteFunction SitesTable.Arn")],
     },
@@ -799,7 +799,7 @@ const ACCESS: &[Rule] = &[
 const DATA: &[Rule] = &[
     Rule {
         name: "A table is retained with its data when its stack is deleted, has point-in-time recovery and can be protected from deletion",
-        why: "a wrong deployment or a mistake of an operator would delete the sites",
+        why: "a wrong deployment or a mistake of an engineer would delete the sites",
         check: data::tables_are_retained_and_recoverable,
         except: &[],
         breaks: &[
@@ -817,7 +817,7 @@ const DATA: &[Rule] = &[
     },
     Rule {
         name: "Tables, queues, streams, buckets and topics are encrypted",
-        why: "they contain data of sites, and queues and buckets may contain payloads; the keys of tables and the stream are in KMS, so CloudTrail logs their use, and the keys of queues and buckets are free",
+        why: "they contain data of sites, and queues and buckets may contain payloads; the keys of tables and streams are in KMS, so CloudTrail logs their use, and the keys of queues and buckets are free",
         check: data::stored_data_is_encrypted,
         except: &[
             ("OnCallTopic", "CloudWatch can't publish to a topic with the AWS-managed key, and alarms contain no data of a site"),
@@ -957,7 +957,7 @@ const SUPPLY: &[Rule] = &[
     },
     Rule {
         name: "fieldctl, the demo and the data logger print only through a function that escapes control and invisible characters",
-        why: "data from outside could control the operator's terminal",
+        why: "data from outside could control the terminal of the engineer on call",
         check: supply::output_is_escaped,
         except: &[],
         breaks: &[
