@@ -111,6 +111,39 @@ fn a_replayed_record_is_applied_once() {
     });
 }
 
+#[test]
+fn an_entity_whose_cursor_can_not_be_read_fails_alone() {
+    cloud::run(async {
+        let cloud = cloud();
+        let of_site = |name: &str, sequence, kind| {
+            let id = SiteId::registered(OperatorId::DEFAULT, "", name).to_string();
+            event(OperatorId::DEFAULT, ("site", &id), sequence, kind)
+        };
+        let first = of_site("broken", 1, "SiteCreated");
+        deliver(&cloud, &batch([&first])).await;
+        let is_cursor = |row: &&Value| row["row"]["S"] == "cursor";
+        let cursor =
+            cloud.rows(NETWORK).iter().find(is_cursor).expect("a cursor")["id"]["S"].clone();
+        cloud.put(NETWORK, json!({ "id": cursor, "row": "cursor", "sequence": "one" }));
+        let events = [of_site("broken", 2, "SiteActivated"), of_site("good", 1, "SiteCreated")];
+        let payload = batch(&events);
+        let response = deliver(&cloud, &payload).await;
+        let failed = &payload["Records"][0]["kinesis"]["sequenceNumber"];
+        assert_eq!(response["batchItemFailures"], json!([{ "itemIdentifier": failed }]));
+        let good = format!("#{}", events[1].metadata.log_key());
+        let is_good = |row: &&Value| row["id"]["S"].as_str().is_some_and(|id| id.ends_with(&good));
+        let rows = cloud.rows(NETWORK);
+        assert_eq!(
+            rows.iter().filter(is_good).find(is_cursor).expect("a cursor")["sequence"]["N"],
+            "1"
+        );
+        let record = to_raw_value(&payload["Records"][0]).expect("JSON");
+        let replay = watch_network(&cloud).0.replay(&record, Deadline::after(TIME)).await;
+        let ReplayResponse::Failed { error, message } = &replay else { panic!("{replay:?}") };
+        assert!(error == "Internal" && message.contains("cursor of"), "{error}: {message}");
+    });
+}
+
 /// Returns the write units that a batch costs. It has events of `entities` entities, `each` events per entity.
 async fn units(entities: u64, each: u64) -> String {
     let cloud = cloud();

@@ -215,6 +215,8 @@ impl<E: Effect> Work<'_, E> {
                 }
                 return;
             }
+            // An entity whose cursor can't be read fails alone.
+            lanes.retain(|log_key, _| !self.outcome.borrow().errors.contains_key(log_key));
             let mut runs = Vec::new();
             for (log_key, run) in self.next_runs(lanes).await {
                 match run {
@@ -250,7 +252,8 @@ impl<E: Effect> Work<'_, E> {
         self.outcome.borrow_mut().errors.insert(log_key.to_owned(), error);
     }
 
-    /// Reads the cursors of these entities. The cursor of an entity without a cursor row is 0.
+    /// Reads the cursors of these entities. The cursor of an entity without a cursor row is 0. An entity whose row can't
+    /// be parsed fails.
     async fn read_cursors(&self, log_keys: &[String]) -> Result<(), StoreError> {
         if log_keys.is_empty() {
             return Ok(());
@@ -267,8 +270,10 @@ impl<E: Effect> Work<'_, E> {
         let mut found = HashMap::new();
         for item in items {
             let Some(log_key) = log_key_of.get(&id(&item)) else { continue };
-            let cursor: Cursor = from_item(item, || format!("cursor of {log_key}"))?;
-            found.insert(*log_key, cursor);
+            match from_item::<Cursor>(item, || format!("cursor of {log_key}")) {
+                Ok(cursor) => drop(found.insert(*log_key, cursor)),
+                Err(error) => self.fail(log_key, error),
+            }
         }
         let cursors = &mut self.outcome.borrow_mut().cursors;
         for log_key in log_keys {

@@ -248,7 +248,7 @@ impl<G: Generations> Consumer<G> {
         };
         let (log_key, sequence) = (event.metadata.log_key(), event.metadata.sequence);
         match self.apply(&[(log_key.clone(), event, bytes)], deadline).await {
-            Err(error) => ReplayResponse::transient(error.to_string()),
+            Err(error) => ReplayResponse::failed(ErrorKind::from(&error).name(), error.to_string()),
             Ok(outcomes) => match outcomes.failure(&log_key, sequence) {
                 Some((kind, reason)) => ReplayResponse::failed(kind.name(), reason),
                 None => ReplayResponse::Done,
