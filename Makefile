@@ -28,8 +28,9 @@ HOST_ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 # cargo-lambda always passes --target. The other commands pass it too, so `sam build`, tests and clippy share one target
 # folder.
 CARGO_FLAGS := --target $(HOST) --locked
-# The packages that are tested without a local stack. cargo resolves features for the selected packages, and compiles the AWS
-# SDKs again if the features differ. So all unit test commands select the same packages (tests/testkit/tests/features.rs).
+# The packages of the goals unit-test, quick and proofs, which need no local stack. (fieldctl has its own goal.) cargo
+# resolves features for the selected packages, and compiles the AWS SDKs again if the features differ. So all unit test
+# commands select the same packages (tests/testkit/tests/features.rs).
 UNIT_PACKAGES := --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
 
 # Sends all AWS calls to the emulator, with dummy credentials.
@@ -43,8 +44,8 @@ OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=
 RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
   FIELDSTATION_PARAMETERS="$${FIELDSTATION_PARAMETERS-} $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))"
 
-# Proves on the local stack what it can show of AWS. Needs no Docker. Must run after the tests that read the
-# authorization log, because it breaks functions on purpose.
+# Checks those assumptions about AWS that the local stack can show (see prove-local). Needs no Docker. Must run after
+# the tests that read the authorization log, because it breaks functions on purpose.
 PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
 
 DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/docs/bin:$$PATH" \
@@ -117,7 +118,7 @@ write-units: require ## counts the DynamoDB units of an onboarding, a reading an
 cost: require ## computes the monthly cost and the first limiting quota from counts and measurements, for docs/cost.md
 	cargo run --quiet $(CARGO_FLAGS) -p cost
 
-bench: require ## measures each function (time, instructions, memory, size, calls), its peers, and readings; needs valgrind; updates docs/performance.md; FUNCTIONS='get-site' selects, without updating docs
+bench: require ## measures each function (time, instructions, memory, size, calls), configure-alerting written with other tools, and readings; needs valgrind; updates docs/performance.md; FUNCTIONS='get-site' selects, without updating docs
 	@tools/bench/run.sh
 
 bench-settings: require ## measures the effect of each build setting, one change at a time; run make bench first
@@ -145,12 +146,12 @@ load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test load -- --ignored
 	@$(MAKE) --no-print-directory down
 
-rate-limit-test: build-local ## one operator sends ten times its rate to a fresh local stack, then starts ten times as many sagas, while another one is measured; two minutes
+rate-limit-test: build-local ## one operator sends requests, then starts sagas, at ten times its limit, while another operator is measured, on a fresh local stack; two minutes
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test rate_limits -- --ignored --nocapture --test-threads=1
 	@$(MAKE) --no-print-directory down
 
-event-load-test: build-local ## appends 100,000 events by 32 callers, then 60,000 with killed publishers and refusing outlets, on a fresh local stack; half an hour; EVENTS=<number> for both
+event-load-test: build-local ## appends 100,000 events by 32 callers, then 60,000 while publishers are killed and the event stream and the event bus refuse events, on a fresh local stack; half an hour; EVENTS=<number> for both
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test event_load -- --ignored --nocapture --test-threads=1
 	@$(MAKE) --no-print-directory down

@@ -1,6 +1,7 @@
 //! Undoes `initialize-subscription`: nothing is paid for any more, and a tombstone stays.
 //!
-//! The undo has three parts, and a retry continues after a crash in any of them:
+//! If something may exist at the provider, the undo has three parts, and a retry continues after a crash in any of
+//! them. Otherwise it has only the third, without an event.
 //!
 //! 1. The row becomes `CANCELLING`. From then on no initialization can commit.
 //! 2. The provider is cleaned up.

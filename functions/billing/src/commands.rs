@@ -1,5 +1,5 @@
 //! Consumes billing's commands from a queue. Each command has a task token. During an outage of the provider, commands
-//! wait in the queue, and their sagas do not fail.
+//! wait in the queue, and their sagas do not fail until the states that sent the commands time out.
 //!
 //! A command runs only after Step Functions has confirmed who sent it ([`proof`]). Its result is sent only after it
 //! is committed, and is sent again for a redelivered command. After a transient failure, the command is requeued as a
@@ -138,9 +138,10 @@ struct DeliveryHistory {
 }
 
 impl<S: ProviderStep> TaskTokenConsumer<S> {
-    /// Processes one message. Returns `Err` in these cases: the message is malformed or forged, its result can't be
-    /// sent now, it can't be requeued now, or it is too old to be requeued and did not run to its end. Such a message
-    /// stays in the queue, and one of its receives is used up.
+    /// Processes one message. Returns `Err` in these cases: the message is malformed, its sender is refused, its result
+    /// can't be sent now, it can't be requeued now, or it is too old to be requeued and either its sender can't be
+    /// confirmed now or the function's deadline passed. Such a message stays in the queue, and one of its receives is
+    /// used up.
     pub async fn handle(
         &self,
         message: SqsMessage,

@@ -218,8 +218,8 @@ pub enum SubscriptionStatus {
     Other,
 }
 
-/// A client for one Stripe account. Clones share the connections, so a process makes one client and each run of
-/// a step uses a clone of it.
+/// A client for one Stripe account. Clones share the connections, so a process makes one client for each read of the
+/// API key, and each run of a step uses a clone of it.
 #[derive(Debug, Clone)]
 pub struct Stripe {
     base: String,

@@ -1,9 +1,10 @@
 //! Writes the contents of the failure queues and of the failure bucket as rows.
 //!
 //! A message is done when its payload's file, if any, and its row are written. A message that fails is delivered again
-//! until it expires, because the queues have no dead-letter queue. Therefore a message fails only while the table or a
-//! bucket is unavailable: a message or a file that can't be parsed is recorded unchanged. A row has the ids of the
-//! messages that it was recorded from, so a redelivered message changes nothing.
+//! until it expires, because the queues have no dead-letter queue. Therefore a message fails only while the table or
+//! the bucket is unavailable, or if other writers change the row during each attempt. A message or a file that can't be
+//! parsed is recorded unchanged. A row has the ids of the messages that it was recorded from, so a redelivered message
+//! changes nothing.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
@@ -43,7 +44,8 @@ impl RecordFailure {
     /// Records what a message reports: failures, new files of failures, or a repair.
     ///
     /// # Errors
-    /// Fails if the table or a bucket is unavailable. The message must be delivered again.
+    /// Fails if the table or the bucket is unavailable, or if other writers changed the row during each attempt. The
+    /// message must be delivered again.
     pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), LedgerError> {
         let message_id = message.message_id.as_deref().unwrap_or_default();
         let at = sent_at(message).unwrap_or(now);

@@ -27,7 +27,8 @@ pub struct CheckSagas {
     pub machines: [StateMachine; 2],
     /// The time without an event after which a saga counts as stuck.
     pub budget: Duration,
-    /// The maximum duration of a check. It must be less than the function's timeout.
+    /// The maximum duration of the whole invocation, for all executions together. It must be less than the function's
+    /// timeout.
     pub timeout: Duration,
 }
 

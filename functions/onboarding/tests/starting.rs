@@ -59,7 +59,7 @@ async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
     assert_eq!(input.as_object().expect("an object").len(), 8, "no other fields of the site");
 }
 
-/// The maximum size of the input of `StartExecution`, 256 KiB. `PutEvents` has the same limit for an entry.
+/// The maximum size of the input of `StartExecution`, 256 KiB. The limit of `PutEvents` for an entry is not lower.
 const MAX_INPUT: usize = 256 * 1024;
 
 #[tokio::test]

@@ -109,8 +109,8 @@ impl DecommissionSite {
         self.set_decommissioning(site, row).await
     }
 
-    /// Sets the status to DECOMMISSIONING if it is ACTIVE. If the site is changed at the same time, the row is read again,
-    /// so that the change is kept.
+    /// Sets the status to DECOMMISSIONING if it is ACTIVE. If the site is changed at the same time, this is decided
+    /// again on the row that the refusal returned, so that the change is kept.
     async fn set_decommissioning(&self, site: SiteId, row: SiteRow) -> Result<(), SitesError> {
         let key = SiteRow::key(site);
         let decide = |row: &SiteRow| -> Result<_, SitesError> {

@@ -13,9 +13,10 @@
 //! finds them and changes nothing.
 //!
 //! The name, the contact and the location of an ACTIVE site can be changed ([`update_site`]). Each write of a row
-//! `SITE` that exists is conditional on its status and its sequence, because it replaces the whole row. Only
-//! DECOMMISSIONING is set without an event, so the sequence stays. The contact is removed when the site is closed. It
-//! is personal data, and a closed site can't be changed, so nobody could remove it later.
+//! `SITE` that exists replaces the whole row. It is conditional on the status and the sequence. The activation is
+//! conditional on the status only, because nothing else changes a site that is ONBOARDING without changing its status.
+//! Only DECOMMISSIONING is set without an event, so the sequence stays. The contact is removed when the site is closed.
+//! It is personal data, and a closed site can't be changed, so nobody could remove it later.
 
 pub mod activate_site;
 pub mod close_site;

@@ -124,8 +124,8 @@ fn sensor(
 /// Returns the SHA-256 of the parsed registration, in hex.
 ///
 /// The order of the JSON fields and the white space between them do not change the hash. White space around a name
-/// changes it, although it is not stored. Earlier releases hashed it too. If this release did not, it would refuse the
-/// retry of a registration that an earlier release stored.
+/// changes the hash, although the name is stored without it. Earlier releases also hashed the name with this white
+/// space. If this release did not, it would refuse the retry of a registration that an earlier release stored.
 fn request_hash(registration: &SiteRegistration) -> String {
     let canonical = serde_json::to_vec(registration).unwrap_or_default();
     Sha256::digest(canonical).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))

@@ -54,7 +54,8 @@ fn decide_update(row: &SiteRow, patch: &SitePatch) -> Option<SiteUpdate> {
     Some(SiteUpdate { row: SiteRow { name, location, contact, sequence, ..row.clone() }, changed })
 }
 
-/// Refuses (409) a site that is not ACTIVE. While a saga runs, only its steps change the site.
+/// Refuses (409) a site that is not ACTIVE. While a site is ONBOARDING or DECOMMISSIONING, only steps of the saga
+/// change it. A closed site never changes.
 fn require_active(row: &SiteRow) -> Result<(), Problem> {
     let (name, detail) = match row.status() {
         Status::Active => return Ok(()),

@@ -18,8 +18,8 @@ use testkit::{
 
 const CASES: u64 = 300;
 
-/// Enforces the rules that the schema can't express: a sensor's `min` is less than its `max`, only a counter has a `counter`, and
-/// the metadata are not too large.
+/// Enforces the rules that the schema can't express: a sensor's `min` is less than its `max`, only a sensor of the kind
+/// `counter` has the field `counter`, and the metadata are not too large.
 fn in_order(mut registration: Value) -> Value {
     for sensor in registration["sensors"].as_array_mut().expect("sensors") {
         if let (Some(min), Some(max)) = (sensor["min"].as_f64(), sensor["max"].as_f64())

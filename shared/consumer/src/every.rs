@@ -85,9 +85,9 @@ pub struct Run {
     pub events: Vec<OpenEnvelope>,
     /// The state of the entity before the first event; see [`Effect::state`].
     pub state: Option<String>,
-    /// Whether this run is a part of a rebuild: its events come from `apply`, or are live events for the generation that is
-    /// being built. If so, the consumer must have no effect outside DynamoDB. A replay of one record in the current
-    /// generation is not a part of a rebuild.
+    /// Whether this run is a part of a rebuild: its events come from [`crate::rebuild::apply`], or are live events for
+    /// the generation that is being built. If so, the consumer must have no effect outside DynamoDB. A replay of one
+    /// record in the current generation is not a part of a rebuild.
     pub replay: bool,
     /// The size of the events as JSON.
     bytes: usize,

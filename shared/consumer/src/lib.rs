@@ -1,4 +1,5 @@
-//! Two modes of consuming Fieldstation's events. [`contracts::consumers::EVENT_CONSUMERS`] lists the consumers.
+//! Two of the three modes of consuming Fieldstation's events. (Mode `command` needs no code here.)
+//! [`contracts::consumers::EVENT_CONSUMERS`] lists all consumers with their modes.
 //!
 //! - [`latest`]: only the newest event of an entity counts. The projected row has the sequence of that event. Older
 //!   events are skipped, and missing events are not read. A consumer in this mode may read from the event bus.

@@ -1,6 +1,6 @@
 //! The errors of the services. State machines, alarms and people rely on the names of these errors.
 //!
-//! fieldctl uses this crate as well as the functions, so the crate must not depend on the Lambda runtime.
+//! Both the functions and fieldctl use this crate. So it must not depend on the Lambda runtime.
 
 mod aws;
 mod input;

@@ -7,7 +7,7 @@ use contracts::{
 
 /// The function that quarantines bundles that it can't store.
 pub const STORE_READINGS: &str = "store-readings";
-/// The function that starts the teardown of an onboarding that ended without one.
+/// The function that starts a teardown after an onboarding that was not completely undone, or after a stopped teardown.
 pub const RECOVER_ONBOARDING: &str = "recover-onboarding";
 
 /// The functions that events and schedules invoke asynchronously.

@@ -26,14 +26,17 @@ pub struct CallError {
 pub struct CircuitState {
     /// Incremented by each change. The condition on it prevents a lost update.
     pub sequence: u64,
-    /// The number of failed calls since the last success.
+    /// The number of commands in a row whose last call failed before the circuit opened. Failed probes do not change
+    /// it.
     pub failures: u32,
     /// How many times in a row the circuit opened.
     pub opened: u32,
-    /// The circuit is open at least until this time. Absent if it is closed.
+    /// While the circuit is open: the end of the pause or, during a probe, the end of the probe's right to probe.
+    /// Absent if the circuit is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_until: Option<Timestamp>,
-    /// The command that probes the provider. Its right to probe ends at `open_until`.
+    /// The random id of the running probe. Its right to probe ends at `open_until`. Its right to probe ends at
+    /// `open_until`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Uuid>,
     /// The last error since the last success.

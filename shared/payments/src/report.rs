@@ -17,7 +17,7 @@ pub enum FindingKind {
     NotRunning,
     /// The row is CANCELLING or CANCELLED, but a subscription of the site is still running.
     StillRunning,
-    /// A second subscription is running at the provider besides that of the site's ACTIVE row.
+    /// A subscription other than that of the site's ACTIVE row is running at the provider.
     Duplicate,
 }
 

@@ -117,8 +117,9 @@ impl<T: Clone, E> Secret<T, E> {
         }
     }
 
-    /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if no value is cached.
-    /// After a failed attempt, the cached value stays as old as it was.
+    /// Reads the secret again. Returns `None` if the last successful read, or the last call of `refresh` that read, is
+    /// less than `min_age` ago, or if no value is cached. After a failed attempt, the cached value stays as old as it
+    /// was.
     pub async fn refresh(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
         let mut cached = self.cached.lock().await;
         match &mut *cached {

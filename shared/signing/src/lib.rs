@@ -36,7 +36,8 @@ pub struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    /// Adds the signature headers to a request. Existing headers are signed, except those with a value outside ASCII.
+    /// Adds the signature headers to a request. Existing headers are signed, except those with a value outside ASCII
+    /// and those that aws-sigv4 excludes by default, such as `user-agent`.
     pub fn sign(
         self,
         method: &Method,

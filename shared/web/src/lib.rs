@@ -4,7 +4,8 @@
 //! Amazon's. The system's root certificates are not used: reading them would take more CPU instructions than the rest
 //! of the start-up.
 //!
-//! The client does not retry and does not follow redirects.
+//! The client does not follow redirects. It sends a request again only if a connection from the pool was closed before
+//! the request was written.
 
 use std::{error::Error, net::IpAddr, time::Duration};
 

@@ -30,16 +30,17 @@ use events::{
     guards::Sources,
     publisher::{Bus, EventKey, EventStream, Memory, PublishRequest, Publisher},
 };
+use inventory::watch_stock::{Limits, WatchStock};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
-use serde_json::json;
+use serde_json::{json, value::to_raw_value};
 use store::{EventRow, Idempotency, Key};
 use telemetry::project_sensors::ProjectSensors;
 use testkit::{
     Dynamo,
     dynamo::{ALERTING, BILLING, DEVICES, EVENT_GUARDS, EVENTS, INVENTORY, READINGS, SITES, Usage},
     http::{self, Call, Stub},
-    sample::default_caller,
+    sample::{default_caller, stock_change},
     template::root,
 };
 
@@ -79,6 +80,12 @@ async fn stripe() -> Stub {
     .await
 }
 
+/// The metrics of the site's sensors.
+const METRICS: [Metric; 3] =
+    [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
+/// The number of kits of each metric in stock: so many that no onboarding changes the level of a stock.
+const KITS: u32 = 100;
+
 /// An onboarding, and its usage so far.
 struct Onboarding {
     dynamo: Dynamo,
@@ -99,12 +106,10 @@ impl Onboarding {
     async fn start() -> Self {
         let dynamo = Dynamo::start().await;
         let (outlets, stripe) = (Stub::of_outlets().await, stripe().await);
-        let metrics =
-            [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
-        let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
+        let kits = METRICS.map(|metric| Kits { metric, quantity: KITS }).to_vec();
         let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
         inventory::receive_kits::ReceiveKits { inventory: dynamo.table(INVENTORY) }
-            .run(event(&serde_json::value::to_raw_value(&delivered).expect("JSON")), now())
+            .run(event(&to_raw_value(&delivered).expect("JSON")), now())
             .await
             .expect("kits in stock");
         drop(dynamo.take_usage());
@@ -168,6 +173,7 @@ impl Onboarding {
         .await
         .expect("kits reserved");
         self.record_usage("reserve-kits", 1, "reservation, 3 of stock, `KitsReserved`");
+        self.watch_stock(KITS - 1).await;
 
         devices::provision_sensors::ProvisionSensors {
             devices: self.dynamo.table(DEVICES),
@@ -262,6 +268,7 @@ impl Onboarding {
             .await
             .expect("kits in stock again");
         self.record_usage("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
+        self.watch_stock(KITS).await;
 
         let failure = Some(OnboardingFailure {
             step: "ActivateSite".to_owned(),
@@ -274,6 +281,24 @@ impl Onboarding {
             .expect("the site closed");
         self.record_usage("close-site", 1, "site, `SiteRejected`");
         self.record_usage("recover-onboarding", 1, "none: all was undone");
+    }
+
+    /// Runs watch-stock on the records about a change of the three stocks, which have this quantity now.
+    async fn watch_stock(&mut self, quantity: u32) {
+        let step = WatchStock {
+            inventory: self.dynamo.table(INVENTORY),
+            outbox: self.dynamo.outbox(),
+            limits: Limits { low: 10, deadband: 5 },
+            quarantine: no_quarantine("watch-stock"),
+        };
+        let records: Vec<_> = (0..)
+            .zip(METRICS)
+            .map(|(index, metric)| stock_change(metric, u64::from(quantity) * 10 + index, quantity))
+            .collect();
+        let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
+        let response = step.handle(&payload, Deadline::after(Duration::from_secs(5))).await;
+        assert_eq!(response.expect("a response").batch_item_failures, []);
+        self.record_usage("watch-stock", 1, "none: no level of a stock changed");
     }
 
     /// Publishes and projects the events.
@@ -292,12 +317,7 @@ impl Onboarding {
                 client: aws_sdk_eventbridge::Client::new(&self.outlets.config()),
                 name: "bus".to_owned(),
             },
-            // No event is refused.
-            quarantine: Quarantine {
-                queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
-                url: String::new(),
-                source: "publish-events",
-            },
+            quarantine: no_quarantine("publish-events"),
             memory: Memory::default(),
         };
         // Published one at a time, because they occur one after the other.
@@ -348,6 +368,12 @@ impl Onboarding {
         let head = ["function", "invoked", "rows written", "write units"];
         docs::table(&head, &[false, true, false, true], &lines).expect("a table")
     }
+}
+
+/// Returns a quarantine that is not used, because nothing is refused.
+fn no_quarantine(source: &'static str) -> Quarantine {
+    let queues = aws_sdk_sqs::Client::new(&http::config("http://nowhere"));
+    Quarantine { queues, url: String::new(), source }
 }
 
 /// Returns the event as a projection receives it.
