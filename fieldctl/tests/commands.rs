@@ -1,4 +1,5 @@
-//! Tests `fieldctl sites`, `sensors`, `readings get`, `sagas` and `events`: runs the real binary against a fake of AWS.
+//! Tests `fieldctl sites`, `sensors`, `readings get`, `sagas`, `events` and `subscriptions`: runs the real binary
+//! against a fake of AWS.
 
 mod cloud;
 

@@ -1,4 +1,4 @@
-//! Tests `fieldctl failures`: runs the real binary against an embedded DynamoDB and a fake of Lambda.
+//! Tests `fieldctl failures` and `sagas recover`: runs the real binary against a fake of AWS with an embedded DynamoDB.
 
 mod cloud;
 

@@ -1,4 +1,5 @@
-//! Tests `fieldctl sites health`: runs the real binary against a fake of AWS and an embedded DynamoDB.
+//! Tests `fieldctl sites health` and `fieldctl sites migrate`: runs the real binary against a fake of AWS and an
+//! embedded DynamoDB.
 
 mod cloud;
 mod schemas;

@@ -66,10 +66,6 @@ fn judge(request: &ReceivedRequest) -> FakeResponse {
         }
         return (202, reply, vec![]);
     }
-    // The errors of a problem have no reason.
-    for error in &mut errors {
-        error.as_object_mut().expect("an object").remove("reason");
-    }
     let (status, kind) =
         if all_retired { (410, "sensors-retired") } else { (400, "invalid-request") };
     let kind = format!("urn:fieldstation:problem:{kind}");
@@ -137,8 +133,8 @@ async fn what_is_refused_does_not_stop_the_rest() {
     assert_eq!(code, 4, "{out}{err}");
     assert_eq!(calls(&cloud).len(), 4, "each file is sent");
     for words in [
-        [&bad, "[0].siteId", "invalid-request", "bad-1"],
-        [&retired, "[1].series[0].samples", "sensors-retired", "retired-2"],
+        [&bad, "[0].siteId", "InvalidValue", "bad-1"],
+        [&retired, "[1].series[0].samples", "RetiredSensor", "retired-2"],
         [&mixed, "[1].series[1].samples[0]", "ClockAhead", "part-1"],
         [&mixed, "[2].siteId", "InvalidValue", "bad-2"],
     ] {

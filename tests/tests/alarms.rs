@@ -83,7 +83,7 @@ fn slow_calls(limit: f64, alarms: &'static [&'static str]) -> Rule {
     }
 }
 
-/// Returns the table of rules. The rules of one metric are tested in this order.
+/// Returns the table of rules. An alarm belongs to the first rule that fits.
 fn rules() -> Vec<Rule> {
     vec![
         any_occurrence("AWS/States ExecutionsFailed"),

@@ -1,5 +1,7 @@
-"""Delivers kits to an environment, creates plans at the payment provider, and creates the first key of an administrator. Without
-all three, no site can be onboarded."""
+"""Delivers kits to an environment, creates plans at the payment provider, and creates a key of an administrator.
+
+A site can be onboarded only if there are kits and plans. Its registration over HTTP also needs a key.
+"""
 
 import json
 import time

@@ -576,8 +576,7 @@ def keep_attributes_of_nested_resources():
 def watch_filled_metrics():
     """Replaces alarms on FILL(metric, 0) with alarms on that metric, because the emulator has no metric math.
 
-    The result is the same here, because the emulator's alarms on metrics of AWS/DynamoDB do follow
-    TreatMissingData.
+    The emulator does not know missing data, so FILL would have no effect: it evaluates an alarm only when a value arrives.
     """
     from ministack.services.cloudformation import provisioners
 

@@ -160,7 +160,7 @@ def failed_deployment(environment):
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"])
     status = environment.until(f"stack {name} is rolled back", 3_600, lambda: settled_status(environment, name), pause=20)
-    ensure(status == "ROLLBACK_COMPLETE", f"a deployment with a wrong user pool ended with {status}")
+    ensure(status == "ROLLBACK_COMPLETE", f"a deployment with a stage name that is too long ended with {status}")
     kept, table_count = tables(environment, name), [kind for _, kind, _, _ in environment.resources].count("AWS::DynamoDB::Table")
     ensure(len(kept) == table_count, f"{len(kept)} of {table_count} tables were kept: {', '.join(kept)}")
     return f"the deployment was rolled back, and {len(kept)} tables were kept"
@@ -179,7 +179,7 @@ def tables(environment, name):
 
 
 def remove_environment(environment, name):
-    """Deletes an environment that was created here, and the resources that its stacks retain: tables, secret, bucket."""
+    """Deletes an environment that was created here, and the resources that its stacks retain: tables, bucket, secrets."""
     if name == environment.name:
         raise ValueError("this would delete the tested environment")
     cloudformation, s3 = environment.client("cloudformation"), environment.client("s3")
@@ -195,9 +195,10 @@ def remove_environment(environment, name):
                 s3.delete_object(Bucket=bucket, Key=version["Key"], VersionId=version["VersionId"])
         s3.delete_bucket(Bucket=bucket)
     secrets = environment.client("secretsmanager")
-    filters = [{"Key": "name", "Values": [f"{name}-stripe"]}]
-    for secret in secrets.list_secrets(Filters=filters)["SecretList"]:
-        secrets.delete_secret(SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True)
+    for page in secrets.get_paginator("list_secrets").paginate(Filters=[{"Key": "name", "Values": [f"{name}-"]}]):
+        for secret in page["SecretList"]:
+            if secret["Name"].startswith(f"{name}-"):
+                secrets.delete_secret(SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True)
 
 
 @step("canary", "A version that fails is rolled back by CodeDeploy within the canary's five minutes, and the stack with it", writes=True,

@@ -634,7 +634,9 @@ class FailedDeployment(Case):
 
         env.clients["cloudformation"].create_stack.side_effect = create
         env.clients["s3"].list_buckets.return_value = {"Buckets": []}
-        env.clients["secretsmanager"].list_secrets.return_value = {"SecretList": [{"ARN": "arn:secret"}]}
+        env.clients["secretsmanager"].get_paginator.side_effect = lambda _: mock.Mock(paginate=lambda Filters: [{"SecretList": [
+            {"Name": f"{name}-{secret}", "ARN": f"arn:{secret}"}
+            for name in ("fieldstation-staging", *env.first) for secret in ("stripe", "first-administrator")]}])
         return env
 
     def test_tables_are_kept_and_removed_afterwards(self):
@@ -646,7 +648,9 @@ class FailedDeployment(Case):
         self.assertEqual(env.created, [])
         deleted = [call.kwargs["TableName"] for call in env.clients["dynamodb"].delete_table.call_args_list]
         self.assertEqual(deleted, [f"{env.first[0]}-sites", f"{env.first[0]}-billing"], "a table of the tested environment was deleted")
-        env.clients["secretsmanager"].delete_secret.assert_called_once_with(SecretId="arn:secret", ForceDeleteWithoutRecovery=True)
+        deleted = [call.kwargs for call in env.clients["secretsmanager"].delete_secret.call_args_list]
+        expected = [{"SecretId": f"arn:{name}", "ForceDeleteWithoutRecovery": True} for name in ("stripe", "first-administrator")]
+        self.assertEqual(deleted, expected, "a secret of the tested environment was deleted, or one was left behind")
 
     def test_unexpected_behaviour(self):
         self.not_proved("failed-deployment", self.env("CREATE_COMPLETE"), "ended with CREATE_COMPLETE")

@@ -2,8 +2,8 @@
 //! and when it is back.
 //!
 //! Alerts are about now. So imported and revised bundles are not judged, and neither are readings that were old when
-//! they arrived. The age is that on arrival: if this function is up to an hour late, the alerts are late, but not lost. Lambda
-//! gives up older records, which become failures.
+//! they arrived. The age is that on arrival: if this function is up to an hour late, the alerts are late, but not lost.
+//! Lambda gives up records that are older than an hour, or whose batch failed after 20 retries. They become failures.
 //!
 //! Only a change of state is written, in one transaction with its event. A bundle may be delivered repeatedly, late, or
 //! after only a part of its changes was committed. A committed change is not committed again. If two invocations judge
@@ -93,8 +93,9 @@ impl DetectBreaches {
     /// Judges a bundle until all changes are committed.
     ///
     /// The row is read for each bundle with live readings. A cached row could hide what another execution environment
-    /// committed, and the read costs a fraction of storing the bundle. A bundle that an operator sent for a site of another
-    /// operator is not judged. store-readings quarantines it.
+    /// committed, and the read costs a fraction of storing the bundle. A bundle that an operator sent for a site of
+    /// another operator is not judged. For store-readings its sensors are unknown: the record is put on hold, and
+    /// quarantined when that time has passed.
     async fn detect(
         &self,
         record: &Record<'_>,

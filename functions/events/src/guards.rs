@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// The maximum number of sources that an execution environment remembers. With more, it forgets all and reads them again.
 const MAX_KNOWN: usize = 1_000;
-/// The time after which a claim is read again. An administrator may release it or give it to another operator.
+/// The time after which a claim is read again. An engineer on call may release it or give it to another operator.
 const MAX_AGE: Duration = Duration::from_mins(1);
 
 /// The guard of an appended event. It is written in the event's transaction and kept for good.
@@ -30,8 +30,8 @@ pub struct GuardRow {
 }
 
 impl GuardRow {
-    /// Returns the key of the guard of the event with this `source` and `id` of an operator. A source has no spaces, so
-    /// two pairs never have the same key.
+    /// Returns the key of the guard of an operator's event, by the event's `source` and `id`. A source has no spaces,
+    /// so two pairs never have the same key.
     #[must_use]
     pub fn key(operator: OperatorId, event: &CloudEvent) -> Key {
         Key::id(format!("event#{operator}/{} {}", event.source, event.id))

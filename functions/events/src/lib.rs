@@ -5,9 +5,10 @@
 //! them on the stream of all events and on the bus, and mark them as published or refused. Rows are kept for good. No
 //! other function calls `PutEvents`, or puts records on the stream.
 //!
-//! The table has these indexes. `unpublished` has only rows that are neither published nor refused, in [`store::SHARDS`]
-//! partitions; sweep-events reads it. `byTypeAndTime` and `byCorrelation` serve `GET /events`. `byType` is read only by the
-//! previous release, and the next release removes it.
+//! The table has these indexes. `unpublished` has only rows that are neither published nor refused, in
+//! [`store::SHARDS`] partitions; sweep-events reads it. `byTypeAndTime` and `byCorrelation` serve `GET /events`.
+//! `byType` is read by the previous release, and by fieldctl for events of earlier releases. The next release removes
+//! it.
 //!
 //! It also owns the guards table, with the key `id`: a row per appended event ([`guards::GuardRow`]) and per source
 //! ([`store::SourceRow`]).

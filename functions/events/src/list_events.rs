@@ -1,4 +1,5 @@
-//! `GET /events`: lists the events of an entity, of a type, or with a correlation id, newest first.
+//! `GET /events`: lists the events of an entity, of a type, or with a correlation id, newest first. With `after`, an
+//! entity's events are listed oldest first.
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 

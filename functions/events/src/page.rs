@@ -103,7 +103,7 @@ impl Page {
 }
 
 /// Returns the event as a caller sees it: the ids of payment methods in Fieldstation's own events are hidden. The text
-/// of everything else is unchanged.
+/// of every other value is unchanged. In such an event the members of `data` are sorted by name.
 fn shown(row: &EventRow) -> serde_json::Result<String> {
     #[derive(Deserialize, Serialize)]
     struct Detail<'a> {

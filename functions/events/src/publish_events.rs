@@ -3,9 +3,9 @@
 //!
 //! A record that can never be published is sent to the failure queue of events (`shared/quarantine`), with its whole
 //! payload and the reason, and the shard continues. An event that one outlet has and the other one can't take now is
-//! left to sweep-events, and the shard continues too. After any other failure, the response names the lowest failed
-//! sequence number of the batch. Lambda delivers the batch again from there, and events that are marked as published
-//! are skipped.
+//! left to sweep-events, and the shard continues too. If the batch can't be parsed or the events table can't be read,
+//! the invocation fails. After any other failure, the response names the lowest failed sequence number of the batch.
+//! Lambda delivers the batch again from there, and events that are marked as published are skipped.
 
 use std::collections::{HashMap, HashSet};
 

@@ -80,8 +80,8 @@ pub struct Publisher {
     pub memory: Memory,
 }
 
-/// An event that could not be published in this run. It stays in the index `unpublished`, except a replayed event that was
-/// refused again.
+/// An event that could not be published in this run. It stays in the index `unpublished`, except a replayed event whose
+/// row is marked as refused: only another replay publishes that one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpublished {
     /// The key of the event.
@@ -155,7 +155,8 @@ impl Results {
 }
 
 impl Publisher {
-    /// Publishes and marks the requested events that are not marked as published.
+    /// Publishes and marks the requested events that are not marked as published or refused. A replayed event is
+    /// published even if it is marked as refused.
     ///
     /// On the stream, the events of one entity are sent in order, one per call, so that no event overtakes one that failed.
     /// On the bus, all are sent at once. If an outlet refuses an event permanently, the event is quarantined and

@@ -53,7 +53,7 @@ async fn append_all(dynamo: &Dynamo, by: OperatorId, source: &str, entities: u32
     }
 }
 
-/// Writes an event of the site itself.
+/// Writes two events of the site itself: `SiteCreated` and, a second later, `SiteActivated`.
 async fn write_own(dynamo: &Dynamo, saga: SagaContext, seconds: i64) {
     let created = SiteCreated {
         site_id: saga.site_id,

@@ -14,8 +14,8 @@ pub enum Decision<T> {
     Change(Transaction, T),
 }
 
-/// Decides on a row that the caller has read, and commits the decision. If another writer has changed the row, decides again
-/// on the row that the refusal returned. `decide` is called at most `attempts` times.
+/// Decides on a row that the caller has read or assumes, and commits the decision. If another writer has changed the
+/// row, decides again on the row that the refusal returned. `decide` is called at most `attempts` times.
 ///
 /// Returns `None` if other writers were faster each time, if the transaction was refused for another reason than this
 /// row, or if the row does not exist any more. Returns the first error of `decide` or of a commit.

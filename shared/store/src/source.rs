@@ -8,7 +8,7 @@ use crate::Key;
 /// The beginning of a claim's key.
 const PREFIX: &str = "source#";
 
-/// The claim of a source: the operator that used it first, or that an administrator gave it to.
+/// The claim of a source: the operator that used it first, or to which an engineer on call gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceRow {

@@ -255,7 +255,7 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
         .during(async || {
             let ids = register(&stack, "undo fails permanently", DECLINED_CARD).await?;
             let execution = stack.wait_for_onboarding_end(ids.onboarding_id).await?;
-            // As for a stopped saga, one recovery starts. It fails too.
+            // One recovery starts, as it does after a stopped saga. It fails too.
             until("the recovery to fail", TIMEOUT, async || {
                 let name = format!("recovery-{}", ids.onboarding_id);
                 let recovery = stack.teardown_named(&name).await?;

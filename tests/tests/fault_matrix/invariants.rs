@@ -163,8 +163,8 @@ fn event_violation(
     (!is_valid).then(|| format!("events: {:?}, expected {:?}", state.events, expected.events))
 }
 
-/// Returns the maximum number of customers without a subscription at the provider. They were created by a call whose
-/// response was lost.
+/// Returns the maximum number of customers without a subscription at the provider. The id of such a customer was never
+/// known, or could no longer be stored.
 fn max_orphaned_customers(case: Option<&Case>) -> usize {
     let response_was_lost = |case: &Case| match case.fault {
         Fault::StoredErrorAfter => case.call.name == "POST/v1/customers#1",

@@ -158,7 +158,8 @@ impl Matrix {
         let last_step = steps.iter().rfind(|step| step.phase == Phase::Forward);
         let last_step = last_step.context("no forward step")?;
         let (mut cold, mut warm) = (Vec::new(), Vec::new());
-        // This warms up the functions that start an onboarding, so that their calls do not count as cold below.
+        // After this run, the proxy knows the processes of the steps, so it can end them. The first round then has new
+        // processes.
         self.run_without_fault(false).await?;
         self.proxy.force_cold_starts(&functions).await?;
         self.proxy.force_cold_starts(&[]).await?;

@@ -38,7 +38,7 @@ use crate::{
 /// The maximum time for which a call hangs while its event is delivered a second time. It is shorter than the
 /// functions' timeout for AWS, 3 s.
 const DUPLICATE_HOLD: Duration = Duration::from_millis(2400);
-/// The maximum wait until a client has disconnected. It is longer than any timeout of the functions.
+/// The maximum wait until a client has disconnected. It is longer than the timeout of any call of the functions.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(12);
 /// The maximum wait until a client repeats a call that timed out: after a backoff, a return to the queue, or the state
 /// machine's wait.
@@ -751,8 +751,8 @@ impl Proxy {
         let (proxy, pid) = (Arc::clone(self), caller.pid);
         let task: JoinHandle<Result<()>> = tokio::spawn(async move {
             let event = proxy.record_end(pid.as_raw_pid(), "killed");
-            // Fails if the process had already ended, because then it was not killed at this call.
             proxy.state().processes.remove(&pid.as_raw_pid());
+            // This fails if the process had already ended, because then it was not killed at this call.
             callers::kill(pid).await?;
             if let Some(event) = event {
                 proxy.make_visible(&event).await;

@@ -87,8 +87,8 @@ pub fn schema(path: &str) -> &str {
 
 /// Returns the contents that the commits before and in HEAD gave to the released files.
 ///
-/// Without `--full-history`, git omits a branch whose changes its merge dropped, unless it shows the differences of
-/// merges. Without these, it omits what only a merge changed.
+/// `--full-history`: otherwise git may omit a branch whose changes its merge dropped. `--diff-merges=separate`:
+/// otherwise git omits what only a merge changed.
 fn committed(folder: &Path) -> Result<BTreeMap<Content, (String, String)>, String> {
     let log = git(
         folder,

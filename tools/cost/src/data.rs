@@ -153,7 +153,7 @@ pub enum Limit {
     PostReadings,
     /// Requests per second to all APIs of an account.
     ApiRequests,
-    /// Requests per second to `POST /sites`.
+    /// Calls per second that start a saga, of all operators together.
     PostSites,
     /// Calls of `PutEvents` per second.
     PutEvents,

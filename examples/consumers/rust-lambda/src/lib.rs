@@ -1,8 +1,9 @@
 //! Keeps the last state of each entity, from the stream `<environment>-events`.
 //!
-//! What the stream promises: the events of one entity arrive in order, and an event may arrive again later. So one
-//! condition is enough: an event is applied only if its sequence is above the sequence of the stored state. A repeated
-//! event has the same event id and the same sequence as before, so the condition also removes repeats.
+//! What the stream promises: the first occurrences of an entity's events arrive in order, and an event may arrive again
+//! later. If Kinesis swapped two events, the older one would be skipped. So one condition is enough: an event is
+//! applied only if its sequence is above the sequence of the stored state. A repeated event has the same event id and
+//! the same sequence as before, so the condition also removes repeats.
 
 use std::collections::HashSet;
 

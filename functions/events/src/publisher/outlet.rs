@@ -46,7 +46,8 @@ pub(super) trait Outlet {
     /// Returns the size of an entry, as the outlet counts it.
     fn bytes(entry: &Entry<'_>) -> usize;
 
-    /// Sends the entries, at least one, in one call. Returns a result for each.
+    /// Sends the entries in one call. If the outlet refuses the call because an entry is invalid, sends each entry
+    /// alone. There must be at least one entry. Returns a result for each.
     async fn put(&self, entries: &[&Entry<'_>]) -> Vec<PutResult>;
 }
 

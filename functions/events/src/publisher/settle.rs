@@ -16,7 +16,7 @@ use super::{
 /// The maximum length of the reason in a refused row, in characters.
 const MAX_REASON_CHARS: usize = 1_000;
 
-/// The end of an event that has nothing left to send.
+/// The result of settling an event of which nothing is left to send.
 #[derive(Debug)]
 pub(super) enum Settlement {
     /// The event is marked, or it is published and the mark failed.

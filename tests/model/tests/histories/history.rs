@@ -223,7 +223,8 @@ impl Invocation {
         Self::Activate,
     ];
 
-    /// The teardown's steps. `close-site` follows them, because its input depends on the site's history.
+    /// The teardown's steps except the last one, close-site: its input (Reject or Retire) depends on the site's
+    /// history.
     pub const UNDO: [Self; 4] = [Self::Remove, Self::Cancel, Self::Deprovision, Self::Release];
 
     pub fn is_undo(self) -> bool {
