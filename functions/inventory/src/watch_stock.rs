@@ -36,7 +36,8 @@ const SEQUENCE_DIGITS: usize = 64;
 /// The quantities at which the level of a stock changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest quantity that is low.
+    /// The limit. A stock with this quantity or less is low (sold out at 0). Above it, the level also depends on the
+    /// level before ([`Self::judge`]).
     pub low: u32,
     /// How far above `low` the quantity must be before the level is OK again. At least 1.
     pub deadband: u32,
@@ -144,7 +145,8 @@ impl WatchStock {
     /// Judges a batch. The response names the first record that Lambda must deliver again.
     ///
     /// # Errors
-    /// Fails if the batch can't be parsed.
+    /// Fails if the batch can't be parsed, or if the first failed record has no sequence number. Lambda then delivers
+    /// the whole batch again.
     pub async fn handle(
         &self,
         payload: &RawValue,
@@ -198,7 +200,7 @@ impl WatchStock {
         }
     }
 
-    /// Judges a movement if the stock has not changed since. Returns whether it was judged.
+    /// Judges a movement if its quantity is that of the present stock. Returns whether it was judged.
     async fn replay_movement(&self, movement: &Movement) -> Result<bool, InventoryError> {
         let stock: Option<StockRow> = self.inventory.get(&StockRow::key(movement.metric)).await?;
         if stock.map_or(0, |stock| stock.quantity) != movement.quantity {

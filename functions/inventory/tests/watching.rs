@@ -60,7 +60,7 @@ async fn handle(step: &WatchStock, records: &[Value]) -> Option<String> {
     response.batch_item_failures.into_iter().next()?.item_identifier
 }
 
-/// Puts the quantities on the stream of `METRICS[0]`, from this sequence number on.
+/// Returns the stream records of these quantities of the stock of `METRICS[0]`, with sequence numbers from `first` on.
 fn movements(first: u64, quantities: &[u32]) -> Vec<Value> {
     (first..)
         .zip(quantities)
@@ -189,7 +189,8 @@ async fn invocations_side_by_side_emit_each_event_once() {
 
 #[tokio::test]
 async fn the_later_of_two_records_wins_whichever_commits_first() {
-    // A replay runs while the mapping delivers a later record.
+    // Two invocations judge the records at the same time, as when a replay runs while the mapping delivers a later
+    // record.
     for reversed in [false, true] {
         let dynamo = Dynamo::start().await;
         let (one, other) = (watcher(&dynamo), watcher(&dynamo));

@@ -18,8 +18,9 @@ const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 const DEFAULT_DAYS: i64 = 7;
 /// The maximum number of days. All days are read in [`SHARDS`] queries, and in a further one for each [`PAGE`] rows.
 const MAX_DAYS: i64 = 92;
-/// The maximum number of rows of the days: one for each type, day and shard. A response with this number of types of 128
-/// characters fits into the 6 MB that Lambda allows, also if each character has to be escaped twice.
+/// The maximum number of rows with counts of events that a request may read. There is one row for each type, day and
+/// shard. A response with this number of types of 128 characters fits into the 6 MB that Lambda allows, also if each
+/// character has to be escaped twice.
 const MAX_ROWS: usize = 10_000;
 /// The maximum number of rows of a page, so that the concurrent pages fit into memory.
 const PAGE: i32 = 1000;

@@ -122,7 +122,7 @@ fn a_rebuild_does_not_show_in_the_summary_before_it_is_finished() {
     });
 }
 
-/// Returns the number of calls of get-summary by operation.
+/// Returns the response of get-summary, and the number of calls that it makes to DynamoDB, by operation.
 async fn calls(cloud: &Cloud, days: &[(&str, &str)]) -> (Value, BTreeMap<String, u32>) {
     let before = cloud.calls();
     let sent = get(cloud, OperatorId::DEFAULT, Scope::Read, days).await;

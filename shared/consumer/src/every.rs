@@ -59,12 +59,14 @@ pub trait Effect {
 
     /// Returns the group of an entity. Only entities of the same group share a transaction.
     ///
-    /// A consumer may have rows that belong to several entities, such as counters. It must have one such row for each
-    /// group. Otherwise transactions of concurrent executions conflict all the time.
+    /// A consumer may have rows that belong to several entities, such as counters. Each such row must exist separately
+    /// for each group, so that no two groups write the same row. Otherwise transactions of concurrent executions
+    /// conflict all the time.
     fn group(&self, log_key: &str) -> u8;
 
     /// Returns the state of an entity after an event, given its state before the event. The cursor row contains the
-    /// state, so the state needs no write of its own. Returns `None` if the consumer needs no state.
+    /// state, so the state needs no write of its own. Returns `None` if the entity has no state. The cursor row's state
+    /// then stays as it is.
     fn state(&self, before: Option<&str>, event: &OpenEnvelope) -> Option<String>;
 
     /// Adds the writes of all runs to a transaction. A transaction must not write a row twice, so the writes of several
@@ -215,7 +217,7 @@ impl<E: Effect> Work<'_, E> {
                 }
                 return;
             }
-            // An entity whose cursor can't be read fails alone.
+            // An entity whose cursor row can't be parsed fails alone.
             lanes.retain(|log_key, _| !self.outcome.borrow().errors.contains_key(log_key));
             let mut runs = Vec::new();
             for (log_key, run) in self.next_runs(lanes).await {

@@ -9,12 +9,12 @@
 //! Those events were in the log before that execution read the state. So `apply`, which comes after `begin`, reads them
 //! from the log. An execution that reads the state after `begin` applies its events to the new generation too.
 //!
-//! Some events can never be applied to the generation that is being built. Such an event does not fail a live batch,
-//! because a failed batch would stop the counts that readers see. (A transient error does fail the batch, and Lambda
-//! delivers the batch again.) The event is logged and counted, and its entity is recorded in the state row as
-//! unapplied. `finish` refuses the generation while an entity is recorded. `apply` removes the entities of its call
-//! from this record and reads their events from the log. If an entity fails, `apply` records it and names it in the
-//! reply. The rebuild can be aborted.
+//! Applying an event to the generation that is being built may fail permanently, for example because of a gap in the
+//! log. Such an event does not fail a live batch, because a failed batch would stop the counts that readers see. (A
+//! transient error does fail the batch, and Lambda delivers the batch again.) The event is logged and counted, and its
+//! entity is recorded in the state row as unapplied. `finish` refuses the generation while an entity is recorded.
+//! `apply` removes the entities of its call from this record and reads their events from the log. If an entity fails,
+//! `apply` records it and names it in the reply. The rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -312,9 +312,9 @@ async fn clean_page(table: &Table, state: &State) -> Result<u64, StoreError> {
     for keys in old.chunks(MAX_DELETES) {
         delete(table, keys).await?;
     }
-    // After a crash before this update, the next call repeats the page, which then has no old rows. If another
-    // generation ended in the meantime, the scan starts again: `finish` and `abort` change `cleanAfter`, so this update
-    // is refused.
+    // After a crash before this update, the next call starts at the same position. The deleted rows are gone, so its
+    // page reaches further. If another generation ended in the meantime, the scan starts again: `finish` and `abort`
+    // change `cleanAfter`, so this update is refused.
     let text = |name| {
         let value = page.next.as_ref().and_then(|next| next.get(name)?.as_s().ok());
         value.map(|value| AttributeValue::S(value.clone()))

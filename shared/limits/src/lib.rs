@@ -14,8 +14,8 @@
 //! about once in 100 requests. A block has at most 100 tokens and at most half of the bucket: 50 tokens for the plan
 //! community, 60 for a logger key. The first block has one token. The size doubles each time that a block is used up
 //! quickly. So idle environments do not hold the tokens of a small plan. Tokens that are left of a lease after
-//! [`LIFETIME_MILLIS`] are lost. An environment remembers a refusal until the refusal ends, so refused requests cost no
-//! writes.
+//! [`LIFETIME_MILLIS`] are lost. An environment remembers a refusal until the refusal ends. The requests that it
+//! refuses in the meantime cost no writes.
 //!
 //! A request takes a token on credit if its environment has no lease and no credit for the bucket, and no refusal that
 //! is in force or ended less than [`LIFETIME_MILLIS`] ago. The next lease pays for the credit. If there is no lease
@@ -58,8 +58,9 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// How far the end of a pause may be after the start of a request, in milliseconds. The pause begins when a lease that
-/// another request started at the same time has failed, at most [`LEASE_TIMEOUT_MILLIS`] later.
+/// The maximum time from the start of a request to the end of a pause, in milliseconds. If another request starts a
+/// lease at the same time, that lease fails at most [`LEASE_TIMEOUT_MILLIS`] after the start. Only then the pause
+/// begins.
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;

@@ -46,9 +46,9 @@ impl Row<'_> {
         let window = self.window();
         let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
         // The first update needs no read: it guesses from the last known `tat` whether the bucket is full. If the guess
-        // is right, there is no second update. A `tat` that passed less than one window ago suggests a full bucket. But
-        // if other environments use the bucket, they have probably moved `tat` into the future, so the guess is "not
-        // full".
+        // is right and the bucket has enough tokens, there is no second update. A `tat` that passed less than one
+        // window ago suggests a full bucket. But if other environments use the bucket, they have probably moved `tat`
+        // into the future, so the guess is "not full".
         let mut seen = match lease.tat {
             Some(tat) if lease.shared && (now - window..now).contains(&tat) => Some(now),
             tat => tat,

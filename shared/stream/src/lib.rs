@@ -51,8 +51,9 @@ pub struct SentBundle {
     pub bundle: Bundle,
     /// The problems of the series that are not valid.
     pub refused: Vec<FieldError>,
-    /// The operator whose credential was used for `POST /readings`. `None` if a producer put the record directly on the
-    /// stream. The permission to do so covers the sites of all operators.
+    /// The operator in the partition key. `POST /readings` writes the operator of its credential there. `None` if the
+    /// key is only the site: then a producer put the record directly on the stream. The permission to do so covers the
+    /// sites of all operators. (Such a producer may also use the key of the API.)
     pub sender: Option<OperatorId>,
 }
 
