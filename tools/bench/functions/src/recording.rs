@@ -28,6 +28,10 @@ use crate::{
 /// other functions.
 const AUTHORIZER: &str = "authorise-caller";
 
+/// The functions for a live site whose sample events need the effects of other such functions, in their order. They run
+/// after the others, which run in the order of their names.
+const LATE: [&str; 2] = ["get-readings", "get-revisions"];
+
 /// Returns the functions in the order of their sample events.
 pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
     let mut forward = vec!["receive-kits".to_owned(), "import-site".to_owned()];
@@ -39,8 +43,10 @@ pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
         let index_in = |steps: &[String]| steps.iter().position(|step| *step == function.name);
         match (index_in(&forward), index_in(&back)) {
             (Some(index), _) => (0, index),
-            // get-readings runs after the functions that store readings.
-            (None, None) => (1, usize::from(function.name == "get-readings")),
+            (None, None) => (
+                1,
+                LATE.iter().position(|name| *name == function.name).map_or(0, |index| index + 1),
+            ),
             (None, Some(index)) => (2, index),
         }
     };
