@@ -96,10 +96,10 @@ async fn count_usage(
     Ok(Execution { transitions: count, events: u32::try_from(saga_events.len())?, invocations })
 }
 
-/// Returns the invocations that can be counted in the logs. create-site and publish-events know no onboarding
-/// when they start, so their lines have no correlation id.
+/// Returns the invocations that can be counted in the logs. create-site, publish-events and watch-stock know no
+/// onboarding when they start, so their lines have no correlation id.
 fn countable_invocations(effects: &[Effect]) -> BTreeMap<String, u32> {
-    let unlogged = ["create-site", "publish-events"];
+    let unlogged = ["create-site", "publish-events", "watch-stock"];
     let logged = effects.iter().filter(|effect| !unlogged.contains(&effect.function.as_str()));
     logged.map(|effect| (effect.function.clone(), effect.invocations)).collect()
 }
