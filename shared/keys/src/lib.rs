@@ -1,9 +1,9 @@
 //! API keys.
 //!
 //! A key is `fs`, the letter of its kind, `_`, 30 random characters and 6 characters of checksum, all of them letters
-//! and digits: `fso_...`. The checksum finds typing errors and truncated keys without a read of the table, and lets
-//! scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the key is enough:
-//! nobody can find a key by trying.
+//! and digits: `fso_...`. The length and the checksum show truncated and mistyped keys without a read of the table, and
+//! the checksum lets scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the
+//! key is enough: nobody can find a key by trying.
 //!
 //! Only the hash of a key is stored. The [visible prefix](ApiKey::visible_prefix) identifies a key in lists and logs.
 

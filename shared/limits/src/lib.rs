@@ -19,18 +19,20 @@
 //!
 //! A request takes a token on credit if its environment has no lease and no credit for the bucket, and no refusal that
 //! is in force or ended less than [`LIFETIME_MILLIS`] ago. The next lease pays for the credit. If there is no lease
-//! within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends every 15 minutes costs no write at
+//! within [`LIFETIME_MILLIS`], the credit is forgotten. If a lease is refused in this time, the credit is kept until
+//! [`LIFETIME_MILLIS`] after the end of the refusal. So a data logger that sends every 15 minutes costs no write at
 //! all.
 //!
-//! In any `t` seconds, a bucket that is always in use accepts at most `rate * (t + 10) + burst` requests, plus one on
-//! credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may have been taken
-//! from the row up to 10 seconds before they are used. The clocks of the environments may differ: a clock that is ahead
-//! by `s` seconds adds at most `rate * s` requests, once.
+//! In any `t` seconds, a bucket accepts at most `rate * (t + 10) + burst` requests, plus one on credit for each
+//! execution environment. This holds while each of these environments gets a request for the bucket at least every 10
+//! seconds. After a longer gap, an unpaid credit is forgotten, and the next request is on credit again. The 10 seconds
+//! are the lifetime of a lease: its tokens may have been taken from the row up to 10 seconds before they are used. The
+//! clocks of the environments may differ: a clock that is ahead by `s` seconds adds at most `rate * s` requests, once.
 //!
-//! The buckets of sagas have no blocks and no credit: each request takes its token from the row, or is refused. Their
-//! rates are small, so a block would hold a large part of the tokens. Their requests are rare, so each may cost a
-//! write. In any `t` seconds, such a bucket accepts at most `rate * t + burst` requests, however many environments
-//! there are.
+//! The buckets of sagas have no blocks and no credit: each request takes its token from the row, or is refused. (As
+//! with every bucket, it is allowed if the table can't be used.) Their rates are small, so a block would hold a large
+//! part of the tokens. Their requests are rare, so each may cost a write. While the table can be used, such a bucket
+//! accepts at most `rate * t + burst` requests in any `t` seconds, however many environments there are.
 
 mod bucket;
 mod row;
@@ -58,9 +60,9 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// The maximum time from the start of a request to the end of a pause, in milliseconds. If another request starts a
-/// lease at the same time, that lease fails at most [`LEASE_TIMEOUT_MILLIS`] after the start. Only then the pause
-/// begins.
+/// The maximum time from the start of a request to the end of a pause that it can find, in milliseconds. The pause may
+/// begin after that start: the lease of another bucket, by this request or by one that started at the same time, may
+/// fail up to [`LEASE_TIMEOUT_MILLIS`] after it. A pause that ends later is ignored ([`is_ahead`]).
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;

@@ -11,8 +11,9 @@ use crate::bucket::{Lease, Outcome};
 
 /// The maximum number of updates of one lease.
 const MAX_UPDATES: usize = 4;
-/// How much later than one window from now a `tat` may be because clocks differ, in milliseconds. A `tat` that is later
-/// was written with a wrong clock. The next update then starts the row again, as if the bucket were full.
+/// A window is the time in which an empty bucket fills. If all clocks are equal, no `tat` is more than one window after
+/// now. Because clocks differ, it may be later by this many milliseconds. A `tat` that is even later was written with a
+/// wrong clock. The next update then starts the row again, as if the bucket were full.
 const MAX_SKEW_MILLIS: i64 = 60_000;
 /// The time after which DynamoDB may delete an unused row, in seconds. It begins one window after the last lease, when
 /// the bucket is full in any case.
@@ -81,7 +82,8 @@ impl Row<'_> {
                 Err(row) => seen = tat(&row),
             }
         }
-        // Another environment changed the row before each update.
+        // Each update was refused. The first one may have been a wrong guess. Before each later one, another
+        // environment changed the row.
         Ok(Outcome::Empty { until: now, tat: seen.unwrap_or(now) })
     }
 
