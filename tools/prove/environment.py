@@ -188,20 +188,19 @@ class Environment:
         return supplies.create_key(self.client, self.name, url, "tools/prove", host=host if self.emulator else None)
 
     def response(self, method, path, body=None, key=None, authorization=None, content_type="application/json"):
-        """Calls the API and returns its response. `authorization` is the value of the header; by default, an
-        administrator's key. With an empty string, no header is sent. With a list, one header is sent for each value."""
+        """Calls the API and returns its response. `authorization` is the value of the header. None, the
+        default, is an administrator's key. With an empty string, no header is sent. With a list, one header is sent for
+        each value."""
         self._guard(f"{method} {path}", method in ("GET", "HEAD"))
         url, host = self._api
         headers = {"Host": host, "Content-Type": content_type}
         if key:
             headers["Idempotency-Key"] = key
         data = json.dumps(body) if body is not None else ""
-        if authorization is None:
-            authorization = f"Bearer {self._api_key}"
         headers = urllib3.HTTPHeaderDict(headers)
-        for value in [authorization] if isinstance(authorization, str) else authorization:
-            if value:
-                headers.add("Authorization", value)
+        for value in authorization if isinstance(authorization, list) else [authorization]:
+            if value != "":
+                headers.add("Authorization", f"Bearer {self._api_key}" if value is None else value)
         return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
 
     def api(self, method, path, body=None, key=None, retries=0):

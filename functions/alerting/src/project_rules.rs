@@ -22,7 +22,7 @@ pub struct ProjectRules {
     pub alerting: Table,
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
     /// The row has the sensor's new metadata.

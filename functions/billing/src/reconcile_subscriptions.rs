@@ -31,7 +31,7 @@ pub struct ReconcileSubscriptions {
     pub timeout: Duration,
 }
 
-/// The step's reply. It appears only in the log.
+/// The step's reply. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {

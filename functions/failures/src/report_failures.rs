@@ -17,7 +17,7 @@ pub struct ReportFailures {
     pub ledger: Ledger,
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {

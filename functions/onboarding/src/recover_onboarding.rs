@@ -72,7 +72,7 @@ pub enum EndStatus {
     Aborted,
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
     /// A teardown was started.

@@ -49,7 +49,7 @@ impl TryFrom<Envelope<SiteCreated>> for Input {
     }
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
     /// The saga was started.

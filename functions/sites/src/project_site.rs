@@ -40,7 +40,7 @@ impl SiteData for Data {
     }
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
     /// The event is newer than the row and was stored.

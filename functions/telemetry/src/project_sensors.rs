@@ -63,7 +63,7 @@ impl SiteData for Data {
     }
 }
 
-/// The result of the invocation. It is only logged.
+/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Reply {
     /// The number of sensors in the event.

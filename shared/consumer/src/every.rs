@@ -41,7 +41,7 @@ const MAX_LOG_LANES: usize = 25;
 /// The number of concurrent calls to DynamoDB.
 const CONCURRENT: usize = 8;
 /// The maximum number of attempts to apply one entity's events while other executions move its cursor, or while its
-/// transactions conflict with others.
+/// transactions fail with a transient error: a conflict, a throttle or no usable response.
 const MAX_ATTEMPTS: u32 = 12;
 /// The longest pause before the second attempt. It doubles with each attempt, up to 16 times this pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

@@ -53,7 +53,8 @@ pub struct SentBundle {
     pub refused: Vec<FieldError>,
     /// The operator in the partition key. `POST /readings` writes the operator of its credential there. `None` if the
     /// key is only the site: then a producer put the record directly on the stream. The permission to do so covers the
-    /// sites of all operators. (Such a producer may also use the key of the API.)
+    /// sites of all operators. (Such a producer may also write an operator into the partition key, in the format that
+    /// the API uses. Then that operator is the sender.)
     pub sender: Option<OperatorId>,
 }
 
