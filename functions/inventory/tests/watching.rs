@@ -301,7 +301,7 @@ async fn a_replayed_record_is_judged_only_if_its_quantity_is_the_present_stock()
     assert!(matches!(replay(&step, &invalid).await, ReplayResponse::Failed { .. }));
 }
 
-/// Returns the function in a cloud with faults.
+/// Returns the function in a simulated cloud.
 fn simulated(cloud: &Cloud) -> WatchStock {
     WatchStock {
         inventory: cloud.table(INVENTORY),

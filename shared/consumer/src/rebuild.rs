@@ -13,8 +13,9 @@
 //! log. Such an event does not fail a live batch, because a failed batch would stop the counts that readers see. (A
 //! transient error does fail the batch, and Lambda delivers the batch again.) The event is logged and counted, and its
 //! entity is recorded in the state row as unapplied. `finish` refuses the generation while an entity is recorded.
-//! `apply` removes the entities of its call from this record and reads their events from the log. If an entity fails,
-//! `apply` records it and names it in the reply. The rebuild can be aborted.
+//! `apply` removes the entities of its call from this record and reads their events from the log. If an entity fails
+//! permanently, `apply` records it and names it in the reply. After a transient error, the call has to be repeated. The
+//! rebuild can be aborted.
 
 use std::{collections::HashMap, time::Duration};
 

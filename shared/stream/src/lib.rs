@@ -94,7 +94,8 @@ fn lane(key: &str) -> &str {
 }
 
 /// Returns the bundle in a record with its good series, and the problems of the other series. Returns an error if no
-/// series is good, or if the record itself is not valid. The error is permanent: a retry would fail again.
+/// series is good, or if the record itself is not valid. The error is permanent: an immediate retry would fail again.
+/// (Samples that are too far ahead of the clock become valid later.)
 pub fn bundle(
     record: &Record<'_>,
     limits: impl Into<TimeLimits>,
