@@ -1,10 +1,10 @@
 //! Simulates detect-breaches under faults in all its dependencies, in a thousand runs. Each run is determined by its
 //! seed; `SEED=123 make unit-test ARGS='--test simulation'` repeats one.
 //!
-//! A run puts readings on a stream, some of them twice. A model of Lambda's event source mapping delivers them:
-//! partially, repeatedly, after crashes, and to two execution environments at once. The test asserts that each
-//! change of a sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the
-//! removal.
+//! A run puts readings on a stream, some of them twice. A model of Lambda's event source mapping delivers them in
+//! batches. It delivers some records again: the rest of a batch from the first failed record on, or a whole batch, also
+//! after a crash. Sometimes two execution environments have the same records at once. The test asserts that each change
+//! of a sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the removal.
 
 mod support;
 

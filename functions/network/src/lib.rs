@@ -4,8 +4,8 @@
 //! ([`store::generation`]), whose number is the first part of `id`:
 //!
 //! - `state`, `state`: the current generation and the one that is being built ([`store::generation::State`]).
-//! - `<generation>/cursor#<log key>`, `cursor`: how far the events of an entity are counted. For a site, `state` is its
-//!   status.
+//! - `<generation>/cursor#<log key>`, `cursor`: how far the events of an entity are counted. In the cursor of a site,
+//!   the attribute `state` is the site's status.
 //! - `<generation>/<operator>`, `sites#<shard>`: the number of sites by status.
 //! - `<generation>/<operator>/events#<shard>`, `<YYYY-MM-DD>#<event type>`: `count` is the number of events of that day (UTC)
 //!   and type. One query of a shard reads any number of days. Each type has a row of its own, because an operator may
@@ -27,7 +27,7 @@ use store::StoreError;
 pub enum Status {
     /// The onboarding has not ended.
     Onboarding,
-    /// The site accepts readings.
+    /// The onboarding succeeded, and the decommissioning, if there is one, has not ended.
     Active,
     /// The onboarding failed.
     Rejected,

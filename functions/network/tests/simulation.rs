@@ -2,7 +2,8 @@
 //! `SEED=123 make unit-test ARGS='--test simulation'` repeats one.
 //!
 //! A run appends events to the log and puts them on a stream, some twice and out of order. A model of Lambda's event
-//! source mapping delivers them: partially, repeatedly, after crashes, and to two execution environments at once.
+//! source mapping delivers them in batches. It delivers some records again: the rest of a batch from the first failed
+//! record on, or a whole batch, also after a crash. Sometimes two execution environments have the same records at once.
 //! Meanwhile an engineer on call rebuilds the counts, also with crashes, and aborts some of the rebuilds. In the end,
 //! the rows equal those of a consumer that got each event once and in order, and no row of an earlier generation is
 //! left.

@@ -3,11 +3,11 @@
 //! one.
 //!
 //! A run puts bundles and poison records on a stream: bundles that grow, revisions, imports, and samples with flags. A
-//! model of Lambda's event source mapping delivers them: partially, repeatedly, after crashes, and from a resharded
-//! stream. A sensor may be registered late, so that its records wait in the hold queue, or in the quarantine until an
-//! engineer on call replays them. The test asserts that no sample is ever lost, changed or stored twice, that an error
-//! in one site's lane does not affect other sites, and that in the end all pages of a query together are what a small
-//! model returns.
+//! model of Lambda's event source mapping delivers them in batches, also from a resharded stream. It delivers some
+//! records again: the rest of a batch from the first failed record on, or a whole batch, also after a crash. A sensor
+//! may be registered late, so that its records wait in the hold queue, or in the quarantine until an engineer on call
+//! replays them. The test asserts that no sample is ever lost, changed or stored twice, that an error in one site's
+//! lane does not affect other sites, and that in the end all pages of a query together are what a small model returns.
 
 #[path = "simulation/model.rs"]
 mod model;

@@ -60,9 +60,10 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// The maximum time from the start of a request to the end of a pause that it can find, in milliseconds. The pause may
-/// begin after that start: the lease of another bucket, by this request or by one that started at the same time, may
-/// fail up to [`LEASE_TIMEOUT_MILLIS`] after it. A pause that ends later is ignored ([`is_ahead`]).
+/// The maximum time from the start of a request to the end of a pause that it can find, in milliseconds. A pause begins
+/// when a lease fails. That can be up to [`LEASE_TIMEOUT_MILLIS`] after the request's start: the failed lease may be
+/// that of another bucket of this request, or of a request that started at the same time. A pause that ends later is
+/// ignored ([`is_ahead`]).
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;

@@ -461,7 +461,8 @@ async fn all_operators_together_start_no_more_sagas_than_their_limit() {
     let dynamo = Dynamo::start().await;
     let fleet = saga_fleet(&dynamo, 8);
     let names: Vec<_> = (0..20).map(|number| format!("operator {number}")).collect();
-    // Each operator keeps its own limit. Together the operators send four times the limit of all.
+    // No operator sends more than its own limit. Together they send four times the limit of all. Together the operators
+    // send four times the limit of all.
     let senders: Vec<_> = names.iter().map(|name| (sender(name, SMALL), 2)).collect();
     let results = load_of_sagas(&fleet, &senders).await;
     let limit = RateLimit::ALL_SAGAS;

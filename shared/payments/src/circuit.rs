@@ -35,8 +35,7 @@ pub struct CircuitState {
     /// Absent if the circuit is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_until: Option<Timestamp>,
-    /// The random id of the running probe. Its right to probe ends at `open_until`. Its right to probe ends at
-    /// `open_until`.
+    /// The random id of the running probe. Its right to probe ends at `open_until`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Uuid>,
     /// The last error since the last success.
