@@ -1,4 +1,5 @@
-"""The documentation names things that exist: linked files and headings, paths, tests, goals of the Makefile."""
+"""The documentation names things that exist: linked files and headings, paths, tests, goals of the Makefile. Its
+diagrams have one statement per line."""
 
 import re
 import subprocess
@@ -19,6 +20,10 @@ HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
 PATH = re.compile(r"^[\w.<>*-]+(/[\w.<>*-]+)*/?$")
 FILE_TYPES = (".rs", ".md", ".toml", ".yaml", ".yml", ".json", ".py", ".sh", "Makefile")
 TEST = re.compile(r"^([\w./-]+\.rs)::(\w+)$")
+MERMAID = re.compile(r"^```mermaid\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+# The first line of a diagram, and the arrows of the kinds of diagrams that may have only one arrow in a line.
+DIAGRAM = re.compile(r"^(flowchart (TB|LR)|sequenceDiagram|stateDiagram-v2|xychart-beta)$")
+MESSAGE = re.compile(r"\w--?>>[\w+-]")
 
 
 def tracked():
@@ -118,6 +123,17 @@ def missing_goals(name, page):
                 yield f"{name}: there is no goal in `{command}`"
 
 
+def wrapped_diagrams(name, page):
+    """Yields the diagrams whose lines were joined, such as by an editor that wraps text."""
+    for diagram in MERMAID.findall(page):
+        first, *lines = diagram.splitlines()
+        if not DIAGRAM.match(first):
+            yield f"{name}: a diagram begins with `{first}`, not with its kind alone"
+        for line in lines:
+            if len(MESSAGE.findall(line)) > 1:
+                yield f"{name}: a line of a diagram has several messages: `{line.strip()}`"
+
+
 class Docs(unittest.TestCase):
     def check(self, problems):
         self.assertEqual([], sorted(set(problems)))
@@ -134,8 +150,14 @@ class Docs(unittest.TestCase):
         self.assertIn("quick", GOALS)
         self.check(problem for name, page in CURRENT.items() for problem in missing_goals(name, page))
 
+    def test_diagrams_have_one_statement_per_line(self):
+        self.assertGreater(sum(len(MERMAID.findall(page)) for page in CURRENT.values()), 10)
+        self.check(problem for name, page in CURRENT.items() for problem in wrapped_diagrams(name, page))
+
     def test_what_is_wrong_is_found(self):
         wrong = {
+            "```mermaid\nsequenceDiagram autonumber\n  A->>B: c\n```\n": wrapped_diagrams,
+            "```mermaid\nsequenceDiagram\n  A->>B: c B-->>A: d\n```\n": wrapped_diagrams,
             "[a](nothing.md)": broken_links,
             "[a](../docs/nothing.md)": broken_links,
             "[a](#nothing)": broken_links,
@@ -155,6 +177,7 @@ class Docs(unittest.TestCase):
 
     def test_what_is_right_is_accepted(self):
         right = {
+            "```mermaid\nsequenceDiagram\n  A->>B: c\n  B-->>A: d\n```\n": wrapped_diagrams,
             "# A `b` c, d\n[a](#a-b-c-d) [b](README.md) [c](docs) [d](https://example.org/x)": broken_links,
             "`functions/<service>/template.yaml` `src/lib.rs` `shared/` `POST /sites` `a/b`": missing_names,
             "`make quick` `make up deploy-local` `make logs NAME=reserve-kits`": missing_goals,
