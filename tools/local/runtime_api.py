@@ -56,11 +56,13 @@ class Output:
 
     def pump(self):
         """Reads until the process closes the pipe, so that a process is never blocked by a full pipe."""
-        poll = select.poll()
-        poll.register(self._stream, select.POLLIN)
-        while not self._ended:
-            poll.poll()
-            self.read()
+        # Only this thread closes the stream: it may be waiting for the stream while another one reads its end.
+        with self._stream:
+            poll = select.poll()
+            poll.register(self._stream, select.POLLIN)
+            while not self._ended:
+                poll.poll()
+                self.read()
 
     def read(self):
         """Puts the lines that the process has written so far into the queue."""
@@ -74,7 +76,6 @@ class Output:
                 if not data:
                     self._ended = True
                     complete = [self._rest] if self._rest else []
-                    self._stream.close()
                 for line in complete:
                     self._put(line.decode(errors="replace").rstrip("\r"))
 

@@ -13,7 +13,9 @@ class Outputs(unittest.TestCase):
     def setUp(self):
         reading, self.writing = os.pipe()
         self.lines = queue.Queue(maxsize=3)
-        self.output = Output(os.fdopen(reading, "rb"), self.lines)
+        stream = os.fdopen(reading, "rb")
+        self.addCleanup(stream.close)
+        self.output = Output(stream, self.lines)
 
     def read(self):
         self.output.read()
@@ -26,7 +28,6 @@ class Outputs(unittest.TestCase):
     def tearDown(self):
         if self.writing is not None:
             self.end()
-        self.output.read()
 
     def test_lines_are_read_at_once(self):
         os.write(self.writing, b"one\r\ntwo\n")

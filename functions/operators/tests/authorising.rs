@@ -31,6 +31,7 @@ use testkit::{
     dynamo::{KEYS, OPERATORS},
     golden,
     http::Stub,
+    issuer::{self, KeySet},
     measured::measured,
     sample::{self, caller, noon},
 };
@@ -557,29 +558,13 @@ fn part(value: &Value) -> String {
 /// A fake of an issuer. Its key set can be changed. Without one, it answers with status 500.
 struct FakeIssuer {
     stub: Stub,
-    keys: Arc<Mutex<Option<Vec<Value>>>>,
+    keys: KeySet,
 }
 
 impl FakeIssuer {
     async fn start(keys: Vec<Value>) -> Self {
         let keys = Arc::new(Mutex::new(Some(keys)));
-        let (served, address) = (Arc::clone(&keys), Arc::new(Mutex::new(String::new())));
-        let own = Arc::clone(&address);
-        let stub = Stub::start(move |call| {
-            let Some(keys) = served.lock().expect("keys").clone() else {
-                return (500, json!({}));
-            };
-            let url = own.lock().expect("a URL").clone();
-            match call.path.as_str() {
-                "/.well-known/openid-configuration" => {
-                    (200, json!({ "issuer": url, "jwks_uri": format!("{url}/keys") }))
-                }
-                "/keys" => (200, json!({ "keys": keys })),
-                _ => (404, json!({})),
-            }
-        })
-        .await;
-        stub.url().clone_into(&mut address.lock().expect("a URL"));
+        let stub = issuer::serve(Arc::clone(&keys)).await;
         Self { stub, keys }
     }
 

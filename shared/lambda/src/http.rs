@@ -566,11 +566,7 @@ pub fn loggable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{self, Write},
-        sync::{Arc, Mutex},
-    };
-
+    use futures_util::FutureExt;
     use serde_json::json;
     use store::StoreError;
 
@@ -722,32 +718,11 @@ mod tests {
 
     /// Returns the JSON lines that the work logs within an invocation.
     fn logged(work: impl FnOnce()) -> Vec<Value> {
-        #[derive(Clone, Default)]
-        struct Lines(Arc<Mutex<Vec<u8>>>);
-
-        impl Write for Lines {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().expect("the log lines").write(bytes)
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let logs = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_writer(move || writer.clone());
-        tracing::subscriber::with_default(logs.finish(), || {
+        let invocation = async {
             tracing::info_span!("invocation", siteId = tracing::field::Empty).in_scope(work);
-        });
-        let text = lines.0.lock().expect("the log lines").clone();
-        let text = String::from_utf8(text).expect("text");
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        };
+        let ((), lines) = testkit::logged::logged(invocation).now_or_never().expect("no waiting");
+        lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     #[test]

@@ -56,6 +56,7 @@ use crate::{
 const MAX_BUCKETS: usize = 2_000;
 /// The timeout of a lease, in milliseconds. After it, the request is allowed.
 const LEASE_TIMEOUT_MILLIS: i64 = 1_000;
+/// [`LEASE_TIMEOUT_MILLIS`] as a duration.
 const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsigned_abs());
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.

@@ -1,6 +1,6 @@
 //! Support for tests:
 //! - the tables in an embedded DynamoDB ([`Dynamo`]);
-//! - fakes of other services ([`http`], [`buckets`], [`stripe`]);
+//! - fakes of other services ([`http`], [`buckets`], [`stripe`], [`issuer`]);
 //! - the contract of a saga's step and its undo ([`saga`]);
 //! - the contracts of consumers that apply every event once, and of projections of the newest event ([`consuming`]);
 //! - golden files of JSON formats ([`golden`]);
@@ -17,6 +17,7 @@ pub mod consuming;
 pub mod dynamo;
 pub mod golden;
 pub mod http;
+pub mod issuer;
 pub mod logged;
 pub mod mapping;
 pub mod measured;

@@ -57,24 +57,9 @@ impl Signer {
     }
 }
 
-/// Starts a server with the configuration and the key set of an issuer.
+/// Starts an issuer with this key set.
 pub async fn serve(keys: Vec<Value>) -> Stub {
-    // The configuration contains the address, which is known only after the start.
-    let address = Arc::new(Mutex::new(String::new()));
-    let served = Arc::clone(&address);
-    let stub = Stub::start(move |call| {
-        let url = served.lock().expect("no thread panics while it holds the lock").clone();
-        match call.path.as_str() {
-            "/.well-known/openid-configuration" => {
-                (200, json!({ "issuer": url, "jwks_uri": format!("{url}/keys") }))
-            }
-            "/keys" => (200, json!({ "keys": keys })),
-            _ => (404, json!({})),
-        }
-    })
-    .await;
-    *address.lock().expect("no thread panics while it holds the lock") = stub.url();
-    stub
+    testkit::issuer::serve(Arc::new(Mutex::new(Some(keys)))).await
 }
 
 /// Returns valid claims of a token with this scope.
