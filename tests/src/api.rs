@@ -10,11 +10,10 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, IF_MATCH},
 };
 use serde_json::{Value, json};
-use signing::Signer;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use crate::{Stack, stack::REGION};
+use crate::{Stack, signing::Signer, stack::REGION};
 
 /// A response of the API.
 #[derive(Clone, Debug)]

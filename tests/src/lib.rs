@@ -1,6 +1,6 @@
 //! A client of the deployed stack, from outside: its HTTP API, event bus, tables, queues and executions, and the
-//! payment provider. It uses none of the functions' crates, only shared ones (`contracts`, `machines`, `signing`) and
-//! fieldctl's `terminal`.
+//! payment provider. It uses none of the functions' crates, only shared ones (`contracts`, `machines`) and fieldctl's
+//! `terminal`.
 
 pub mod alarms;
 pub mod api;
@@ -19,6 +19,7 @@ pub mod meter;
 pub mod operators;
 pub mod readings;
 pub mod sending;
+mod signing;
 pub mod sites;
 pub mod stack;
 pub mod stripe;

@@ -24,6 +24,9 @@ const MAX_DAYS: i64 = 92;
 const MAX_ROWS: usize = 10_000;
 /// The maximum number of rows of a page, so that the concurrent pages fit into memory.
 const PAGE: i32 = 1000;
+/// The number of shards that are read concurrently. Each concurrent query needs a connection. The first invocation opens
+/// them all, which takes most of its time.
+const CONCURRENT_QUERIES: usize = 4;
 /// The number of events by day and type.
 type Events = BTreeMap<String, BTreeMap<String, u64>>;
 
@@ -120,7 +123,7 @@ impl GetSummary {
             let id = generation::id(generation, &events_id(operator, shard));
             self.shard(id, days, &rows)
         });
-        let mut found = stream::iter(queries).buffer_unordered(usize::from(SHARDS));
+        let mut found = stream::iter(queries).buffer_unordered(CONCURRENT_QUERIES);
         let mut events: Events = days.all().map(|day| (day, BTreeMap::new())).collect();
         while let Some(counts) = found.try_next().await? {
             let Some(counts) = counts else { return Ok(None) };

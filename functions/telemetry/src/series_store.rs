@@ -1,9 +1,25 @@
 //! Stores the series of bundles: each sample once, however often and in whichever order its bundle is delivered.
 //!
+//! # Identity
+//!
+//! A row's key has the sensor, the time of the row's first sample and the bundle id. Above revision 1, it ends with the
+//! revision.
+//!
+//! - At revision 1, a series is identified by its sensor, its bundle id and its first time. A series of the same bundle
+//!   id with another first time is another series, and all its samples are stored. (If a row of the bundle begins at
+//!   that time, it is a repeat of that row or a conflict with it.)
+//! - Above revision 1, a series is identified by its sensor, its bundle id and its revision. Another first time is a
+//!   conflict.
+//!
+//! # Rows
+//!
 //! A series is divided into pieces that fit into one row. The first record that contains a piece creates one row. A
 //! later record of the same bundle and revision may contain more samples of the piece. Then the new samples become a
 //! further row. So a piece has one row or a chain of rows, each beginning where the one before ends. A record with
-//! fewer samples is a repeat. A record with another sample at a stored instant is a conflict.
+//! fewer samples is a repeat. A record with another sample at a stored instant is a conflict. A repeat writes no
+//! samples. At most it gives a row an earlier arrival.
+//!
+//! # Revisions
 //!
 //! A revision above the first one has a row `REVISION/`, a new value of the sensor's counter of changes, and an event
 //! `ReadingsRevised`. These three commit in one transaction. The transaction also has the new rows of samples if they

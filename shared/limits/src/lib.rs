@@ -1,38 +1,55 @@
 //! The rate limits that Fieldstation enforces itself.
 //!
-//! Each operator has a token bucket ([`contracts::RateLimit`]). Each logger key has a bucket of its own. Each request
-//! takes a token from the bucket of its operator. A request with a logger key first takes a token from the bucket of
-//! that key. A call that starts a saga (the onboarding or the teardown of a site) takes two more tokens: one from a
-//! second bucket of its operator, and one from a bucket of all operators.
+//! # Buckets
 //!
-//! The limits table has one row per bucket. The row has the state of the generic cell rate algorithm (GCRA): `tat`, the
-//! time at which the bucket is full again, in milliseconds since the epoch. Taking `n` tokens adds `n` intervals to
-//! `tat`. An interval is the time between two new tokens. Tokens are taken by a conditional update, without an earlier
-//! read.
+//! A token bucket has a rate and a burst ([`contracts::RateLimit`]). A request takes one token from each of these
+//! buckets, in this order:
 //!
-//! An execution environment leases tokens in blocks and serves requests from its lease. So a busy environment writes
-//! about once in 100 requests. A block has at most 100 tokens and at most half of the bucket: 50 tokens for the plan
-//! community, 60 for a logger key. The first block has one token. The size doubles each time that a block is used up
-//! quickly. So idle environments do not hold the tokens of a small plan. Tokens that are left of a lease after
-//! [`LIFETIME_MILLIS`] are lost. An environment remembers a refusal until the refusal ends. The requests that it
-//! refuses in the meantime cost no writes.
+//! 1. the bucket of its logger key, if it has one;
+//! 2. the bucket of its operator;
+//! 3. if it starts a saga (the onboarding or the teardown of a site): the operator's bucket for sagas;
+//! 4. if it starts a saga: the bucket for sagas of all operators.
 //!
-//! A request takes a token on credit if its environment has no lease and no credit for the bucket, and no refusal that
-//! is in force or ended less than [`LIFETIME_MILLIS`] ago. The next lease pays for the credit. If there is no lease
-//! within [`LIFETIME_MILLIS`], the credit is forgotten. If a lease is refused in this time, the credit is kept until
-//! [`LIFETIME_MILLIS`] after the end of the refusal. So a data logger that sends every 15 minutes costs no write at
-//! all.
+//! The limits table has one row per bucket. The attribute `tat` of a row is the time at which the bucket is full again,
+//! in milliseconds since the epoch. It is the "theoretical arrival time" of the generic cell rate algorithm (GCRA). An
+//! interval is the time in which a bucket gets one new token. Taking a token moves `tat` one interval into the future.
+//! It is one conditional update, without an earlier read.
 //!
-//! In any `t` seconds, a bucket accepts at most `rate * (t + 10) + burst` requests, plus one on credit for each
-//! execution environment. This holds while each of these environments gets a request for the bucket at least every 10
-//! seconds. After a longer gap, an unpaid credit is forgotten, and the next request is on credit again. The 10 seconds
-//! are the lifetime of a lease: its tokens may have been taken from the row up to 10 seconds before they are used. The
-//! clocks of the environments may differ: a clock that is ahead by `s` seconds adds at most `rate * s` requests, once.
+//! If the table can't be used, requests are allowed.
 //!
-//! The buckets of sagas have no blocks and no credit: each request takes its token from the row, or is refused. (As
-//! with every bucket, it is allowed if the table can't be used.) Their rates are small, so a block would hold a large
-//! part of the tokens. Their requests are rare, so each may cost a write. While the table can be used, such a bucket
-//! accepts at most `rate * t + burst` requests in any `t` seconds, however many environments there are.
+//! # Leases
+//!
+//! A write per request would cost too much. So an execution environment leases a block of tokens with one write. Its
+//! next requests use these tokens. A lease ends after [`LIFETIME_MILLIS`]; tokens that are left then are lost.
+//!
+//! - The first lease has one token. If a lease is used up in less than half of its lifetime, the next one is twice as
+//!   large. So an environment with few requests does not hold many tokens.
+//! - A lease has at most 100 tokens, and at most half of the bucket's burst.
+//! - If the bucket is empty, the environment remembers this until there are tokens again. The requests that it refuses
+//!   in the meantime cost no write.
+//!
+//! # Credit
+//!
+//! The first request after a quiet time needs no lease: it takes its token on credit, without a write. The next lease
+//! pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends
+//! every 15 minutes never costs a write. After a refusal there is no new credit until [`LIFETIME_MILLIS`] have passed
+//! since the refusal's end.
+//!
+//! # Upper bound
+//!
+//! In any `t` seconds, a bucket accepts at most `rate * (t + 10) + burst` requests, plus one on credit for each execution
+//! environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
+//! taken from the row. The bound has two exceptions:
+//!
+//! - An environment grants one more credit after each period of 10 seconds without a request for the bucket.
+//! - The clocks of the environments may differ. A clock that is ahead by `s` seconds adds at most `rate * s` requests,
+//!   once.
+//!
+//! # Buckets for sagas
+//!
+//! The buckets for sagas have no leases and no credit. Each request takes its token from the row, or is refused. The
+//! rates of these buckets are small, so a lease would hold a large part of the tokens. The requests are rare, so each
+//! may cost a write. In any `t` seconds, such a bucket accepts at most `rate * t + burst` requests.
 
 mod bucket;
 mod row;

@@ -1,5 +1,5 @@
-//! Signs HTTP requests to AWS with Signature Version 4. Use this crate for calls without an SDK client: calls to the
-//! REST API, and to AWS services whose client crate the workspace does not use.
+//! Signs HTTP requests to AWS with Signature Version 4, for calls without an SDK client: calls to the REST API, and to
+//! AWS services whose client crate the workspace does not use.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use aws_sigv4::{
     http_request::{self, SignableBody, SignableRequest, SigningSettings},
     sign::v4,
 };
-use hyper::{
+use reqwest::{
     Method,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
