@@ -21,7 +21,7 @@ pub struct ReceiveKits {
     pub inventory: Table,
 }
 
-/// The result of the invocation. The call is asynchronous, so Lambda discards it; only tests read it.
+/// The result of the invocation. Only tests read it: EventBridge's calls are asynchronous, and a replay needs no reply.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
     /// The delivery was added to the stock.

@@ -149,7 +149,7 @@ impl WatchStock {
     ///
     /// # Errors
     /// Fails if the batch can't be parsed, or if the first failed record has no sequence number. Lambda then delivers
-    /// the whole batch again.
+    /// all records of the batch again, in two halves.
     pub async fn handle(
         &self,
         payload: &RawValue,

@@ -124,7 +124,7 @@ async fn each_crossing_emits_one_event() {
 }
 
 #[tokio::test]
-async fn kits_that_end_a_sold_out_stock_within_the_deadband_are_reported_as_low_above_the_limit() {
+async fn a_sold_out_stock_that_rises_into_the_deadband_is_reported_as_low() {
     for quantity in 11..=14 {
         let dynamo = Dynamo::start().await;
         let step = watcher(&dynamo);

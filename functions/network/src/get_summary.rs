@@ -14,7 +14,7 @@ use store::{
 use crate::{COUNT, NetworkError, Status, events_id, sites_id};
 
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
-/// The number of days without `from`.
+/// The number of days in the summary if the request has no `from`.
 const DEFAULT_DAYS: i64 = 7;
 /// The maximum number of days. All days are read in [`SHARDS`] queries, and in a further one for each [`PAGE`] rows.
 const MAX_DAYS: i64 = 92;

@@ -163,7 +163,7 @@ async fn units(entities: u64, each: u64) -> String {
 }
 
 #[test]
-fn an_event_costs_two_write_units_and_its_share_of_the_counts() {
+fn an_entity_of_a_batch_costs_two_write_units_and_its_share_of_the_counts() {
     cloud::run(async {
         // 100 cursors, and for each of the 8 shards a row of a type and a row of sites. Each write of a transaction counts
         // twice.
@@ -347,7 +347,7 @@ fn an_abort_while_old_rows_are_deleted_starts_the_deletion_again() {
 }
 
 #[test]
-fn a_rebuilt_generation_equals_one_that_was_never_emptied() {
+fn a_rebuilt_generation_has_the_same_rows_as_the_one_that_it_replaces() {
     cloud::run(async {
         let cloud = cloud();
         let events = history();

@@ -32,7 +32,7 @@ fn request(query: &[(&str, &str)]) -> Request {
     serde_json::from_value(event).expect("an event of API Gateway")
 }
 
-/// Returns the response two days after noon, with the body parsed as JSON.
+/// Returns the response to a request that is sent two days after `noon(0)`, with the body parsed as JSON.
 async fn get(cloud: &Cloud, operator: OperatorId, scope: Scope, query: &[(&str, &str)]) -> Value {
     let step = GetSummary { network: cloud.table(NETWORK) };
     let now = noon(2 * 24 * 60 * 60);

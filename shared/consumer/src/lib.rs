@@ -7,10 +7,10 @@
 //!   stream of all events without a filter. [`rebuild`] rebuilds the rows of such a consumer from the log.
 //!
 //! In mode `every`, a cursor is the sequence of the last applied event of an entity. An effect outside DynamoDB can't
-//! be part of the transaction that moves a cursor. No consumer has such an effect, and [`every::Effect`] has no
-//! asynchronous method for one. It would have to happen before the cursor moves, under an idempotency record with a
-//! lock ([`store::Idempotency`]). The idempotency key is the event id. While [`every::Run::replay`] is true, the
-//! consumer must have no effect outside DynamoDB.
+//! be part of the transaction that moves a cursor. So far no consumer has such an effect, and [`every::Effect`] has no
+//! method for one. A consumer that needs one must perform it before the cursor moves, under an idempotency record with
+//! a lock ([`store::Idempotency`]) whose key is the event id. While [`every::Run::replay`] is true, it must not perform
+//! it.
 
 pub mod every;
 pub mod latest;

@@ -68,7 +68,8 @@ fn number(value: u64) -> AttributeValue {
 }
 
 fn busy() -> InvocationError {
-    let message = "another rebuild changed the state; send the same call again".to_owned();
+    let message =
+        "the state of the rebuild changed in the meantime; send the same call again".to_owned();
     InvocationError { kind: ErrorKind::Transient, message }
 }
 
@@ -141,7 +142,7 @@ fn unapplied(state: &State) -> InvocationError {
         ("remove the cause and apply these entities again", entities.join(", "))
     };
     let message = format!(
-        "events that happened during the rebuild could not be applied to it; {advice}: {entities}"
+        "events of some entities could not be applied to the rebuild; {advice}: {entities}"
     );
     invalid(message)
 }

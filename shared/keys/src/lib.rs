@@ -5,7 +5,8 @@
 //! the checksum lets scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the
 //! key is enough: nobody can find a key by trying.
 //!
-//! Only the hash of a key is stored. The [visible prefix](ApiKey::visible_prefix) identifies a key in lists and logs.
+//! Only the hash of a key and its [visible prefix](ApiKey::visible_prefix) are stored. The prefix identifies the key in
+//! lists and logs.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -131,7 +132,8 @@ impl ApiKey {
         Ok(Self(text.to_owned()))
     }
 
-    /// Returns whether the text starts like a key. A credential that does not may be a token.
+    /// Returns whether the text starts with the prefix of a kind of key. A credential without such a prefix may be a
+    /// token.
     #[must_use]
     pub fn is_key_like(text: &str) -> bool {
         Kind::ALL.into_iter().any(|kind| text.starts_with(kind.prefix()))
@@ -168,7 +170,8 @@ fn checksum(text: &str) -> String {
     digits.map(char::from).iter().collect()
 }
 
-/// The start of a JSON Web Token: the base64 of `{"` and any letter begins with it.
+/// The start of a JSON Web Token. A token starts with a JSON object in base64. If the object begins with `{"` and a
+/// letter, its base64 begins with `eyJ`, whatever the letter is.
 const TOKEN_PREFIX: &str = "eyJ";
 /// A shorter text is not a token.
 const MIN_TOKEN: usize = 32;

@@ -13,37 +13,39 @@
 //! The limits table has one row per bucket. The attribute `tat` of a row is the time at which the bucket is full again,
 //! in milliseconds since the epoch. It is the "theoretical arrival time" of the generic cell rate algorithm (GCRA). An
 //! interval is the time in which a bucket gets one new token. Taking a token moves `tat` one interval into the future.
-//! It is one conditional update, without an earlier read.
+//! It is a conditional update without an earlier read. The environment guesses the state of the row. If the guess is
+//! wrong, a second update follows.
 //!
 //! If the table can't be used, requests are allowed.
 //!
 //! # Leases
 //!
-//! A write per request would cost too much. So an execution environment leases a block of tokens with one write. Its
+//! A write per request would cost too much. So an execution environment leases a block of tokens at once. Its
 //! next requests use these tokens. A lease ends after [`LIFETIME_MILLIS`]; tokens that are left then are lost.
 //!
 //! - The first lease has one token. If a lease is used up in less than half of its lifetime, the next one is twice as
 //!   large. So an environment with few requests does not hold many tokens.
 //! - A lease has at most 100 tokens, and at most half of the bucket's burst.
-//! - If the bucket is empty, the environment remembers this until there are tokens again. The requests that it refuses
-//!   in the meantime cost no write.
+//! - If the bucket is empty, the environment remembers this until there are tokens again, and for at least a second.
+//!   The requests that it refuses in the meantime cost no write.
 //!
 //! # Credit
 //!
 //! The first request after a quiet time needs no lease: it takes its token on credit, without a write. The next lease
-//! pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So a data logger that sends
-//! every 15 minutes never costs a write. After a refusal there is no new credit until [`LIFETIME_MILLIS`] have passed
+//! pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So the bucket of a data
+//! logger that sends every 15 minutes never costs a write. After a refusal there is no new credit until [`LIFETIME_MILLIS`] have passed
 //! since the refusal's end.
 //!
 //! # Upper bound
 //!
 //! In any `t` seconds, a bucket accepts at most `rate * (t + 10) + burst` requests, plus one on credit for each execution
 //! environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
-//! taken from the row. The bound has two exceptions:
+//! taken from the row. The bound has these exceptions:
 //!
-//! - An environment grants one more credit after each period of 10 seconds without a request for the bucket.
+//! - An environment grants one more credit after each period of 10 seconds without a request for the bucket. It also
+//!   does so after it has removed the bucket from memory, because it had too many buckets.
 //! - The clocks of the environments may differ. A clock that is ahead by `s` seconds adds at most `rate * s` requests,
-//!   once.
+//!   once. (If it is ahead by more than a minute, the row is started again, as if the bucket were full.)
 //!
 //! # Buckets for sagas
 //!
@@ -78,10 +80,9 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// The maximum time from the start of a request to the end of a pause that it can find, in milliseconds. A pause begins
-/// when a lease fails. That can be up to [`LEASE_TIMEOUT_MILLIS`] after the request's start: the failed lease may be
-/// that of another bucket of this request, or of a request that started at the same time. A pause that ends later is
-/// ignored ([`is_ahead`]).
+/// A request ignores a pause that ends later than this after the request's start, in milliseconds: such an end was
+/// stored before the clock was set back ([`is_ahead`]). A pause begins when a lease fails, which is up to
+/// [`LEASE_TIMEOUT_MILLIS`] after the start of its request.
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;

@@ -22,8 +22,8 @@ const RETENTION_SECONDS: i64 = 3_600;
 /// A row of the limits table. Its key is the id of the bucket.
 ///
 /// `tat` is the theoretical arrival time: the bucket is full from that time on. Each token that is taken moves `tat` by
-/// one interval into the future. A bucket whose `tat` is one window (`burst` intervals) ahead is empty, so no update
-/// moves `tat` further ahead of the clock of its environment.
+/// one interval into the future. A bucket whose `tat` is one window (`burst` intervals) ahead is empty. So an
+/// update never moves `tat` to more than one window after the time of the environment that sends it.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub table: &'a Table,

@@ -461,8 +461,7 @@ async fn all_operators_together_start_no_more_sagas_than_their_limit() {
     let dynamo = Dynamo::start().await;
     let fleet = saga_fleet(&dynamo, 8);
     let names: Vec<_> = (0..20).map(|number| format!("operator {number}")).collect();
-    // No operator sends more than its own limit. Together they send four times the limit of all. Together the operators
-    // send four times the limit of all.
+    // No operator sends more than its own limit. Together they send four times the limit of all.
     let senders: Vec<_> = names.iter().map(|name| (sender(name, SMALL), 2)).collect();
     let results = load_of_sagas(&fleet, &senders).await;
     let limit = RateLimit::ALL_SAGAS;
@@ -478,7 +477,7 @@ async fn all_operators_together_start_no_more_sagas_than_their_limit() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_saga_is_taken_from_the_row_for_each_request_and_for_no_refused_one() {
+async fn each_accepted_start_of_a_saga_takes_a_token_from_the_row_and_a_refused_one_takes_none() {
     let dynamo = Dynamo::start().await;
     let who = sender("greedy", SMALL);
     let limit = RateLimit::sagas_of_operator(who.operator);
