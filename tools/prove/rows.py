@@ -16,7 +16,7 @@ def cells(line):
 
 def rows(text):
     """Returns (what is believed, names of steps, when it was seen) for each row."""
-    return [(found[1], re.findall(r"`([a-z0-9-]+)`", found[3]), found[4]) for found in map(cells, filter(ROW.match, text.splitlines()))]
+    return [(found[1], re.findall(r"`([a-z0-9-]+)`", found[3]), found[5]) for found in map(cells, filter(ROW.match, text.splitlines()))]
 
 
 def general(text):
@@ -34,7 +34,7 @@ def dated(text, proved):
             named = re.findall(r"`([a-z0-9-]+)`", found[3])
             if named and all(name in proved for name in named):
                 date = max(proved[name] for name in named)
-                found[4] = f"{date}, `tools/prove-on-aws.sh --only {' '.join(named)}`"
+                found[5] = f"{date}, `tools/prove-on-aws.sh --only {' '.join(named)}`"
                 line = f"| {' | '.join(found)} |".replace("|  |", "| |")
         lines.append(line)
     return "\n".join(lines) + "\n"

@@ -82,12 +82,12 @@ class Table(unittest.TestCase):
 
     def test_a_row_is_dated_when_all_its_steps_were_proved(self):
         page = (
-            "| since | what | why | step | seen on AWS |\n|---|---|---|---|---|\n"
-            "| 2026-11-28 | one | x | `api` `saga` | |\n| 2026-11-28 | a \\| b | x | `logs` | |\n"
+            "| since | what | why | step | not tested | seen on AWS |\n|---|---|---|---|---|---|\n"
+            "| 2026-11-28 | one | x | `api` `saga` | | |\n| 2026-11-28 | a \\| b | x | `logs` | y | |\n"
         )
         dated = rows.dated(page, {"api": "2027-01-02", "logs": "2027-01-03"})
-        self.assertIn("| one | x | `api` `saga` | |", dated)
-        self.assertIn("| a \\| b | x | `logs` | 2027-01-03, `tools/prove-on-aws.sh --only logs` |", dated)
+        self.assertIn("| one | x | `api` `saga` | | |", dated)
+        self.assertIn("| a \\| b | x | `logs` | y | 2027-01-03, `tools/prove-on-aws.sh --only logs` |", dated)
         self.assertIn("2027-01-04, `tools", rows.dated(page, {"api": "2027-01-02", "saga": "2027-01-04"}))
         self.assertEqual(rows.dated(self.text, {}), self.text)
 

@@ -153,7 +153,7 @@ async fn a_first_delivery_below_the_limit_is_low() {
 }
 
 #[tokio::test]
-async fn records_have_no_effect_again_whichever_part_of_the_stream_is_repeated() {
+async fn repeated_records_have_no_second_effect_whichever_part_of_the_stream_is_repeated() {
     let quantities = [40, 8, 0, 20, 20, 7];
     let expected = [low(8), sold_out(), replenished(20), low(7)];
     let all = movements(98, &quantities);

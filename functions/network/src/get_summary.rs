@@ -24,8 +24,8 @@ const MAX_DAYS: i64 = 92;
 const MAX_ROWS: usize = 10_000;
 /// The maximum number of rows of a page, so that the concurrent pages fit into memory.
 const PAGE: i32 = 1000;
-/// The number of shards that are read concurrently. Each concurrent query needs a connection. The first invocation opens
-/// them all, which takes most of its time.
+/// The number of shards that are read concurrently. Each concurrent query needs a connection. Initialization opens
+/// one. The first invocation opens the others, which takes most of its time.
 const CONCURRENT_QUERIES: usize = 4;
 /// The number of events by day and type.
 type Events = BTreeMap<String, BTreeMap<String, u64>>;

@@ -441,7 +441,7 @@ async fn with_a_gap() -> Cloud {
 }
 
 #[test]
-fn a_rebuild_without_a_live_event_is_not_finished_until_the_event_is_applied() {
+fn a_rebuild_that_lacks_a_live_event_is_not_finished_before_the_event_is_applied() {
     cloud::run(async {
         let cloud = with_a_gap().await;
         let finish = || rebuild_at(&cloud, Rebuild::Finish { generation: 2 }, noon(0));
@@ -496,7 +496,7 @@ fn an_event_that_can_not_be_applied_while_a_rebuild_is_finished_is_delivered_aga
 }
 
 #[test]
-fn a_rebuild_without_events_of_very_many_entities_is_only_aborted() {
+fn a_rebuild_that_lacks_events_of_very_many_entities_can_only_be_aborted() {
     cloud::run(async {
         let cloud = cloud();
         rebuild_at(&cloud, Rebuild::Begin, noon(0)).await.expect("begun");

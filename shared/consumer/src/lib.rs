@@ -9,8 +9,8 @@
 //! In mode `every`, a cursor is the sequence of the last applied event of an entity. An effect outside DynamoDB can't
 //! be part of the transaction that moves a cursor. So far no consumer has such an effect, and [`every::Effect`] has no
 //! method for one. A consumer that needs one must perform it before the cursor moves, under an idempotency record with
-//! a lock ([`store::Idempotency`]) whose key is the event id. While [`every::Run::replay`] is true, it must not perform
-//! it.
+//! a lock ([`store::Idempotency`]). The key of the record is the event id. While [`every::Run::replay`] is true, the
+//! consumer must not perform the effect.
 
 pub mod every;
 pub mod latest;

@@ -135,16 +135,18 @@ pub async fn finish(table: &Table, generation: u64, now: Timestamp) -> Result<()
 }
 
 fn unapplied(state: &State) -> InvocationError {
-    let (advice, entities) = if state.unapplied.contains(OTHERS) {
-        ("abort the rebuild and remove the cause", "too many entities to name them".to_owned())
-    } else {
-        let entities = state.unapplied.iter().map(String::as_str).collect::<Vec<_>>();
-        ("remove the cause and apply these entities again", entities.join(", "))
-    };
-    let message = format!(
-        "events of some entities could not be applied to the rebuild; {advice}: {entities}"
-    );
-    invalid(message)
+    if state.unapplied.contains(OTHERS) {
+        return invalid(format!(
+            "events of more than {MAX_UNAPPLIED} entities could not be applied to the rebuild; \
+             remove the cause, abort the rebuild and begin again"
+        ));
+    }
+    let entities = state.unapplied.iter().map(String::as_str).collect::<Vec<_>>();
+    invalid(format!(
+        "events of some entities could not be applied to the rebuild; remove the cause and apply \
+         these entities again: {}",
+        entities.join(", ")
+    ))
 }
 
 /// Records that events of these entities could not be applied to the generation that is being built, so that `finish`
@@ -240,8 +242,8 @@ pub async fn apply<G: Generations>(
         let message = format!("generation: {generation} is not being built; call begin first");
         return Err(invalid(message));
     }
-    // The entities are removed from the record before the log is read, so that an entity that a live batch records after
-    // this stays recorded. No event is lost: the log has all events that caused the removed entries.
+    // The entities are removed from the record before the log is read. If a live batch records one of them after the
+    // removal, it stays recorded. No event is lost: the log has all events that caused the removed entries.
     let forgotten = forget_unapplied(consumer.table(), &mut state, generation, &entities).await;
     if !forgotten.map_err(|error| failed(&error))? {
         return Err(busy());

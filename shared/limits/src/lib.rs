@@ -13,8 +13,8 @@
 //! The limits table has one row per bucket. The attribute `tat` of a row is the time at which the bucket is full again,
 //! in milliseconds since the epoch. It is the "theoretical arrival time" of the generic cell rate algorithm (GCRA). An
 //! interval is the time in which a bucket gets one new token. Taking a token moves `tat` one interval into the future.
-//! It is a conditional update without an earlier read. The environment guesses the state of the row. If the guess is
-//! wrong, a second update follows.
+//! Tokens are taken by a conditional update, without an earlier read. The execution environment guesses from the last
+//! `tat` that it saw whether the bucket is full. If the guess is wrong, another update follows.
 //!
 //! If the table can't be used, requests are allowed.
 //!
@@ -31,10 +31,10 @@
 //!
 //! # Credit
 //!
-//! The first request after a quiet time needs no lease: it takes its token on credit, without a write. The next lease
-//! pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So the bucket of a data
-//! logger that sends every 15 minutes never costs a write. After a refusal there is no new credit until [`LIFETIME_MILLIS`] have passed
-//! since the refusal's end.
+//! If an environment has no lease, its first request needs none: it takes its token on credit, without a write. The
+//! next lease pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So the bucket of a
+//! data logger that sends every 15 minutes never costs a write. After a refusal there is no new credit until
+//! [`LIFETIME_MILLIS`] have passed since the refusal's end.
 //!
 //! # Upper bound
 //!
@@ -42,10 +42,10 @@
 //! environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
 //! taken from the row. The bound has these exceptions:
 //!
-//! - An environment grants one more credit after each period of 10 seconds without a request for the bucket. It also
-//!   does so after it has removed the bucket from memory, because it had too many buckets.
+//! - An environment grants one more credit to the first request after the end of its last lease or credit. It also does
+//!   so after it has removed the bucket from memory, because it had too many buckets.
 //! - The clocks of the environments may differ. A clock that is ahead by `s` seconds adds at most `rate * s` requests,
-//!   once. (If it is ahead by more than a minute, the row is started again, as if the bucket were full.)
+//!   once. (An environment that finds a `tat` far in the future starts the row again, as if the bucket were full.)
 //!
 //! # Buckets for sagas
 //!
@@ -80,9 +80,9 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// A request ignores a pause that ends later than this after the request's start, in milliseconds: such an end was
-/// stored before the clock was set back ([`is_ahead`]). A pause begins when a lease fails, which is up to
-/// [`LEASE_TIMEOUT_MILLIS`] after the start of its request.
+/// A pause ends at most this long after the start of the request whose lease failed, in milliseconds: the lease fails
+/// after up to [`LEASE_TIMEOUT_MILLIS`], and the pause then lasts [`PAUSE_MILLIS`]. If the end of the pause is further
+/// ahead, the clock was set back in the meantime, and the pause is ignored ([`is_ahead`]).
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;

@@ -47,9 +47,9 @@ impl Row<'_> {
         let window = self.window();
         let mut tokens = (lease.owed + lease.wanted).min(self.limit.burst());
         // The first update needs no read: it guesses from the last known `tat` whether the bucket is full. If the guess
-        // is right and the bucket has enough tokens, there is no second update. A `tat` that passed less than one
-        // window ago suggests a full bucket. But if other environments use the bucket, they have probably moved `tat`
-        // into the future, so the guess is "not full".
+        // is right and the bucket has enough tokens, there is no second update. A `tat` in the past suggests a full
+        // bucket. There is one exception: `tat` passed less than one window ago, and other environments use the bucket.
+        // They have probably moved it into the future since, so the guess is "not full".
         let mut seen = match lease.tat {
             Some(tat) if lease.shared && (now - window..now).contains(&tat) => Some(now),
             tat => tat,
@@ -57,7 +57,7 @@ impl Row<'_> {
         for _ in 0..MAX_UPDATES {
             let not_full = seen.filter(|tat| *tat >= now && !self.is_wrong(*tat, now));
             let update = if let Some(tat) = not_full {
-                // The difference is negative if the clock is behind that of another environment. Then nothing is
+                // The difference can be negative if the clock is behind that of another environment. Then nothing is
                 // available.
                 let available = u32::try_from((now + window - tat) / interval).unwrap_or_default();
                 if available <= lease.owed {
