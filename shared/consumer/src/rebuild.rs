@@ -150,8 +150,8 @@ fn unapplied(state: &State) -> InvocationError {
 }
 
 /// Records that events of these entities could not be applied to the generation that is being built, so that `finish`
-/// refuses the generation. Returns `false` and records nothing if there is something to record, but the generation is not
-/// being built any more.
+/// refuses the generation. Records nothing and returns `false` if the generation is not being built any more. (If there
+/// is nothing new to record, it returns `true` without checking that.)
 pub(crate) async fn record_unapplied(
     table: &Table,
     state: &State,
@@ -177,8 +177,9 @@ pub(crate) async fn record_unapplied(
     }
 }
 
-/// Removes these entities from the unapplied ones, before their events are applied again. Returns `false` if there is
-/// something to remove, but the generation is not being built any more.
+/// Removes these entities from the unapplied ones, before their events are applied again. Removes nothing and returns
+/// `false` if the generation is not being built any more. (If there is nothing to remove, it returns `true` without
+/// checking that.)
 async fn forget_unapplied(
     table: &Table,
     state: &mut State,
