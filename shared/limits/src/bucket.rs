@@ -18,7 +18,8 @@ const MAX_REFUSAL_MILLIS: i64 = 60_000;
 /// What an execution environment knows about a bucket. All times are in milliseconds since the epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
-    /// The size of the last lease in tokens, or the number of its tokens that were used before it expired.
+    /// The size of the last lease in tokens, without those that paid for credit. The first request after its end
+    /// subtracts the tokens that were not used.
     size: u32,
     /// The leased tokens that are not used yet.
     tokens: u32,

@@ -32,9 +32,9 @@
 //! # Credit
 //!
 //! If an environment has no lease, its first request needs none: it takes its token on credit, without a write. The
-//! next lease pays for it. If there is no lease within [`LIFETIME_MILLIS`], the credit is forgotten. So the bucket of a
-//! data logger that sends every 15 minutes never costs a write. After a refusal there is no new credit until
-//! [`LIFETIME_MILLIS`] have passed since the refusal's end.
+//! next lease pays for it. If there is neither a lease nor a refusal within [`LIFETIME_MILLIS`], the credit is
+//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. A refusal keeps the
+//! credit, and prevents a new one, until [`LIFETIME_MILLIS`] after the refusal's end.
 //!
 //! # Upper bound
 //!
@@ -80,8 +80,8 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// A pause ends at most this long after the start of the request whose lease failed, in milliseconds: the lease fails
-/// after up to [`LEASE_TIMEOUT_MILLIS`], and the pause then lasts [`PAUSE_MILLIS`]. If the end of the pause is further
+/// The maximum time, in milliseconds, from the start of a request whose lease fails to the end of the pause. The lease
+/// fails after up to [`LEASE_TIMEOUT_MILLIS`]. Then the pause lasts [`PAUSE_MILLIS`]. If the end of a pause is further
 /// ahead, the clock was set back in the meantime, and the pause is ignored ([`is_ahead`]).
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
@@ -96,7 +96,7 @@ pub struct Refusal {
     pub limit: RateLimit,
     /// The time after which there are tokens again, in seconds: at least 1.
     pub retry_after: u16,
-    /// The number of refusals, including this one, that one log line should report. `None` if no line is due.
+    /// The number of refusals since the last log line, this one included, if a log line is due. Otherwise `None`.
     pub to_log: Option<u64>,
 }
 
