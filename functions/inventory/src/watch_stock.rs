@@ -2,7 +2,7 @@
 //! stock changes: `StockLow`, `StockSoldOut` or `StockReplenished`.
 //!
 //! A stock that was low or sold out is OK again only when its quantity is above the limit by the deadband or more. So a
-//! quantity that goes up and down around a limit above 0 causes no further events.
+//! low stock that stays above 0 and below the sum of limit and deadband causes no further events.
 //!
 //! The level and its event commit in one transaction. The level row keeps the position of the record that caused its
 //! last change. A record that is not after this position is skipped, so repeated records have no effect. A record that

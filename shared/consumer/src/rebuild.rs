@@ -55,8 +55,8 @@ pub trait Generations {
     /// The effect on one generation.
     type Effect: Effect;
 
-    /// Returns the effect on a generation. The functions in [`store::generation`] must build all keys of the effect,
-    /// with this generation.
+    /// Returns the effect on a generation. The implementation must build each key of the effect with the functions in
+    /// [`store::generation`], and pass them this generation.
     fn effect(&self, generation: u64) -> Self::Effect;
 
     /// Returns the table of all generations.
@@ -158,8 +158,8 @@ pub(crate) async fn record_unapplied(
     generation: u64,
     entities: impl IntoIterator<Item = String>,
 ) -> Result<bool, StoreError> {
-    // A recorded entity need not be recorded again: it stays recorded until an `apply` begins, and that `apply` reads
-    // the event from the log.
+    // A recorded entity need not be recorded again. It stays recorded until an `apply` of this entity begins, and that
+    // `apply` reads the event from the log.
     let mut new: Vec<_> = entities.into_iter().filter(|it| !state.unapplied.contains(it)).collect();
     if new.is_empty() || state.unapplied.contains(OTHERS) {
         return Ok(true);
