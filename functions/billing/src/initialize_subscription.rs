@@ -371,7 +371,9 @@ impl From<BillingError> for PayError {
 }
 
 fn is_about_payment_method(message: &str, method: &stripe::PaymentMethodId) -> bool {
-    message.contains(method.as_str()) || message.to_ascii_lowercase().contains("payment")
+    message.contains(method.as_str())
+        || message.contains(stripe::HIDDEN_PAYMENT_METHOD)
+        || message.to_ascii_lowercase().contains("payment")
 }
 
 /// Hashes a command. The hash distinguishes a redelivered command from a different one for the same onboarding.
@@ -386,10 +388,11 @@ mod tests {
 
     #[test]
     fn a_rejection_is_about_the_method_if_it_names_it_or_mentions_payment() {
-        let method = stripe::PaymentMethodId::try_from("pm_1".to_owned()).expect("an id");
+        let method = stripe::PaymentMethodId::try_from("other-1".to_owned()).expect("an id");
         for (message, about) in [
             ("No such PaymentMethod: 'pm_2'", true),
-            ("'pm_1' belongs to somebody else", true),
+            ("'pm_***' belongs to somebody else", true),
+            ("'other-1' belongs to somebody else", true),
             ("No such price: 'price_2'", false),
         ] {
             assert_eq!(is_about_payment_method(message, &method), about, "{message}");

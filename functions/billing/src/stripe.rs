@@ -30,6 +30,10 @@ const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 /// The maximum size of a response, which protects the memory. A response with 100 subscriptions is much smaller.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
+/// The prefixes of the ids of payment methods: those of today, and those of Stripe's older APIs.
+const PAYMENT_METHOD_PREFIXES: [&str; 3] = ["pm_", "card_", "src_"];
+/// What a message of Stripe has instead of the id of a payment method.
+pub(crate) const HIDDEN_PAYMENT_METHOD: &str = "pm_***";
 /// The error name of a call that got no response.
 const NO_ANSWER: &str = "NoAnswer";
 /// The maximum number of pages of a customer's subscriptions. A customer can have 500, which are 5 pages of 100.
@@ -109,10 +113,11 @@ pub enum StripeError {
     Config(String),
 }
 
+/// Defines the type of an id. The caller chooses its `Debug`, because some ids must not be logged.
 macro_rules! stripe_id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    ($(#[$attribute:meta])* $name:ident) => {
+        $(#[$attribute])*
+        #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
@@ -152,6 +157,7 @@ macro_rules! stripe_id {
 
 stripe_id!(
     /// A customer's id: `cus_...`.
+    #[derive(Debug)]
     CustomerId
 );
 stripe_id!(
@@ -161,8 +167,15 @@ stripe_id!(
 );
 stripe_id!(
     /// A subscription's id: `sub_...`.
+    #[derive(Debug)]
     SubscriptionId
 );
+
+impl fmt::Debug for PaymentMethodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PaymentMethodId(***)")
+    }
+}
 
 /// The fields of a subscription that billing reads.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -559,7 +572,10 @@ impl Response {
 
     fn into_error(self) -> StripeError {
         let (code, message) = match self.error {
-            Some(error) => (error.code, error.message.unwrap_or_else(|| "no message".into())),
+            Some(error) => {
+                let message = error.message.as_deref().unwrap_or("no message");
+                (error.code, hide_payment_methods(message))
+            }
             None => (None, "the response is not from Stripe".into()),
         };
         let status = self.status.as_u16();
@@ -581,6 +597,22 @@ impl Response {
             _ => StripeError::Rejected { status, code, message: detail },
         }
     }
+}
+
+/// Replaces the id of each payment method in a message of Stripe, because messages are stored and logged.
+fn hide_payment_methods(message: &str) -> String {
+    let is_of_id = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let mut shown = String::with_capacity(message.len());
+    for part in message.split_inclusive(|c| !is_of_id(c)) {
+        let word = part.trim_end_matches(|c| !is_of_id(c));
+        if PAYMENT_METHOD_PREFIXES.iter().any(|prefix| word.starts_with(prefix)) {
+            shown.push_str(HIDDEN_PAYMENT_METHOD);
+            shown.push_str(&part[word.len()..]);
+        } else {
+            shown.push_str(part);
+        }
+    }
+    shown
 }
 
 fn in_metadata<'a>((name, value): &(&str, &'a str)) -> (Cow<'static, str>, &'a str) {
@@ -862,6 +894,32 @@ mod tests {
         assert!(!format!("{stripe:?}").contains(SECRET), "{stripe:?}");
         let error = stripe.create_customer("n", &[], Uuid::nil()).await.expect_err("an error");
         assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_id_of_a_payment_method_appears_in_no_output() -> TestResult {
+        let method = PaymentMethodId::try_from("pm_1Nx".to_owned())?;
+        assert_eq!(format!("{method:?}"), "PaymentMethodId(***)");
+        for (message, shown) in [
+            (
+                "No such PaymentMethod: 'pm_1Nx'; see pm_2-b.",
+                "No such PaymentMethod: 'pm_***'; see pm_***.",
+            ),
+            ("card_1 and src_1é", "pm_*** and pm_***é"),
+            ("The cus_1 has no xpm_1", "The cus_1 has no xpm_1"),
+            ("", ""),
+        ] {
+            let body = serde_json::json!({ "error": { "message": message } }).to_string();
+            for status in [400, 402, 429] {
+                let (mut stripe, _served) = server(vec![response(status, &body)]).await?;
+                let customer = CustomerId::try_from("cus_1".to_owned())?;
+                let attached = stripe.attach_payment_method(&method, &customer, Uuid::nil()).await;
+                let error = attached.expect_err("an error");
+                assert!(format!("{error}").contains(shown), "{error}");
+                assert!(!format!("{error} {error:?}").contains("pm_1Nx"), "{error:?}");
+            }
+        }
         Ok(())
     }
 

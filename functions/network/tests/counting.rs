@@ -193,8 +193,7 @@ fn events_that_do_not_fit_into_a_transaction_are_split() {
         }
         // One entity with more types than a transaction may have rows.
         for sequence in 1..=400 {
-            let kind =
-                format!("type {sequence} with a long name");
+            let kind = format!("type {sequence} with a long name");
             events.push(event(other, ("acme.sample", "many"), sequence, &kind));
         }
         let response = deliver(&cloud, &batch(&events)).await;

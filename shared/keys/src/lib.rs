@@ -31,7 +31,7 @@ const LENGTH: usize = PREFIX + RANDOM + CHECKSUM;
 pub const BOOTSTRAP_PREFIX: &str = "fsb_";
 
 /// The kind of a key, which its third character shows. It helps people to recognise a key. The rights of a key are in
-/// its row, never in its text.
+/// its row, never in its text. (The first administrator's secret has no row.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `fsa_`: [`Scope::Admin`].

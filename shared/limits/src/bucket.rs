@@ -18,8 +18,8 @@ const MAX_REFUSAL_MILLIS: i64 = 60_000;
 /// What an execution environment knows about a bucket. All times are in milliseconds since the epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
-    /// The size of the last lease in tokens, without those that paid for credit. The first request after its end
-    /// subtracts the tokens that were not used.
+    /// The number of tokens in the last lease, without those that paid for credit. If the lease ended with unused tokens,
+    /// the next request lowers this value to the number of used ones, so that the next lease is smaller.
     size: u32,
     /// The leased tokens that are not used yet.
     tokens: u32,

@@ -7,8 +7,8 @@
 //!
 //! 1. the bucket of its logger key, if it has one;
 //! 2. the bucket of its operator;
-//! 3. if it starts a saga (the onboarding or the teardown of a site): the operator's bucket for sagas;
-//! 4. if it starts a saga: the bucket for sagas of all operators.
+//! 3. if it is a `POST /sites` or a `DELETE /sites/{siteId}`, which start sagas: the operator's bucket for sagas;
+//! 4. for the same requests: the bucket for sagas of all operators.
 //!
 //! The limits table has one row per bucket. The attribute `tat` of a row is the time at which the bucket is full again,
 //! in milliseconds since the epoch. It is the "theoretical arrival time" of the generic cell rate algorithm (GCRA). An
@@ -33,8 +33,9 @@
 //!
 //! If an environment has no lease, its first request needs none: it takes its token on credit, without a write. The
 //! next lease pays for it. If there is neither a lease nor a refusal within [`LIFETIME_MILLIS`], the credit is
-//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. A refusal keeps the
-//! credit, and prevents a new one, until [`LIFETIME_MILLIS`] after the refusal's end.
+//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. After a refusal, the
+//! environment still owes the token, and grants no other one on credit, until [`LIFETIME_MILLIS`] have passed since the
+//! refusal's end.
 //!
 //! # Upper bound
 //!
@@ -49,9 +50,10 @@
 //!
 //! # Buckets for sagas
 //!
-//! The buckets for sagas have no leases and no credit. Each request takes its token from the row, or is refused. The
-//! rates of these buckets are small, so a lease would hold a large part of the tokens. The requests are rare, so each
-//! may cost a write. In any `t` seconds, such a bucket accepts at most `rate * t + burst` requests.
+//! The buckets for sagas have no leases and no credit. Each request takes its token from the row, or is refused. (As
+//! with all buckets, it is allowed if the table can't be used.) The rates of these buckets are small, so a lease would
+//! hold a large part of the tokens. The requests are rare, so each may cost a write. While the table can be used, such
+//! a bucket accepts at most `rate * t + burst` requests in any `t` seconds, with the same exception for clocks.
 
 mod bucket;
 mod row;
