@@ -68,7 +68,7 @@ pub(crate) struct Lease {
 pub(crate) enum Outcome {
     /// Tokens were taken, including those that were owed.
     Taken { tokens: u32, tat: i64, shared: bool },
-    /// There are not enough tokens before `until`. Nothing was taken.
+    /// There are not enough tokens before `until`, or each update was refused and `until` is now. Nothing was taken.
     Empty { until: i64, tat: i64 },
 }
 

@@ -7,7 +7,8 @@
 //!
 //! 1. the bucket of its logger key, if it has one;
 //! 2. the bucket of its operator;
-//! 3. if it is a `POST /sites` or a `DELETE /sites/{siteId}`, which start sagas: the operator's bucket for sagas;
+//! 3. if it is a `POST /sites` or a `DELETE /sites/{siteId}`, which start sagas, and its caller may start sagas: the
+//!    operator's bucket for sagas;
 //! 4. for the same requests: the bucket for sagas of all operators.
 //!
 //! The limits table has one row per bucket. The attribute `tat` of a row is the time at which the bucket is full again,
@@ -39,8 +40,8 @@
 //!
 //! # Upper bound
 //!
-//! In any `t` seconds, a bucket accepts at most `rate * (t + 10) + burst` requests, plus one on credit for each execution
-//! environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
+//! While the table can be used, a bucket accepts at most `rate * (t + 10) + burst` requests in any `t` seconds, plus one
+//! on credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
 //! taken from the row. The bound has these exceptions:
 //!
 //! - An environment grants one more credit to the first request after the end of its last lease or credit. It also does
@@ -82,14 +83,15 @@ const LEASE_TIMEOUT: Duration = Duration::from_millis(LEASE_TIMEOUT_MILLIS.unsig
 /// The time after a failed lease in which requests that need a lease are allowed without one, in milliseconds. So a
 /// table that fails slowly or does not respond does not slow down every request.
 const PAUSE_MILLIS: i64 = 1_000;
-/// The maximum time, in milliseconds, from the start of a request whose lease fails to the end of the pause. The lease
-/// fails after up to [`LEASE_TIMEOUT_MILLIS`]. Then the pause lasts [`PAUSE_MILLIS`]. If the end of a pause is further
-/// ahead, the clock was set back in the meantime, and the pause is ignored ([`is_ahead`]).
+/// If the lease of a request fails, the pause ends at most this many milliseconds after the start of the request. The
+/// lease fails after up to [`LEASE_TIMEOUT_MILLIS`]. Then the pause lasts [`PAUSE_MILLIS`]. If the end of a pause is
+/// further ahead, the clock was set back in the meantime, and the pause is ignored ([`is_ahead`]).
 const MAX_PAUSE_MILLIS: i64 = PAUSE_MILLIS + LEASE_TIMEOUT_MILLIS;
 /// The minimum time between two log lines about the same cause, in milliseconds.
 const LOG_INTERVAL_MILLIS: i64 = 60_000;
 
-/// A request that is refused, because its bucket is empty.
+/// A request that is refused, because its bucket is empty, or because other environments changed the bucket's row during
+/// each attempt to lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Whose bucket is empty.
@@ -170,7 +172,8 @@ impl Limits {
         Self { start_sagas: true, ..self }
     }
 
-    /// Takes a token from each bucket of the sender. Returns the refusal if one is empty.
+    /// Takes a token from each bucket of the sender. Returns the refusal if one is empty, or if its row changes too
+    /// often.
     ///
     /// If the table can't be used, the request is allowed.
     pub async fn check(&self, sender: Sender<'_>, now: Timestamp) -> Result<(), Refusal> {
