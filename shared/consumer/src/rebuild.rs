@@ -11,8 +11,8 @@
 //!
 //! Applying an event to the generation that is being built may fail permanently, for example because of a gap in the
 //! log. Such an event does not fail a live batch, because a failed batch would stop the counts that readers see. (A
-//! transient error does fail the batch, and Lambda delivers the batch again.) The event is logged and counted, and its
-//! entity is recorded in the state row as unapplied. `finish` refuses the generation while an entity is recorded.
+//! transient error does fail the batch, and Lambda delivers the batch again.) The entity is logged and counted, and
+//! recorded in the state row as unapplied. `finish` refuses the generation while an entity is recorded.
 //! `apply` removes the entities of its call from this record and reads their events from the log. If an entity fails
 //! permanently, `apply` records it and names it in the reply. After a transient error, the call has to be repeated. The
 //! rebuild can be aborted.
@@ -47,7 +47,7 @@ const MAX_UNAPPLIED: usize = 100;
 /// The entry that is recorded instead of further entities if there would be more than [`MAX_UNAPPLIED`]. The entities
 /// that were recorded before stay. The entry is not the key of any entity in the log.
 const OTHERS: &str = "*";
-/// The minimum time before the deadline for `clean` to start a page after the first one.
+/// `clean` starts a page other than the first only if at least this much time is left before the deadline.
 const PAGE_TIME: Duration = Duration::from_secs(2);
 
 /// A consumer whose rows belong to generations. Its table has the partition key `id` and the sort key `row`.
