@@ -91,7 +91,7 @@ pub struct Run {
     /// the generation that is being built. If so, the consumer must have no effect outside DynamoDB. A replay of one
     /// record in the current generation is not a part of a rebuild.
     pub replay: bool,
-    /// The size of the events as JSON.
+    /// The size of the events as JSON, in bytes. After a split, half of the size before.
     bytes: usize,
 }
 

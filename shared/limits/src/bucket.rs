@@ -74,7 +74,7 @@ pub(crate) enum Outcome {
 
 impl Bucket {
     /// Decides on a request. Takes a token if that is possible without the table. If `blocks` is false, each request
-    /// leases one token from the table.
+    /// leases one token from the table, unless a refusal is remembered.
     pub fn take(&mut self, limit: RateLimit, blocks: bool, now: i64) -> Decision {
         if is_ahead(self.refused_until, now, MAX_REFUSAL_MILLIS) {
             return Decision::Refused { until: self.refused_until };

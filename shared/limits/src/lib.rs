@@ -34,9 +34,9 @@
 //!
 //! If an environment has no lease, its first request needs none: it takes its token on credit, without a write. The
 //! next lease pays for it. If there is neither a lease nor a refusal within [`LIFETIME_MILLIS`], the credit is
-//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. After a refusal, the
-//! environment still owes the token, and grants no other one on credit, until [`LIFETIME_MILLIS`] have passed since the
-//! refusal's end.
+//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. A refusal does
+//! not cancel a credit: the next lease still pays for it. Until [`LIFETIME_MILLIS`] after the end of the refusal, the
+//! environment grants no new credit. After that, an unpaid credit is forgotten.
 //!
 //! # Upper bound
 //!
