@@ -1,9 +1,9 @@
 //! API keys.
 //!
 //! A key is `fs`, the letter of its kind and `_` (such as `fso_`), then 30 random characters and 6 characters of
-//! checksum. These 36 characters are letters and digits. The length and the checksum show truncated and mistyped keys without a read of the table, and
-//! the checksum lets scanners for leaked secrets recognise a key. The random part has 178 bits, so a plain hash of the
-//! key is enough: nobody can find a key by trying.
+//! checksum. These 36 characters are letters and digits. The length and the checksum show truncated and mistyped keys
+//! without a read of the table, and the checksum lets scanners for leaked secrets recognise a key. The random part has
+//! 178 bits, so a plain hash of the key is enough: nobody can find a key by trying.
 //!
 //! Only the hash of a key and its [visible prefix](ApiKey::visible_prefix) are stored. The prefix identifies the key in
 //! lists and logs.
