@@ -21,8 +21,8 @@
 //!
 //! # Leases
 //!
-//! A write per request would cost too much. So an execution environment leases a block of tokens at once. Its
-//! next requests use these tokens. A lease ends after [`LIFETIME_MILLIS`]; tokens that are left then are lost.
+//! A write per request would cost too much. So an execution environment leases a block of tokens at once. Its next requests
+//! use these tokens. A lease ends after [`LIFETIME_MILLIS`]; tokens that are left then are lost.
 //!
 //! - The first lease has one token. If a lease is used up in less than half of its lifetime, the next one is twice as
 //!   large. So an environment with few requests does not hold many tokens.
@@ -34,15 +34,15 @@
 //!
 //! If an environment has no lease, its first request needs none: it takes its token on credit, without a write. The
 //! next lease pays for it. If there is neither a lease nor a refusal within [`LIFETIME_MILLIS`], the credit is
-//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. A refusal does
-//! not cancel a credit: the next lease still pays for it. Until [`LIFETIME_MILLIS`] after the end of the refusal, the
-//! environment grants no new credit. After that, an unpaid credit is forgotten.
+//! forgotten. So the bucket of a data logger that sends every 15 minutes never costs a write. A refusal does not cancel
+//! a credit: the next lease still pays for it. Until [`LIFETIME_MILLIS`] after the end of the refusal, the environment
+//! grants no new credit. After that, an unpaid credit is forgotten.
 //!
 //! # Upper bound
 //!
 //! While the table can be used, a bucket accepts at most `rate * (t + 10) + burst` requests in any `t` seconds, plus one
-//! on credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10 seconds after they were
-//! taken from the row. The bound has these exceptions:
+//! on credit for each execution environment. The 10 seconds are the lifetime of a lease: its tokens may be used up to 10
+//! seconds after they were taken from the row. The bound has these exceptions:
 //!
 //! - An environment grants one more credit to the first request after the end of its last lease or credit. It also does
 //!   so after it has removed the bucket from memory, because it had too many buckets.
